@@ -1,0 +1,1 @@
+"""The onnxprune command: thin shells over the Python API."""

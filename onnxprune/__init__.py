@@ -1,0 +1,1 @@
+"""onnxprune: make a trained ONNX model smaller and faster, and prove it."""

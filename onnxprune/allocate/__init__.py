@@ -1,0 +1,1 @@
+"""Scores and a budget -> what goes."""

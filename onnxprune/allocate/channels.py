@@ -1,0 +1,188 @@
+"""Scores and a budget -> the channels that go."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.errors import LimitMissed, UsageError
+from onnxprune.types import Budget, ChannelGroup, IntArray, PlannedGroup, Scores
+
+#: From the measured cliffs of ONNX Runtime on x86 (see docs): never an odd count, wide layers in blocks.
+_AUTO_STEPS = ((128, 16), (64, 8), (8, 4))
+
+#: Steps of the search for a target; each halves the uncertainty.
+_BISECTIONS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How channels are chosen.
+
+    Attributes:
+        scope: "uniform" (the same share of every group) or "global" (one threshold for normalised scores).
+        align: kept counts are multiples of this; "auto" follows what the CPU's kernels like.
+        protect: globs; a group whose name, or one of whose tensors, matches stays whole.
+        floor: the least share of a group that stays.
+        kinds: the kinds of groups that may lose channels.
+    """
+
+    scope: str = "uniform"
+    align: int | str = "auto"
+    protect: Sequence[str] = ()
+    floor: float = 0.1
+    kinds: frozenset[str] = frozenset({"channels", "hidden", "heads", "experts"})
+
+
+def choose_channels(
+    groups: Sequence[ChannelGroup],
+    scores: Scores,
+    options: Options,
+    *,
+    amount: float | None = None,
+    budget: Budget | None = None,
+    cost: Callable[[Mapping[str, IntArray]], float] | None = None,
+) -> tuple[PlannedGroup, ...]:
+    """Decide which channels go, by amount or until a budget is met.
+
+    Args:
+        groups: all groups of the model.
+        scores: of the groups that are not frozen.
+        options: see `Options`.
+        amount: share of the channels to remove, in [0, 1).
+        budget: keep at most this share of a metric, instead of an amount.
+        cost: the share of that metric that is left once channels (by group name) are removed.
+
+    Raises:
+        UsageError: neither or both of amount and budget, a value out of range, an unknown scope.
+        LimitMissed: no choice within the floors meets the budget; the message says what was reached.
+    """
+    if (amount is None) == (budget is None):
+        raise UsageError("give either an amount or a target, not both")
+    if options.scope not in _RANKINGS:
+        raise UsageError(f"unknown scope {options.scope!r}; known: {', '.join(_RANKINGS)}")
+    if amount is not None and not 0 <= amount < 1:
+        raise UsageError(f"the amount must lie in [0, 1), not {amount}")
+    reasons = {group.name: _reason_to_skip(group, options) for group in groups}
+    ranked = [
+        _Ranked(group, scores.channels[group.name], options)
+        for group in groups
+        if reasons[group.name] is None
+    ]
+    if amount is not None:
+        removed = _RANKINGS[options.scope](ranked, amount)
+    else:
+        if budget is None or cost is None:
+            raise UsageError("a target needs a cost")
+        removed = _meet(ranked, budget, cost, _RANKINGS[options.scope])
+    empty = np.zeros(0, dtype=np.int32)
+    return tuple(
+        PlannedGroup(
+            group,
+            removed.get(group.name, empty),
+            reasons[group.name]
+            or (None if len(removed.get(group.name, empty)) else _nothing_goes(group, options)),
+        )
+        for group in groups
+    )
+
+
+def _reason_to_skip(group: ChannelGroup, options: Options) -> str | None:
+    if group.frozen is not None:
+        return group.frozen
+    if group.kind not in options.kinds:
+        return f"the pattern does not remove {group.kind.replace('_', ' ')}"
+    for pattern in options.protect:
+        if any(
+            fnmatch.fnmatchcase(name, pattern) for name in (group.name, *(m.tensor for m in group.members))
+        ):
+            return f"protected by {pattern!r}"
+    return None
+
+
+def _nothing_goes(group: ChannelGroup, options: Options) -> str:
+    return f"of {group.size} channels, all are needed at this amount (kept counts in steps of {_step(group, options)})"
+
+
+def _step(group: ChannelGroup, options: Options) -> int:
+    if options.align != "auto":
+        return math.lcm(int(options.align), group.multiple_of)
+    if group.kind != "channels":
+        return group.multiple_of  # heads count one by one, and matrix products have no cliffs
+    return math.lcm(next((step for size, step in _AUTO_STEPS if group.size >= size), 1), group.multiple_of)
+
+
+class _Ranked:
+    """The channels of a group, weakest first, and the counts that may be left."""
+
+    def __init__(self, group: ChannelGroup, values: np.ndarray, options: Options) -> None:  # type: ignore[type-arg]
+        self.name = group.name
+        self.size = group.size
+        self.values = values
+        self.order: IntArray = np.argsort(values, kind="stable").astype(np.int32)  # ties go by index
+        self.step = _step(group, options)
+        self.least = max(1, math.ceil(options.floor * group.size))
+
+    def weakest(self, wanted: float) -> IntArray:
+        """Return about ``wanted`` channels, ascending, such that what is left is allowed."""
+        return np.sort(self.order[: self.size - self._allowed(self.size - wanted)])
+
+    def _allowed(self, kept: float) -> int:
+        """Round a kept count to the nearest multiple of the step, within the floor and the size."""
+        lowest = min(self.size, math.ceil(self.least / self.step) * self.step)
+        rounded = math.floor(kept / self.step + 0.5 - 1e-9) * self.step
+        return self.size if rounded >= self.size else max(rounded, lowest)
+
+
+def _uniform(ranked: Sequence[_Ranked], amount: float) -> dict[str, IntArray]:
+    """The same share of every group."""
+    return {group.name: group.weakest(amount * group.size) for group in ranked}
+
+
+def _global(ranked: Sequence[_Ranked], amount: float) -> dict[str, IntArray]:
+    """The lowest share of all channels, by scores relative to the mean of their group."""
+    if not ranked:
+        return {}
+    relative = [group.values / (group.values.mean() or 1.0) for group in ranked]
+    everything = np.sort(np.concatenate(relative))
+    count = round(amount * len(everything))
+    threshold = everything[count] if count < len(everything) else np.inf
+    return {
+        group.name: group.weakest(float((values < threshold).sum()))
+        for group, values in zip(ranked, relative, strict=True)
+    }
+
+
+_RANKINGS: dict[str, Callable[[Sequence[_Ranked], float], dict[str, IntArray]]] = {
+    "uniform": _uniform,
+    "global": _global,
+}
+
+
+def _meet(
+    ranked: Sequence[_Ranked],
+    budget: Budget,
+    cost: Callable[[Mapping[str, IntArray]], float],
+    choose: Callable[[Sequence[_Ranked], float], dict[str, IntArray]],
+) -> dict[str, IntArray]:
+    """Find the smallest amount whose cost meets the budget, by bisection."""
+    low, high = 0.0, 1.0 - 1e-9
+    best = choose(ranked, high)
+    reached = cost(best)
+    if reached > budget.keep:
+        raise LimitMissed(
+            f"{budget.metric} can be brought to {reached:.3f} of the original, not to {budget.keep}: "
+            f"every group that may shrink is at its floor; protect less or lower the floor"
+        )
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        removed = choose(ranked, middle)
+        if cost(removed) <= budget.keep:
+            best, high = removed, middle
+        else:
+            low = middle
+    return best

@@ -1,0 +1,309 @@
+"""Which weights become zero: unstructured, N:M along the summed axis, or in blocks.
+
+Tensors are read one at a time and never changed. Ties are broken by position: of equal scores, the first goes
+first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.allocate.selection import Selector, find_cut
+from onnxprune.errors import ModelError, PlanError, UsageError
+from onnxprune.model.streaming import read_pieces
+from onnxprune.ops.weights import FoundWeight, locate_weights, other_readers
+from onnxprune.patterns import Pattern, as_matrices, block_sums, parse_pattern, spread_blocks
+from onnxprune.types import BoolArray, Mask, Skipped, WeightUse
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Array: TypeAlias = npt.NDArray[Any]
+Scope: TypeAlias = Literal["uniform", "global"]
+
+#: Types whose weights are scored; all but the last are exact in float32.
+_SCORED_TYPES = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
+
+#: Elements that are ranked at a time, to bound the memory of sorting.
+_BAND_ELEMENTS = 1 << 20
+
+
+class WeightScorer(Protocol):
+    """What scores single weights: see ``score.weights``."""
+
+    @property
+    def start(self) -> Callable[[str, int], Callable[[Array], Array]]:
+        """(tensor name, seed) -> the scorer of that tensor's pieces, in order."""
+
+    @property
+    def power(self) -> float:
+        """Weights that go together score as mean(score**power)**(1/power)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A tensor that may be masked, with the axes its uses agree on."""
+
+    weight: FoundWeight
+    scorer: WeightScorer
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return self.weight.use.tensor
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.weight.shape)
+
+    @property
+    def wide(self) -> bool:
+        return self.weight.tensor.dtype.name == "DOUBLE"
+
+    def pieces(self) -> Iterator[tuple[Array, None]]:
+        """Yield the scores of all weights in order, flat.
+
+        Raises:
+            ModelError: a weight is not a finite number.
+        """
+        score = self.scorer.start(self.name, self.seed)
+        start = 0
+        for piece in read_pieces(self.weight.tensor):
+            _check_finite(piece, start, self.name, self.weight.shape)
+            yield score(piece), None
+            start += piece.size
+
+    def scores(self) -> Array:
+        """Return the scores of all weights in the shape of the tensor."""
+        scores = np.empty(self.size, dtype=np.float64 if self.wide else np.float32)
+        start = 0
+        for piece, _ in self.pieces():
+            scores[start : start + piece.size] = piece
+            start += piece.size
+        return scores.reshape(self.weight.shape)
+
+
+def choose_masks(
+    model: ir.Model,
+    uses: Sequence[WeightUse],
+    *,
+    pattern: str,
+    amount: float | None,
+    scorer: WeightScorer,
+    scope: Scope = "uniform",
+    seed: int = 0,
+    protect: Sequence[str] = (),
+) -> tuple[dict[str, Mask], list[Skipped]]:
+    """Choose which weights become zero.
+
+    Args:
+        model: not changed; external tensors are streamed.
+        uses: the weights to consider, from ``find_weights``.
+        pattern: "unstructured"; "N:M": at most N of every M weights along the summed axis stay (for each tap
+            of a convolution separately); "block:RxC": blocks of R outputs by C inputs stay or go whole, those
+            at the edges are smaller, and all compete by their mean.
+        amount: share of the weights to remove, in (0, 1); None for N:M, which says it itself.
+        scorer: which weights matter.
+        scope: the same share of every tensor, or the lowest of all tensors together.
+        seed: for scores that draw at random.
+        protect: patterns (``*``, ``?``) of tensor or consumer names that are left alone.
+
+    Returns:
+        Masks by tensor name, and the tensors that were left alone with the reasons.
+
+    Raises:
+        UsageError: the pattern or the amount makes no sense.
+        PlanError: a use names a weight that the model does not have.
+        ModelError: a weight is NaN or infinite, or a file can't be read.
+    """
+    wanted = parse_pattern(pattern)
+    share = _check_amount(wanted, amount)
+    if scope not in ("uniform", "global"):
+        raise UsageError(f"unknown scope {scope!r}; known: uniform, global")
+    weights, skipped = _select(model, uses, wanted, protect)
+    candidates = [_Candidate(weight, scorer, seed) for weight in weights]
+    masks: dict[str, Mask] = {}
+    if wanted.kind == "N:M":
+        masks = {candidate.name: _mask_runs(candidate, wanted) for candidate in candidates}
+    else:
+        batches = [candidates] if scope == "global" else [[candidate] for candidate in candidates]
+        for batch in filter(None, batches):
+            masks |= _mask_lowest(batch, wanted, share)
+    empty = [name for name, mask in masks.items() if _is_full(mask)]
+    skipped += [Skipped(name, "no weight of it is among those that go") for name in empty]
+    return {name: mask for name, mask in masks.items() if name not in empty}, skipped
+
+
+def _check_amount(pattern: Pattern, amount: float | None) -> float:
+    if pattern.kind == "N:M":
+        share = 1 - pattern.keep / pattern.run
+        if amount is not None and not math.isclose(amount, share, abs_tol=1e-6):
+            raise UsageError(f"pattern {pattern} always removes {share:g}; leave the amount out")
+        return share
+    if amount is None:
+        raise UsageError(f"pattern {pattern} needs an amount between 0 and 1")
+    if not 0 < amount < 1:  # also refuses NaN
+        raise UsageError(f"amount {amount!r}: give the share of weights to remove, between 0 and 1")
+    return amount
+
+
+# --- which tensors ----------------------------------------------------------------------------------------
+
+
+def _select(
+    model: ir.Model, uses: Sequence[WeightUse], pattern: Pattern, protect: Sequence[str]
+) -> tuple[list[FoundWeight], list[Skipped]]:
+    """Return one weight for each tensor that can be masked, and why the others can't."""
+    located, _ = locate_weights(model)
+    wanted = set(uses)
+    by_tensor: dict[str, list[FoundWeight]] = {}
+    for weight in located:
+        if weight.use in wanted:
+            by_tensor.setdefault(weight.use.tensor, []).append(weight)
+    missing = next((use for use in uses if use.tensor not in by_tensor), None)
+    if missing is not None:
+        raise PlanError(
+            f"the model has no weight {missing.tensor!r} at {missing.consumer!r}; find weights again"
+        )
+    chosen, skipped = [], []
+    for name, weights in by_tensor.items():
+        reason = _why_not(weights, located, pattern, protect)
+        if reason is None:
+            chosen.append(weights[0])
+        else:
+            skipped.append(Skipped(name, reason))
+    return chosen, skipped
+
+
+def _why_not(
+    weights: Sequence[FoundWeight], located: Sequence[FoundWeight], pattern: Pattern, protect: Sequence[str]
+) -> str | None:
+    first = weights[0]
+    names = [first.use.tensor, *(weight.use.consumer for weight in weights)]
+    glob = next((glob for glob in protect if any(fnmatchcase(name, glob) for name in names)), None)
+    if glob is not None:
+        return f"protected by {glob!r}"
+    if len({id(weight.stored) for weight in weights}) > 1:
+        return "several tensors have this name; rename those in subgraphs"
+    if first.quantized or first.tensor.dtype.name not in _SCORED_TYPES:
+        return f"it holds {first.tensor.dtype.name.lower()} numbers; prune before quantizing"
+    if math.prod(first.shape) == 0:
+        return "it is empty"
+    readers = other_readers(first.stored, located)
+    if readers:
+        return f"it is also read by {readers[0]}, which does not sum over it"
+    if pattern.kind == "unstructured":
+        return None
+    layouts = {(weight.use.summed_axis, weight.use.output_axis, weight.groups) for weight in weights}
+    if len(layouts) > 1:
+        consumers = ", ".join(weight.use.consumer for weight in weights[:3])
+        return f"it is tied, and its uses ({consumers}) sum over different axes"
+    return _why_too_small(first, pattern)
+
+
+def _why_too_small(weight: FoundWeight, pattern: Pattern) -> str | None:
+    length = weight.summed_length
+    if pattern.kind == "block":
+        rows = weight.shape[weight.use.output_axis]
+        columns = weight.shape[weight.use.summed_axis]
+        if rows < pattern.rows or columns < pattern.columns:
+            return f"it is smaller than one block: {rows} x {columns}"
+        return None
+    if length == 1:
+        return "each output sums over one channel (depthwise)"
+    if length < pattern.run:
+        return f"each output sums over {length} channels, fewer than {pattern.run}"
+    if length % pattern.run:
+        return (
+            f"each output sums over {length} channels, not a multiple of {pattern.run} as sparse kernels ask"
+        )
+    return None
+
+
+def _check_finite(piece: Array, start: int, name: str, shape: tuple[int, ...]) -> None:
+    finite = np.isfinite(piece)
+    if not finite.all():
+        flat = start + int(np.argmin(finite))
+        index = tuple(int(position) for position in np.unravel_index(flat, shape))
+        value = float(piece.reshape(-1)[flat - start])
+        raise ModelError(f"weight {name!r} at {list(index)} is {value}; repair or re-export the model")
+
+
+# --- the patterns -----------------------------------------------------------------------------------------
+
+
+def _mask_lowest(batch: Sequence[_Candidate], pattern: Pattern, share: float) -> dict[str, Mask]:
+    """Remove the lowest weights or blocks of all tensors of a batch together."""
+    total = sum(candidate.size for candidate in batch)
+    target = min(round(share * total), total - 1)
+    if target == 0:
+        return {candidate.name: _full_mask(candidate) for candidate in batch}
+    blocks = pattern.kind == "block"
+    wide = blocks or any(candidate.wide for candidate in batch)
+    streams = [
+        partial(_block_scores, candidate, pattern) if blocks else candidate.pieces for candidate in batch
+    ]
+    selector = Selector(find_cut(streams, target, wide=wide))
+    masks = {}
+    for candidate, stream in zip(batch, streams, strict=True):
+        kept = (selector.keep(scores, sizes) for scores, sizes in stream())
+        if blocks:
+            masks[candidate.name] = _spread(candidate, pattern, np.concatenate(list(kept)))
+        else:
+            masks[candidate.name] = _pack(candidate, kept)
+    return masks
+
+
+def _mask_runs(candidate: _Candidate, pattern: Pattern) -> Mask:
+    """Keep the N highest of every M weights along the summed axis."""
+    axis = candidate.weight.use.summed_axis
+    along = np.moveaxis(candidate.scores(), axis, -1)
+    runs = along.reshape(-1, pattern.run)
+    kept = np.ones(runs.shape, dtype=np.bool_)
+    for start in range(0, len(runs), _BAND_ELEMENTS // pattern.run):
+        band = slice(start, start + _BAND_ELEMENTS // pattern.run)
+        lowest = np.argsort(runs[band], axis=-1, kind="stable")[:, : pattern.run - pattern.keep]
+        np.put_along_axis(kept[band], lowest, False, axis=-1)
+    return Mask.pack(np.moveaxis(kept.reshape(along.shape), -1, axis))
+
+
+def _block_scores(candidate: _Candidate, pattern: Pattern) -> Iterator[tuple[Array, Array]]:
+    """Yield score (float64) and size (int64) of the blocks: by matrix, row of blocks, column of blocks."""
+    use, power = candidate.weight.use, candidate.scorer.power
+    scores = candidate.scores()
+    scale = float(scores.max()) or 1.0  # squares of float64 weights could overflow
+    for matrix in as_matrices(scores, use.output_axis, use.summed_axis):
+        height = max(1, _BAND_ELEMENTS // (matrix.shape[1] * pattern.rows)) * pattern.rows
+        for start in range(0, len(matrix), height):
+            powers = (matrix[start : start + height].astype(np.float64) / scale) ** power
+            sums, sizes = block_sums(powers, pattern, 0, 1)
+            yield ((sums / sizes) ** (1 / power) * scale).reshape(-1), sizes.reshape(-1).astype(np.int64)
+
+
+def _spread(candidate: _Candidate, pattern: Pattern, kept: BoolArray) -> Mask:
+    use, shape = candidate.weight.use, candidate.weight.shape
+    rows = math.ceil(shape[use.output_axis] / pattern.rows)
+    columns = math.ceil(shape[use.summed_axis] / pattern.columns)
+    blocks = kept.reshape(-1, rows, columns)
+    return Mask.pack(spread_blocks(blocks, pattern, shape, use.output_axis, use.summed_axis))
+
+
+def _pack(candidate: _Candidate, kept: Iterator[BoolArray]) -> Mask:
+    """Pack the pieces of a tensor; each but the last is a multiple of 8 weights long."""
+    return Mask(candidate.weight.shape, np.concatenate([np.packbits(piece) for piece in kept]))
+
+
+def _full_mask(candidate: _Candidate) -> Mask:
+    return Mask.pack(np.ones(candidate.weight.shape, dtype=np.bool_))
+
+
+def _is_full(mask: Mask) -> bool:
+    return bool(np.array_equal(mask.bits, np.packbits(np.ones(math.prod(mask.shape), dtype=np.bool_))))

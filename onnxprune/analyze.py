@@ -1,0 +1,344 @@
+"""Model -> channel groups: what can be removed together, what can't, and why."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.model.prepare import prepare
+from onnxprune.model.shapes import Shapes
+from onnxprune.ops.channels import Block, Channels, Use
+from onnxprune.ops.registry import rule_for
+from onnxprune.types import BoolArray, ChannelGroup, IntArray, Kind, Member, Skipped
+
+
+_NEVER = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """Everything the later stages need to know of a model.
+
+    Attributes:
+        model: the working copy that was analysed; cuts are made on clones of it.
+        shapes: sizes of all its values.
+        channels: labels of all its values, solved.
+        groups: channel groups, in order of the graph.
+        units: int32 [size] by group name: the label of each channel.
+        unknown: operators that were frozen because nothing is known of them, with reasons.
+    """
+
+    model: ir.Model
+    shapes: Shapes
+    channels: Channels
+    groups: tuple[ChannelGroup, ...]
+    units: Mapping[str, IntArray]
+    unknown: tuple[Skipped, ...]
+
+    def removed_labels(self, removed: Mapping[str, IntArray]) -> BoolArray:
+        """Return bool ``[labels.count]``, True for every label of a removed channel.
+
+        Args:
+            removed: int32 channel numbers by group name.
+        """
+        gone = np.zeros(self.channels.labels.count, dtype=np.bool_)
+        for name, numbers in removed.items():
+            gone[self.units[name][numbers]] = True
+        return gone
+
+
+def find_groups(
+    model: ir.Model, *, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> tuple[ChannelGroup, ...]:
+    """Return the channel groups of a model, the frozen ones too.
+
+    Args:
+        model: any ONNX model; not changed.
+        input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
+
+    Raises:
+        UsageError, ModelError: an input shape is missing or does not fit.
+    """
+    return analyze(model, input_shapes=input_shapes).groups
+
+
+def analyze(model: ir.Model, *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Analysis:
+    """Label every position of every value, and group the labels that compete."""
+    work, shapes = prepare(model, input_shapes)
+    channels = Channels(shapes)
+    unknown = _link(work.graph, channels)
+    _freeze_borders(work, channels)
+    for labels, reason in channels.inexact:
+        channels.freeze(labels, f"{reason}: cutting them is not exact")
+    _make_rectangular(channels)
+    channels.finish()
+    groups, units = _Grouping(work.graph, channels).run()
+    return Analysis(work, shapes, channels, groups, units, tuple(unknown))
+
+
+# --- linking ------------------------------------------------------------------------------------------------
+
+
+def _link(graph: ir.Graph, channels: Channels) -> list[Skipped]:
+    unknown = []
+    for node in graph:
+        rule = rule_for(node)
+        reason = _unknown_reason(node, channels.shapes) if rule is not None else f"nothing is known of {_kind(node)}"
+        if rule is None or reason is not None:
+            unknown.append(Skipped(str(node.name), str(reason)))
+            _freeze_node(node, channels, f"{node.name}: {reason}")
+        else:
+            rule.link(node, channels)
+    return unknown
+
+
+def _kind(node: ir.Node) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
+def _unknown_reason(node: ir.Node, shapes: Shapes) -> str | None:
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and value.name and value not in shapes.dims:
+            return f"the shape of {value.name} is not known ({shapes.unknown.get(value, 'never computed')})"
+    return None
+
+
+def _freeze_node(node: ir.Node, channels: Channels, reason: str) -> None:
+    """Freeze all that an opaque node touches, values that its subgraphs capture too."""
+    for index in range(len(node.inputs)):
+        if channels.has(node, index):
+            channels.freeze_all(channels.ref(node, index), reason)
+    for attribute in node.attributes.values():
+        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
+            for inner in (n for graph in graphs for n in graph.all_nodes()):
+                for value in inner.inputs:
+                    if value is not None and not value.is_initializer():
+                        channels.freeze_all(value, reason)
+
+
+def _freeze_borders(model: ir.Model, channels: Channels) -> None:
+    for value in model.graph.outputs:
+        channels.freeze_all(value, f"output {value.name} of the model")
+
+
+def _make_rectangular(channels: Channels) -> None:
+    """Couple positions of joint blocks until every cut leaves rectangles.
+
+    A tensor with a joint block exists at run time, so the rows of that block must lose the same positions. A
+    column that varies along several of its axes is made to vary along the longest of them alone.
+    """
+    joint = [block for blocks in channels.blocks.values() for block in blocks if len(block.axes) > 1]
+    changed = True
+    while changed:
+        changed = False
+        channels.labels.flush()
+        for block in joint:
+            labels = channels.labels.resolve(block.labels)
+            for column in np.moveaxis(labels, -1, 0):
+                axes = [a for a in range(column.ndim) if not _constant_along(column, a)]
+                if len(axes) < 2:
+                    continue
+                longest = max(axes, key=lambda axis: (column.shape[axis], axis))
+                others = tuple(axis for axis in range(column.ndim) if axis != longest)
+                first = column[tuple(slice(0, 1) if axis in others else slice(None) for axis in range(column.ndim))]
+                channels.labels.equate(
+                    column[..., None],
+                    np.broadcast_to(first, column.shape)[..., None],
+                    "rows of one tensor must stay equally long",
+                )
+                channels.labels.flush()
+                changed = True
+    channels.labels.flush()
+
+
+def _constant_along(column: IntArray, axis: int) -> bool:
+    return bool((column == np.take(column, [0], axis=axis)).all())
+
+
+# --- grouping -----------------------------------------------------------------------------------------------
+
+
+class _Grouping:
+    """Labels that stand on the same axes of the same weights compete: they form a channel group."""
+
+    def __init__(self, graph: ir.Graph, channels: Channels) -> None:
+        self.graph = graph
+        self.channels = channels
+        self.places = self._places()
+
+    def _places(self) -> list[tuple[Use, int, IntArray]]:
+        """Every axis of every weight that is labelled: the use, the axis, resolved labels ``[dim, k]``."""
+        order = {node: number for number, node in enumerate(self.graph)}
+        uses = [ref for ref in self.channels.blocks if isinstance(ref, Use) and ref.node in order]
+        uses.sort(key=lambda use: (order[use.node], use.index))
+        return [
+            (use, axis, labels)
+            for use in uses
+            for block in self.channels.blocks[use]
+            for axis, labels in self._axes(block)
+        ]
+
+    def _axes(self, block: Block) -> list[tuple[int, IntArray]]:
+        labels = block.labels
+        if len(block.axes) == 1:
+            return [(block.axes[0], labels)]
+        found = []
+        for place, axis in enumerate(block.axes):
+            others = tuple(p for p in range(len(block.axes)) if p != place)
+            mine = [c for c in range(labels.shape[-1]) if not _constant_along(labels[..., c], place)]
+            line = labels[tuple(0 if p in others else slice(None) for p in range(len(block.axes)))]
+            if mine:
+                found.append((axis, line[:, mine]))
+        return found
+
+    def run(self) -> tuple[tuple[ChannelGroup, ...], dict[str, IntArray]]:
+        signature, first_seen = self._signatures()
+        present = np.flatnonzero(first_seen < _NEVER)
+        present = present[np.argsort(first_seen[present], kind="stable")].astype(np.int32)
+        # A frozen channel does not freeze those that stand beside it on the same axis: they form two groups.
+        reasons = self.channels.labels.frozen_reason(present)
+        by_key: dict[tuple[int, str | None], list[int]] = {}
+        for label, reason in zip(present.tolist(), reasons, strict=True):
+            by_key.setdefault((int(signature[label]), reason), []).append(label)
+        groups: list[ChannelGroup] = []
+        units: dict[str, IntArray] = {}
+        names: dict[str, int] = {}
+        members = self._members(by_key)
+        for (_, reason), labels in by_key.items():
+            mine = members[labels[0]]
+            name = self._name(mine)
+            names[name] = names.get(name, 0) + 1
+            unique = name if names[name] == 1 else f"{name}#{names[name]}"
+            if reason is None and len(labels) == 1:
+                reason = "a single channel is left"
+            kind = self._kind(np.array(labels, np.int32), mine)
+            groups.append(ChannelGroup(unique, kind, len(labels), tuple(mine), reason))
+            units[unique] = np.array(labels, dtype=np.int32)
+        return self._choose_between_products(groups, units), units
+
+    def _signatures(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        """One number for where a label stands, and the place where it is first seen, both by label.
+
+        Labels with equal numbers stand on the same axes, beside the same other labels: the heads of an
+        attention all stand beside the same places in a head, and not beside each other.
+        """
+        count = self.channels.labels.count
+        generator = np.random.default_rng(0)
+        own = generator.integers(1, 2**63, count, dtype=np.uint64)
+        signature = np.zeros(count, dtype=np.uint64)
+        first_seen = np.full(count, _NEVER, dtype=np.int64)
+        for number, (_, _, labels) in enumerate(self.places):
+            unique, first = np.unique(labels, return_index=True)
+            keep = unique > 0
+            signature[unique[keep]] += generator.integers(1, 2**63, dtype=np.uint64)
+            place = (number << 32) + first[keep] // labels.shape[1]
+            first_seen[unique[keep]] = np.minimum(first_seen[unique[keep]], place)
+            for pair in permutations(range(labels.shape[1]), 2):
+                together = np.unique(labels[:, pair], axis=0)
+                together = together[(together > 0).all(axis=1)]
+                np.add.at(signature, together[:, 0], own[together[:, 1]])
+        return signature, first_seen
+
+    def _members(self, by_key: Mapping[tuple[int, str | None], list[int]]) -> dict[int, list[Member]]:
+        """The members of each group, by the group's first label."""
+        count = self.channels.labels.count
+        group_of = np.full(count, -1, dtype=np.int32)
+        channel_of = np.full(count, -1, dtype=np.int32)
+        leaders = []
+        for number, labels in enumerate(by_key.values()):
+            group_of[labels] = number
+            channel_of[labels] = np.arange(len(labels))
+            leaders.append(labels[0])
+        contracted = {
+            (c.node, c.operand, c.axis) for c in self.channels.contractions
+        }
+        members: dict[int, list[Member]] = {leader: [] for leader in leaders}
+        for use, axis, labels in self.places:
+            groups_here = group_of[labels] * (labels > 0) - (labels == 0)
+            for number in np.unique(groups_here[groups_here >= 0]).tolist():
+                mine = groups_here == number
+                channel_at = np.where(mine, channel_of[labels], -1).max(axis=1).astype(np.int32)
+                members[leaders[number]].append(
+                    Member(
+                        str(use.value.name), axis, channel_at,
+                        (use.node, use.index, axis) in contracted, str(use.node.name),
+                    )  # fmt: skip
+                )
+        return members
+
+    def _name(self, members: Sequence[Member]) -> str:
+        producers = [member for member in members if not member.contracted] or list(members)
+        nodes = {str(node.name): node for node in self.graph}
+        first = producers[0]
+        return _readable_name(first.tensor, nodes[first.consumer])
+
+    def _kind(self, labels: IntArray, members: Sequence[Member]) -> Kind:
+        for tag in ("heads", "head_dim"):
+            if np.isin(labels, self._tagged(tag)).any():
+                return "heads" if tag == "heads" else "head_dim"
+        nodes = {str(node.name): node.op_type for node in self.graph}
+        linear = {"MatMul", "Gemm"}
+        ops = {nodes[member.consumer] for member in members}
+        return "hidden" if ops & linear and "Conv" not in ops else "channels"
+
+    def _tagged(self, tag: str) -> IntArray:
+        found = [self.channels.labels.resolve(labels).ravel() for labels in self.channels.tags.get(tag, ())]
+        return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int32)
+
+    def _choose_between_products(
+        self, groups: list[ChannelGroup], units: Mapping[str, IntArray]
+    ) -> tuple[ChannelGroup, ...]:
+        """Where positions belong to several groups at once (heads and places in a head), offer one of them.
+
+        Removing half of each would remove three quarters of the positions. Heads come first, then the group
+        with more channels: whole groups of a grouped convolution rather than places inside its groups.
+        """
+        group_of = np.full(self.channels.labels.count, -1, dtype=np.int64)
+        for number, group in enumerate(groups):
+            group_of[units[group.name]] = number
+        rivals: dict[int, set[int]] = {}
+        for _, _, labels in self.places:
+            numbers = np.where(labels > 0, group_of[labels], -1)
+            for row in np.unique(numbers, axis=0).tolist():
+                together = sorted({number for number in row if number >= 0})
+                for a in together:
+                    rivals.setdefault(a, set()).update(b for b in together if b != a)
+        chosen: dict[int, str] = {}
+        preference = sorted(
+            (n for n in rivals if rivals[n] and groups[n].frozen is None),
+            key=lambda n: (groups[n].kind == "head_dim", groups[n].kind != "heads", -groups[n].size),
+        )
+        taken: set[int] = set()
+        for number in preference:
+            winner = next((rival for rival in rivals[number] if rival in taken), None)
+            if winner is None:
+                taken.add(number)
+            else:
+                chosen[number] = f"its positions are removed by way of {groups[winner].name}"
+        return tuple(
+            replace(group, frozen=chosen[number]) if number in chosen else group
+            for number, group in enumerate(groups)
+        )
+
+
+def _readable_name(tensor: str, node: ir.Node) -> str:
+    """A weight's own name where the exporter kept it, else the module path, else the node's name."""
+    if re.search(r"weight|kernel|[Ww]$|_w\b", tensor) and not tensor.startswith("onnx::"):
+        return re.sub(r"\.weight$", "", tensor)
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if scopes:
+        try:
+            path = [scope for scope in ast.literal_eval(scopes) if scope]
+        except (ValueError, SyntaxError):
+            path = []
+        if len(path) > 1:
+            return str(path[-2] if path[-1].count(".") == 0 and "." in path[-2] else path[-1])
+    return str(node.name)

@@ -1,0 +1,65 @@
+"""What a model costs: parameters, multiply-accumulates, bytes, before and after a cut that is only planned."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.ops.channels import Channels, Use
+from onnxprune.ops.kept import Kept
+from onnxprune.ops.registry import rule_for
+from onnxprune.types import Cost
+
+
+def cost_of(graph: ir.Graph, channels: Channels, kept: Kept | None = None) -> Cost:
+    """Return the cost of a graph, or that of the graph after a cut.
+
+    Args:
+        graph: the analysed graph.
+        channels: its labels.
+        kept: what a plan would leave; None for the graph as it is.
+    """
+    kept = kept or Kept(channels, np.zeros(channels.labels.count, dtype=np.bool_))
+    params, size_bytes = _weights(graph, channels, kept)
+    return Cost(params, _macs(graph, channels, kept), size_bytes)
+
+
+def _macs(graph: ir.Graph, channels: Channels, kept: Kept) -> int:
+    total = 0
+    for node in graph:
+        rule = rule_for(node)
+        if rule is None or any(v not in channels.shapes.dims for v in (*node.inputs, *node.outputs) if v and v.name):
+            continue  # nothing is known of it, so nothing is counted: the report lists such operators
+
+        def shape_of(value: ir.Value, node: ir.Node = node) -> tuple[int, ...]:
+            if value.is_initializer():
+                return kept.shape(Use(node, list(node.inputs).index(value)))
+            return kept.shape(value)
+
+        total += rule.macs(node, shape_of)
+    return total
+
+
+def _weights(graph: ir.Graph, channels: Channels, kept: Kept) -> tuple[int, int]:
+    """Return elements and bytes of all weights; a tied weight that is cut in two ways counts twice."""
+    params = size_bytes = 0
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        versions: dict[tuple[object, ...], int] = {}
+        for node, index in value.uses():
+            use = Use(node, index)
+            masks = kept.masks(use)
+            key = tuple((axis, mask.tobytes()) for axis, mask in sorted(masks.items()))
+            versions[key] = math.prod(kept.shape(use)) if masks else tensor.size
+        elements = sum(versions.values()) if versions else tensor.size
+        if tensor.dtype.is_floating_point() or tensor.dtype in _QUANTIZED:
+            params += elements
+        size_bytes += math.ceil(elements * tensor.dtype.itemsize)
+    return params, size_bytes
+
+
+_QUANTIZED = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4})

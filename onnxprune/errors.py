@@ -1,0 +1,93 @@
+"""The errors a caller can meet, and the exit status each one means on the command line.
+
+::
+
+    OnnxPruneError                 root; the message is one line: what, where, what to do
+    |-- ModelError         (1)     a model file that is missing, damaged, unsafe or not supported
+    |-- DataError          (1)     evaluation data that is missing, malformed or does not fit the model
+    |-- PlanError          (1)     a plan that is damaged or does not belong to this model
+    |-- ImporterError      (1)     a PyTorch model that cannot be exported, or an export that differs from it
+    |-- OutputError        (1)     an output that cannot or must not be written
+    |-- RuntimeFailure     (1)     ONNX Runtime refused or failed to run a model, or lacks a provider
+    |-- VerificationError  (1)     a model is not what it claims to be
+    |   `-- ProofError     (1)     a cut model differs from its exact twin; nothing was written
+    |-- MissingExtra       (1)     an optional dependency is not installed
+    |-- UsageError         (2)     options that make no sense, alone or together
+    |-- LimitMissed        (3)     ran, and a limit that was given was missed
+    `-- NothingToPrune     (4)     nothing could be pruned; ``reasons`` says why, group by group
+
+Anything else that escapes is a bug and shows a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class OnnxPruneError(Exception):
+    """Root of every error that the user can act upon. The message is a single line."""
+
+    exit_status: ClassVar[int] = 1
+
+
+class ModelError(OnnxPruneError):
+    """A model file is missing, damaged, unsafe or uses what is not supported."""
+
+
+class DataError(OnnxPruneError):
+    """Calibration or evaluation data is missing, malformed or does not fit the model."""
+
+
+class PlanError(OnnxPruneError):
+    """A plan is damaged, or does not belong to the model it is applied to."""
+
+
+class ImporterError(OnnxPruneError):
+    """A PyTorch model could not be exported, or the export differs from it."""
+
+
+class OutputError(OnnxPruneError):
+    """An output can't be written, or must not be (it would overwrite an input)."""
+
+
+class RuntimeFailure(OnnxPruneError):
+    """ONNX Runtime refused or failed to run a model, or a provider is missing."""
+
+
+class VerificationError(OnnxPruneError):
+    """A model is not what it claims to be."""
+
+
+class ProofError(VerificationError):
+    """A cut model differs from its exact twin. Nothing was written."""
+
+
+class MissingExtra(OnnxPruneError):
+    """An optional dependency is not installed; the message holds the command that installs it."""
+
+
+class UsageError(OnnxPruneError):
+    """Options that make no sense, alone or together."""
+
+    exit_status = 2
+
+
+class LimitMissed(OnnxPruneError):
+    """The work was done, and a limit that the user gave was missed."""
+
+    exit_status = 3
+
+
+class NothingToPrune(OnnxPruneError):
+    """Nothing could be pruned.
+
+    Attributes:
+        reasons: one line for each group or tensor that was considered.
+    """
+
+    exit_status = 4
+
+    def __init__(self, message: str, reasons: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.reasons = tuple(reasons)

@@ -1,0 +1,1 @@
+"""Reading, writing, viewing and concretising ONNX models."""

@@ -1,0 +1,183 @@
+"""Files that appear whole or not at all.
+
+A file is written under a temporary name in its own folder, flushed to the disk and renamed. Whoever reads the
+final name finds the old file or the complete new one, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from onnxprune.errors import OutputError
+from onnxprune.model.wording import visible
+
+_SUFFIX = "onnxprune-tmp"
+_LONGEST_STEM = 180  # bytes of the target's name within the temporary one; most file systems allow 255 in all
+_WRITE_BUFFER_BYTES = 1 << 20
+
+
+class NewFile:
+    """A file on its way: write to ``stream``, then ``commit``; leaving the ``with`` block otherwise discards it.
+
+    Attributes:
+        target: the name it shall have.
+        temporary: the name it has until then, in the same folder.
+        stream: open for writing bytes.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.temporary = target.parent / _temporary_name(target.name)
+        self.stream: IO[bytes]
+        self._present = False
+
+    def __enter__(self) -> NewFile:
+        remove_stale(self.target)
+        with output_errors(self.target):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            descriptor = os.open(self.temporary, flags, 0o666)
+            self._present = True
+            self.stream = os.fdopen(descriptor, "wb", buffering=_WRITE_BUFFER_BYTES)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.stream.close()
+        except OSError:
+            # The rest of the buffer did not fit. Discarding makes that harmless, and after a commit the stream
+            # is closed already, so nothing is hidden.
+            pass
+        finally:
+            if self._present:
+                self._present = False
+                with contextlib.suppress(FileNotFoundError):
+                    self.temporary.unlink()
+
+    def finish(self) -> None:
+        """Write out everything and wait until the disk has it; ``temporary`` is then complete.
+
+        Raises:
+            OutputError: the disk is full or fails.
+        """
+        with output_errors(self.target):
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+            self.stream.close()
+
+    def commit(self) -> None:
+        """Give the finished file its name, replacing what has it now, and make the name last.
+
+        Raises:
+            OutputError: the name can't be taken.
+        """
+        with output_errors(self.target):
+            os.replace(self.temporary, self.target)  # noqa: PTH105 (the name says what happens)
+            self._present = False
+            flush_folder(self.target.parent)
+
+
+def write_whole(target: Path, contents: bytes) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    check_target(target)
+    with NewFile(target) as file:
+        with output_errors(target):
+            file.stream.write(contents)
+        file.finish()
+        file.commit()
+
+
+def check_target(target: Path) -> None:
+    """Refuse an output path that can't become a regular file.
+
+    Raises:
+        OutputError: its folder is missing, or something else than a regular file has the name.
+    """
+    folder = target.parent
+    if not folder.is_dir():
+        raise OutputError(f"{visible(target)}: there is no folder {visible(folder)}; create it first")
+    try:
+        present = target.stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"{visible(target)}: can't be written: {error.strerror}; choose another name") from error
+    if stat.S_ISDIR(present.st_mode):
+        raise OutputError(f"{visible(target)}: is a folder; name a file in it")
+    if not stat.S_ISREG(present.st_mode):
+        raise OutputError(f"{visible(target)}: is not a regular file; choose another name")
+
+
+@contextlib.contextmanager
+def output_errors(target: Path) -> Iterator[None]:
+    """Turn operating system errors of a block that writes ``target`` into one line.
+
+    Raises:
+        OutputError: in place of any ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{visible(target)}: can't be written: {reason}; free space or choose another folder"
+        ) from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames within ``folder`` last; does nothing where folders can't be opened (Windows)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_stale(target: Path) -> None:
+    """Remove temporary files for ``target`` whose process is gone (killed, or the power failed)."""
+    if os.name != "posix":
+        return  # asking for a process by number is not harmless elsewhere
+    pattern = re.compile(re.escape(_prefix(target.name)) + r"(\d+)\.[0-9a-f]{8}\." + _SUFFIX)
+    try:
+        names = os.listdir(target.parent)  # noqa: PTH208 (names, not paths)
+    except OSError:
+        return  # writing will say what is wrong with the folder
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match and not _alive(int(match[1])):
+            with contextlib.suppress(OSError):  # somebody else's, or gone: not ours to insist
+                (target.parent / name).unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _prefix(name: str) -> str:
+    stem = os.fsdecode(os.fsencode(name)[:_LONGEST_STEM])
+    return f".{stem}."
+
+
+def _temporary_name(name: str) -> str:
+    return f"{_prefix(name)}{os.getpid()}.{secrets.token_hex(4)}.{_SUFFIX}"

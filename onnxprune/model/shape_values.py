@@ -1,0 +1,436 @@
+"""Arithmetic on sizes: small integer tensors whose elements are constants or products of symbolic axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from onnx import reference
+
+#: Types whose contents are followed: sizes, flags, and the scalars that scale them.
+FOLLOWED = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.FLOAT})
+#: Float tensors beyond this many elements are weights, not sizes.
+FLOAT_LIMIT = 16
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """One size.
+
+    Attributes:
+        size: the number at the chosen input sizes.
+        factor: a symbolic size is ``factor`` times the product of its symbols.
+        symbols: sorted names; empty for a number that is the same for every input.
+    """
+
+    size: int
+    factor: int = 1
+    symbols: tuple[str, ...] = ()
+
+    @property
+    def is_constant(self) -> bool:
+        """True if the size does not depend on any input."""
+        return not self.symbols
+
+    @property
+    def label(self) -> str:
+        """A name such that equal names mean equal sizes."""
+        if self.is_constant:
+            return str(self.size)
+        return "*".join(([str(self.factor)] if self.factor != 1 else []) + list(self.symbols))
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeValue:
+    """Contents of a small tensor.
+
+    Attributes:
+        numbers: the contents at the chosen input sizes.
+        dims: object array of the same shape, a symbolic `Dim` or None (constant) for each element; None if
+            every element is constant.
+    """
+
+    numbers: Array
+    dims: Array | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        """True if the contents do not depend on any input."""
+        return self.dims is None
+
+    def elements(self) -> list[Dim]:
+        """Return one `Dim` for each element of the flattened tensor."""
+        symbolic = [None] * self.numbers.size if self.dims is None else self.dims.ravel().tolist()
+        return [
+            Dim(int(number)) if dim is None else dim
+            for number, dim in zip(self.numbers.ravel().tolist(), symbolic, strict=True)
+        ]
+
+
+Dims: TypeAlias = Mapping[ir.Value, tuple[Dim, ...]]
+Contents: TypeAlias = Mapping[ir.Value, ShapeValue]
+
+
+def evaluate(node: ir.Node, dims: Dims, contents: Contents, opset: int) -> ShapeValue | None:
+    """Return the contents of a node's only output, or None if they cannot be followed."""
+    if node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
+        return None
+    if node.op_type in ("Shape", "Size"):
+        return _sizes_of(node, dims)
+    inputs = [None if value is None else contents.get(value) for value in node.inputs]
+    if not inputs or any(
+        content is None and value is not None for content, value in zip(inputs, node.inputs, strict=True)
+    ):
+        return None
+    if node.op_type in _MOVES:
+        return _move(node, inputs)
+    if node.op_type not in _EVALUATED:
+        return None
+    numbers = _reference(node, inputs, opset)
+    if numbers is None or (numbers.dtype.kind == "f" and numbers.size > FLOAT_LIMIT):
+        return None
+    if all(content is None or content.is_constant for content in inputs):
+        return ShapeValue(numbers)
+    return ShapeValue(numbers, _symbolic(node, inputs, numbers))
+
+
+def output_dims(
+    node: ir.Node, dims: Dims, contents: Contents, sizes: tuple[int, ...]
+) -> tuple[Dim, ...] | None:
+    """Return the symbolic shape after a node whose target shape is an input, None for other nodes."""
+    if node.op_type not in ("Reshape", "Expand", "ConstantOfShape") or any(
+        v is None for v in node.inputs[:2]
+    ):
+        return None
+    target = contents.get(node.inputs[-1])  # type: ignore[arg-type]
+    if target is None:
+        return None
+    entries = target.elements()
+    if node.op_type == "ConstantOfShape":
+        return tuple(entries)
+    source = dims[node.inputs[0]]  # type: ignore[index]
+    if node.op_type == "Expand":
+        return _expanded(source, entries, sizes)
+    keep_zero = node.attributes.get_int("allowzero", 0) == 1
+    result = [
+        source[axis] if dim.is_constant and dim.size == 0 and not keep_zero else dim
+        for axis, dim in enumerate(entries)
+    ]
+    for axis, dim in enumerate(result):
+        if dim.is_constant and dim.size == -1:
+            result[axis] = _quotient(source, result[:axis] + result[axis + 1 :], sizes[axis], node, axis)
+    return tuple(result)
+
+
+def _expanded(source: Sequence[Dim], entries: Sequence[Dim], sizes: tuple[int, ...]) -> tuple[Dim, ...]:
+    rank = len(sizes)
+    padded_source = [Dim(1)] * (rank - len(source)) + list(source)
+    padded_target = [Dim(1)] * (rank - len(entries)) + list(entries)
+    return tuple(
+        given if given.is_constant and given.size != 1 or target == Dim(1) else target
+        for given, target in zip(padded_source, padded_target, strict=True)
+    )
+
+
+def _quotient(source: Sequence[Dim], others: Sequence[Dim], size: int, node: ir.Node, axis: int) -> Dim:
+    """The entry that -1 stands for: the product of ``source`` over the product of ``others``."""
+    remaining = [symbol for dim in source for symbol in dim.symbols]
+    number = math.prod(_number(dim) for dim in source)
+    for dim in others:
+        for symbol in dim.symbols:
+            if symbol not in remaining:
+                return Dim(size, 1, (f"{node.outputs[0].name}.{axis}",))
+            remaining.remove(symbol)
+    divisor = math.prod(_number(dim) for dim in others)
+    if not divisor or number % divisor:
+        return Dim(size, 1, (f"{node.outputs[0].name}.{axis}",))
+    factor = number // divisor
+    return Dim(size, factor, tuple(sorted(remaining))) if remaining else Dim(size)
+
+
+def _number(dim: Dim) -> int:
+    return dim.size if dim.is_constant else dim.factor
+
+
+def _sizes_of(node: ir.Node, dims: Dims) -> ShapeValue | None:
+    source = dims.get(node.inputs[0]) if node.inputs[0] is not None else None
+    if source is None:
+        return None
+    if node.op_type == "Size":
+        total = Dim(1)
+        for dim in source:
+            total = _product(total, dim)
+        return _from_dims([total], ())
+    start = node.attributes.get_int("start", 0)
+    end = node.attributes.get_int("end", len(source))
+    part = source[start:end]
+    return _from_dims(part, (len(part),))
+
+
+def _from_dims(dims: Sequence[Dim], shape: tuple[int, ...]) -> ShapeValue:
+    numbers = np.array([dim.size for dim in dims], dtype=np.int64).reshape(shape)
+    if all(dim.is_constant for dim in dims):
+        return ShapeValue(numbers)
+    symbolic = np.empty(len(dims), dtype=object)
+    symbolic[:] = [None if dim.is_constant else dim for dim in dims]
+    return ShapeValue(numbers, symbolic.reshape(shape))
+
+
+def _product(a: Dim, b: Dim) -> Dim:
+    size = a.size * b.size
+    symbols = tuple(sorted(a.symbols + b.symbols))
+    return Dim(size, _number(a) * _number(b), symbols) if symbols else Dim(size)
+
+
+# --- moves: the same indexing for the numbers and for the symbols -------------------------------------------
+
+
+def _axes(node: ir.Node, arguments: Sequence[Array]) -> tuple[int, ...]:
+    if len(arguments) > 0:
+        return tuple(int(axis) for axis in arguments[0].ravel())
+    return tuple(node.attributes.get_ints("axes", ()))
+
+
+def _unsqueeze(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
+    axes = _axes(node, arguments)
+    rank = x.ndim + len(axes)
+    return np.expand_dims(x, tuple(axis % rank for axis in axes))
+
+
+def _squeeze(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
+    axes = _axes(node, arguments)
+    return np.squeeze(x, axes or None)
+
+
+def _slice(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
+    index = [slice(None)] * x.ndim
+    for axis, bounds in slice_bounds(node, x.ndim, arguments).items():
+        index[axis] = slice(*bounds)
+    return x[tuple(index)]
+
+
+def slice_bounds(
+    node: ir.Node, rank: int, arguments: Sequence[Array]
+) -> dict[int, tuple[int | None, int | None, int]]:
+    """Return Python slice bounds by axis for a Slice node.
+
+    Args:
+        node: the Slice node.
+        rank: rank of the sliced value.
+        arguments: contents of the inputs after the first; empty before opset 10, where they are attributes.
+    """
+    if arguments:
+        starts, ends = (argument.ravel().tolist() for argument in arguments[:2])
+        axes = arguments[2].ravel().tolist() if len(arguments) > 2 else list(range(len(starts)))
+        steps = arguments[3].ravel().tolist() if len(arguments) > 3 else [1] * len(starts)
+    else:
+        starts = list(node.attributes.get_ints("starts", ()))
+        ends = list(node.attributes.get_ints("ends", ()))
+        axes = list(node.attributes.get_ints("axes", range(len(starts))))
+        steps = [1] * len(starts)
+    bounds: dict[int, tuple[int | None, int | None, int]] = {}
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        # With a negative step, an end below every index means "through the first element".
+        stop = None if step < 0 and end < -(2**30) else int(end)
+        bounds[int(axis) % rank] = (int(start), stop, int(step))
+    return bounds
+
+
+def _reshape(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
+    target = [int(size) for size in arguments[0].ravel()]
+    if node.attributes.get_int("allowzero", 0) != 1:
+        target = [x.shape[axis] if size == 0 else size for axis, size in enumerate(target)]
+    return x.reshape(target)
+
+
+def _expand(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
+    target = tuple(int(size) for size in arguments[0].ravel())
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, target))
+
+
+def _gather(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
+    return np.asarray(np.take(x, arguments[0], axis=node.attributes.get_int("axis", 0)))
+
+
+def _transpose(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
+    return np.transpose(x, node.attributes.get_ints("perm", ()) or None)
+
+
+def _identity(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
+    return x
+
+
+_MOVES: dict[str, Callable[[ir.Node, Array, Sequence[Array]], Array]] = {
+    "Cast": _identity,
+    "Expand": _expand,
+    "Gather": _gather,
+    "Identity": _identity,
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Squeeze": _squeeze,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+    "Concat": _identity,  # the only move of several tensors: joined before
+}
+
+
+def _move(node: ir.Node, inputs: Sequence[ShapeValue | None]) -> ShapeValue | None:
+    if node.op_type == "Concat":
+        parts = [content for content in inputs if content is not None]
+        axis = node.attributes.get_int("axis", 0)
+        numbers = np.concatenate([part.numbers for part in parts], axis)
+        symbols = np.concatenate([_symbols(part) for part in parts], axis)
+        return _tidy(numbers, symbols)
+    source, *rest = inputs
+    if source is None or any(content is not None and not content.is_constant for content in rest):
+        return None
+    arguments = [content.numbers for content in rest if content is not None]
+    move = _MOVES[node.op_type]
+    try:
+        numbers = move(node, source.numbers, arguments)
+        symbols = None if source.dims is None else move(node, source.dims, arguments)
+    except (ValueError, IndexError):
+        return None  # the sizes do not fit; shape inference will say so
+    if node.op_type == "Cast":
+        dtype = ir.DataType(node.attributes.get_int("to", 1))
+        if dtype not in FOLLOWED or (dtype == ir.DataType.FLOAT and numbers.size > FLOAT_LIMIT):
+            return None
+        numbers = numbers.astype(dtype.numpy())
+    return _tidy(numbers, symbols)
+
+
+def _symbols(content: ShapeValue) -> Array:
+    if content.dims is not None:
+        return content.dims
+    return np.full(content.numbers.shape, None, dtype=object)
+
+
+def _tidy(numbers: Array, symbols: Array | None) -> ShapeValue:
+    numbers = np.ascontiguousarray(numbers).reshape(numbers.shape)
+    if symbols is None or all(dim is None for dim in symbols.ravel().tolist()):
+        return ShapeValue(numbers)
+    return ShapeValue(numbers, np.array(symbols, dtype=object).reshape(numbers.shape))
+
+
+# --- arithmetic ---------------------------------------------------------------------------------------------
+
+_EVALUATED = frozenset(
+    "Add And Ceil ConstantOfShape Div Equal Floor Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg "
+    "Not Or Pow Range Reciprocal ReduceMax ReduceMin ReduceProd ReduceSum Sqrt Sub Where Xor".split()
+)
+
+
+def _reference(node: ir.Node, inputs: Sequence[ShapeValue | None], opset: int) -> Array | None:
+    arrays = [None if content is None else content.numbers for content in inputs]
+    quick = _QUICK.get(node.op_type)
+    if quick is not None and all(array is not None for array in arrays):
+        return np.asarray(quick(*arrays))
+    if node.op_type == "ConstantOfShape" and math.prod(int(size) for size in arrays[0].ravel()) > 4096:  # type: ignore[union-attr]
+        return None
+    if node.op_type == "Range" and abs((arrays[1] - arrays[0]) / arrays[2]) > 4096:  # type: ignore[operator]
+        return None
+    evaluator = reference.ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": opset})
+    feeds = {value.name: array for value, array in zip(node.inputs, arrays, strict=True) if value is not None}
+    (result,) = evaluator.run(None, feeds)
+    return np.asarray(result)
+
+
+def _divide(a: Array, b: Array) -> Array:
+    if a.dtype.kind == "f":
+        return np.asarray(a / b)
+    return np.trunc(a / np.where(b == 0, 1, b)).astype(a.dtype)  # ONNX truncates integer division toward zero
+
+
+_QUICK: dict[str, Callable[..., Any]] = {
+    "Add": np.add,
+    "Div": _divide,
+    "Equal": np.equal,
+    "Mul": np.multiply,
+    "Sub": np.subtract,
+    "Where": np.where,
+}
+
+
+def _symbolic(node: ir.Node, inputs: Sequence[ShapeValue | None], numbers: Array) -> Array | None:
+    """One symbolic size for each element of the result, None for those that are constant."""
+    operands = [
+        (np.broadcast_to(content.numbers, numbers.shape), np.broadcast_to(_symbols(content), numbers.shape))
+        if content is not None and _broadcasts(content.numbers.shape, numbers.shape)
+        else None
+        for content in inputs
+    ]
+    symbols = np.full(numbers.shape, None, dtype=object)
+    elementwise = all(operand is not None for operand in operands) and node.op_type in _ELEMENTWISE
+    for index in np.ndindex(numbers.shape):
+        opaque = Dim(int(numbers[index]), 1, (f"{node.outputs[0].name}{list(index)}",))
+        if not elementwise:
+            symbols[index] = opaque
+            continue
+        dims = [
+            Dim(int(values[index])) if dim[index] is None else dim[index]
+            for values, dim in operands  # type: ignore[misc]
+        ]
+        if all(dim.is_constant for dim in dims):
+            continue
+        result = _ELEMENTWISE[node.op_type](dims, opaque)
+        symbols[index] = None if result.is_constant else result
+    return symbols if any(dim is not None for dim in symbols.ravel().tolist()) else None
+
+
+def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    return len(shape) <= len(target) and all(
+        a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False)
+    )
+
+
+def _mul(dims: Sequence[Dim], opaque: Dim) -> Dim:
+    return _product(dims[0], dims[1]) if min(_number(dim) for dim in dims) > 0 else opaque
+
+
+def _div(dims: Sequence[Dim], opaque: Dim) -> Dim:
+    a, b = dims
+    if b.is_constant and b.size > 0 and a.factor % b.size == 0:
+        return Dim(a.size // b.size, a.factor // b.size, a.symbols)
+    if a.symbols == b.symbols and b.factor and a.factor % b.factor == 0:
+        return Dim(a.factor // b.factor)
+    return Dim(opaque.size, 1, (f"({a.label}/{b.label})",))
+
+
+def _equal(dims: Sequence[Dim], opaque: Dim) -> Dim:
+    a, b = dims
+    if any(dim.is_constant and dim.size < 0 for dim in dims):
+        return Dim(0)  # a size is never negative
+    return Dim(1) if a == b else opaque
+
+
+def _where(dims: Sequence[Dim], opaque: Dim) -> Dim:
+    condition, yes, no = dims
+    if condition.is_constant:
+        return yes if condition.size else no
+    return yes if yes == no else opaque
+
+
+def _named(sign: str) -> Callable[[Sequence[Dim], Dim], Dim]:
+    def combine(dims: Sequence[Dim], opaque: Dim) -> Dim:
+        return Dim(opaque.size, 1, ("(" + sign.join(dim.label for dim in dims) + ")",))
+
+    return combine
+
+
+_ELEMENTWISE: dict[str, Callable[[Sequence[Dim], Dim], Dim]] = {
+    "Add": _named("+"),
+    "Div": _div,
+    "Equal": _equal,
+    "Max": _named(" max "),
+    "Min": _named(" min "),
+    "Mod": _named("%"),
+    "Mul": _mul,
+    "Sub": _named("-"),
+    "Where": _where,
+}

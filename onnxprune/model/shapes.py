@@ -1,0 +1,364 @@
+"""The size of every axis of every value, and which sizes are the same for every input.
+
+The graph is walked once with concrete input sizes. Beside each concrete size, a symbolic one is carried: a
+`Dim` says whether the number holds for every input (a constant), or depends on a symbolic axis of an input
+and how. Small integer tensors (targets of Reshape, bounds of Slice) are followed through the arithmetic that
+computes them, element by element, in the same two forms. Nothing is guessed: what cannot be shown to be
+constant is symbolic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import shape_inference
+
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.model import shape_values
+from onnxprune.model.shape_values import Dim, ShapeValue
+
+#: Elements of the largest tensor whose contents are followed; shape vectors are far smaller.
+CONTENT_LIMIT = 4096
+
+#: Sizes tried for symbolic axes, in this order, until the whole graph can be inferred.
+_BATCHES = (2, 1)
+_SPATIAL = (64, 224, 32, 96, 48)
+_SEQUENCE = 16
+
+
+@dataclass(slots=True)
+class Shapes:
+    """What is known of the sizes in a graph at one choice of input sizes.
+
+    Attributes:
+        input_shapes: concrete shape of every graph input.
+        dims: per value, one `Dim` for each axis; absent where the rank is not known.
+        contents: per value, the contents of small integer tensors.
+        unknown: per value without dims, the reason.
+        opset: version of the standard operators.
+    """
+
+    input_shapes: dict[str, tuple[int, ...]]
+    opset: int
+    dims: dict[ir.Value, tuple[Dim, ...]] = field(default_factory=dict)
+    contents: dict[ir.Value, ShapeValue] = field(default_factory=dict)
+    unknown: dict[ir.Value, str] = field(default_factory=dict)
+
+    def shape(self, value: ir.Value) -> tuple[int, ...] | None:
+        """Return the concrete shape of a value, or None if it is not known."""
+        dims = self.dims.get(value)
+        return None if dims is None else tuple(dim.size for dim in dims)
+
+    def constant(self, value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+        """Return the contents of a small tensor if they are the same for every input, else None."""
+        if value is None:
+            return None
+        content = self.contents.get(value)
+        return content.numbers if content is not None and content.is_constant else None
+
+    def add_constant(self, value: ir.Value, contents: np.ndarray[Any, Any]) -> None:
+        """Record a value that was added to the graph, with constant contents."""
+        self.dims[value] = tuple(Dim(size) for size in contents.shape)
+        self.contents[value] = ShapeValue(contents)
+
+
+def input_shapes(
+    model: ir.Model, overrides: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return concrete shapes for every graph input, for which the graph's shapes can be inferred.
+
+    Args:
+        model: the model; not changed.
+        overrides: shapes by input name, which win over the guesses for symbolic axes.
+
+    Raises:
+        UsageError: an override names no input, has the wrong rank, or contradicts a static axis.
+        ModelError: an input has no rank and no override.
+    """
+    return concretise(model, overrides).input_shapes
+
+
+def concretise(model: ir.Model, overrides: Mapping[str, Sequence[int]] | None = None) -> Shapes:
+    """Infer all shapes at concrete input sizes; symbolic axes get the first sizes that fit the whole graph.
+
+    Raises:
+        UsageError: an override names no input, has the wrong rank, or contradicts a static axis.
+        ModelError: an input has no rank and no override.
+    """
+    best: Shapes | None = None
+    for chosen in _candidates(model, overrides or {}):
+        shapes = _Walk(model, chosen).run()
+        if not shapes.unknown:
+            return shapes
+        if best is None or len(shapes.unknown) < len(best.unknown):
+            best = shapes
+    assert best is not None  # there is always at least one candidate
+    return best
+
+
+def graph_inputs(model: ir.Model) -> list[ir.Value]:
+    """Return the inputs that a caller must feed: those that are not initializers as well."""
+    return [value for value in model.graph.inputs if not value.is_initializer()]
+
+
+def _candidates(
+    model: ir.Model, overrides: Mapping[str, Sequence[int]]
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    inputs = graph_inputs(model)
+    names = [value.name for value in inputs]
+    for name in overrides:
+        if name not in names:
+            raise UsageError(
+                f"input shape given for {name!r}, which is no input; inputs: {', '.join(map(str, names))}"
+            )
+    seen = set()
+    for batch, spatial in product(_BATCHES, _SPATIAL):
+        sizes: dict[str, int] = {}  # the same symbol has the same size everywhere
+        chosen = {
+            str(value.name): _concrete_shape(value, overrides.get(str(value.name)), batch, spatial, sizes)
+            for value in inputs
+        }
+        key = tuple(chosen.items())
+        if key not in seen:
+            seen.add(key)
+            yield chosen
+
+
+def _concrete_shape(
+    value: ir.Value, override: Sequence[int] | None, batch: int, spatial: int, sizes: dict[str, int]
+) -> tuple[int, ...]:
+    if value.shape is None:
+        if override is None:
+            raise ModelError(
+                f"input {value.name!r} has no rank; give its shape with --input-shape {value.name}=1,3,224,224"
+            )
+        return tuple(override)
+    if override is not None and len(override) != len(value.shape):
+        raise UsageError(
+            f"input {value.name!r} has rank {len(value.shape)}, but its shape was given as {list(override)}"
+        )
+    shape = []
+    for axis, dim in enumerate(value.shape):
+        static = isinstance(dim, int) and dim > 0  # some exporters write -1 for "any"
+        if override is not None:
+            if static and dim != override[axis]:
+                raise UsageError(
+                    f"axis {axis} of input {value.name!r} is {dim} in the model, not {override[axis]}"
+                )
+            size = int(override[axis])
+        elif static:
+            size = int(dim)  # type: ignore[arg-type]
+        elif axis == 0:
+            size = batch
+        else:
+            size = spatial if len(value.shape) >= 4 else _SEQUENCE
+        symbol = _symbol(value, axis)
+        shape.append(sizes.setdefault(symbol, size) if symbol is not None and override is None else size)
+    return tuple(shape)
+
+
+def _symbol(value: ir.Value, axis: int) -> str | None:
+    """Return the name of a symbolic axis of a graph input, None if it is static."""
+    assert value.shape is not None
+    dim = value.shape[axis]
+    if isinstance(dim, int) and dim > 0:
+        return None
+    named = None if isinstance(dim, int) else dim.value
+    return named if named and named not in ("?", "-1") else f"{value.name}.{axis}"
+
+
+class _Walk:
+    """One pass over the nodes in topological order."""
+
+    def __init__(self, model: ir.Model, chosen: Mapping[str, tuple[int, ...]]) -> None:
+        self.graph = model.graph
+        self.opsets = dict(model.graph.opset_imports or model.opset_imports)
+        self.opset_ids = [
+            onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()
+        ]
+        self.shapes = Shapes(dict(chosen), self.opsets.get("", 1))
+        self.types: dict[ir.Value, int] = {}  # element types, where the file does not say
+
+    def run(self) -> Shapes:
+        for value in self.graph.inputs:
+            if not value.is_initializer():
+                sizes = self.shapes.input_shapes[str(value.name)]
+                symbols = (
+                    [_symbol(value, axis) for axis in range(len(sizes))]
+                    if value.shape is not None
+                    else [f"{value.name}.{axis}" for axis in range(len(sizes))]
+                )
+                self.shapes.dims[value] = tuple(
+                    Dim(size) if symbol is None else Dim(size, 1, (symbol,))
+                    for size, symbol in zip(sizes, symbols, strict=True)
+                )
+        for value in self.graph.initializers.values():
+            self._constant(value, value.const_value)
+        for node in self.graph:
+            self._visit(node)
+        return self.shapes
+
+    def _constant(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
+        if tensor is None:
+            self.shapes.unknown[value] = "an initializer without contents"
+            return
+        shape = tuple(int(dim) for dim in tensor.shape)  # type: ignore[arg-type]
+        self.shapes.dims[value] = tuple(Dim(size) for size in shape)
+        if tensor.dtype not in shape_values.FOLLOWED:
+            return
+        limit = shape_values.FLOAT_LIMIT if tensor.dtype == ir.DataType.FLOAT else CONTENT_LIMIT
+        if tensor.size <= limit:
+            self.shapes.contents[value] = ShapeValue(np.array(tensor.numpy()))
+
+    def _visit(self, node: ir.Node) -> None:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            tensor = ir.convenience.get_const_tensor(node.outputs[0])
+            self._constant(node.outputs[0], tensor)
+            return
+        content = shape_values.evaluate(node, self.shapes.dims, self.shapes.contents, self._opset(node))
+        if content is not None and content.numbers.size <= CONTENT_LIMIT:
+            (output,) = node.outputs
+            self.shapes.contents[output] = content
+            self.shapes.dims[output] = tuple(Dim(size) for size in content.numbers.shape)
+            return
+        self._infer(node)
+
+    def _opset(self, node: ir.Node) -> int:
+        return self.opsets.get(node.domain, self.opsets.get("", 1))
+
+    def _infer(self, node: ir.Node) -> None:
+        """Ask ONNX for the output shapes, at the concrete sizes and with the symbols in place."""
+        concrete = self._ask(node, symbolic=False)
+        if isinstance(concrete, str):
+            self._fail(node, concrete)
+            return
+        inputs = [value for value in node.inputs if value is not None]
+        symbolic_data = any(
+            value in self.shapes.contents and not self.shapes.contents[value].is_constant for value in inputs
+        )
+        symbolic = symbolic_data or any(
+            not dim.is_constant for value in inputs for dim in self.shapes.dims.get(value, ())
+        )
+        general = self._ask(node, symbolic=True) if symbolic else concrete
+        for position, output in enumerate(node.outputs):
+            if not output.name:
+                continue
+            proto = concrete.get(output.name)
+            sizes = None if proto is None else _written_dims(proto)
+            if proto is None or sizes is None or not all(isinstance(size, int) for size in sizes):
+                self._fail_value(output, f"the shape after {node.op_type} is not known")
+                continue
+            self.types[output] = proto.tensor_type.elem_type
+            named = (
+                _written_dims(general[output.name])
+                if isinstance(general, dict) and output.name in general
+                else None
+            )
+            whole = tuple(int(size) for size in sizes if size is not None)
+            self.shapes.dims[output] = self._dims(node, output, whole, named, symbolic, position)
+
+    def _dims(
+        self,
+        node: ir.Node,
+        output: ir.Value,
+        sizes: tuple[int, ...],
+        named: tuple[int | str | None, ...] | None,
+        symbolic: bool,
+        position: int,
+    ) -> tuple[Dim, ...]:
+        if not symbolic:
+            return tuple(Dim(size) for size in sizes)
+        if position == 0:
+            exact = shape_values.output_dims(node, self.shapes.dims, self.shapes.contents, sizes)
+            if exact is not None:
+                return exact
+        if named is None or len(named) != len(sizes):
+            named = (None,) * len(sizes)
+        known = {
+            dim.label: dim
+            for value in node.inputs
+            if value is not None
+            for dim in self.shapes.dims.get(value, ())
+        }
+        dims = []
+        for axis, (size, name) in enumerate(zip(sizes, named, strict=True)):
+            if isinstance(name, int):
+                dims.append(Dim(size))
+            elif name in known and known[name].size == size:
+                dims.append(known[name])
+            else:
+                dims.append(Dim(size, 1, (f"{output.name}.{axis}",)))
+        return tuple(dims)
+
+    def _ask(self, node: ir.Node, *, symbolic: bool) -> dict[str, onnx.TypeProto] | str:
+        """Return the types ONNX infers for a node's outputs by name, or the reason why it can't.
+
+        Symbolic axes are named in a symbolic question and have their chosen size in a concrete one.
+        """
+        opset = self._opset(node)
+        try:
+            schema = onnx.defs.get_schema(
+                node.op_type, opset, "" if node.domain == "ai.onnx" else node.domain
+            )
+        except onnx.defs.SchemaError:
+            return f"{node.domain + '.' if node.domain else ''}{node.op_type} is not a standard operator"
+        if any(
+            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+            for attribute in node.attributes.values()
+        ):
+            return f"{node.op_type} runs a subgraph"
+        types, data = {}, {}
+        for value in node.inputs:
+            if value is None:
+                continue
+            dims = self.shapes.dims.get(value)
+            if dims is None:
+                return self.shapes.unknown.get(value, f"the shape of {value.name} is not known")
+            content = self.shapes.contents.get(value)
+            types[value.name] = onnx.helper.make_tensor_type_proto(
+                self._element_type(value, content),
+                [dim.label if symbolic and not dim.is_constant else dim.size for dim in dims],
+            )
+            # Symbolic contents stay out of the symbolic question: at other sizes they are other numbers.
+            if content is not None and (content.is_constant or not symbolic):
+                data[value.name] = onnx.numpy_helper.from_array(content.numbers, value.name)
+        try:
+            inferred = shape_inference.infer_node_outputs(
+                schema, ir.serde.serialize_node(node), types, data, opset_imports=self.opset_ids
+            )
+        except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
+            return f"{node.op_type} does not fit its inputs ({str(error).splitlines()[0][:120]})"
+        return dict(inferred)
+
+    def _element_type(self, value: ir.Value, content: ShapeValue | None) -> int:
+        if content is not None:
+            return int(onnx.helper.np_dtype_to_tensor_dtype(content.numbers.dtype))
+        tensor = value.const_value
+        dtype = value.dtype or (tensor.dtype if tensor is not None else None)
+        return self.types.get(value, int(dtype) if dtype is not None else int(onnx.TensorProto.FLOAT))
+
+    def _fail(self, node: ir.Node, reason: str) -> None:
+        for output in node.outputs:
+            self._fail_value(output, reason)
+
+    def _fail_value(self, output: ir.Value, reason: str) -> None:
+        declared = output.shape
+        if declared is not None and all(isinstance(dim, int) and dim > 0 for dim in declared):
+            self.shapes.dims[output] = tuple(Dim(int(dim)) for dim in declared)  # type: ignore[arg-type]
+        else:
+            self.shapes.unknown[output] = reason
+
+
+def _written_dims(proto: onnx.TypeProto) -> tuple[int | str | None, ...] | None:
+    if not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
+        return None
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None)
+        for dim in proto.tensor_type.shape.dim
+    )

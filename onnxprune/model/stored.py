@@ -1,0 +1,79 @@
+"""Constants wherever a file keeps them: initializers and ``Constant`` nodes, of every graph and function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+_ONNX_DOMAINS = ("", "ai.onnx")
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Yield the nodes of every graph and function, those of a body after the node that holds it."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def consumer_name(node: ir.Node) -> str:
+    """Return the name of a node, or that of its first output: files may leave nodes without names."""
+    return node.name or next((str(output.name) for output in node.outputs if output.name), node.op_type)
+
+
+def stored_tensor(value: ir.Value) -> ir.TensorProtocol | None:
+    """Return the tensor of an initializer or of a ``Constant`` node that holds a tensor, else None."""
+    if value.is_initializer():
+        return value.const_value
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain not in _ONNX_DOMAINS:
+        return None
+    attribute = node.attributes.get("value")
+    if attribute is None or attribute.is_ref():
+        return None
+    return attribute.as_tensor()
+
+
+def tensor_of(value: ir.Value) -> ir.TensorProtocol:
+    """Return the tensor of a value that is known to hold one.
+
+    Raises:
+        ValueError: the value holds no stored tensor.
+    """
+    tensor = stored_tensor(value)
+    if tensor is None:
+        raise ValueError(f"{value.name!r} holds no stored tensor")
+    return tensor
+
+
+def replace_stored(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Put ``tensor`` in the place of a stored one; the value keeps its name.
+
+    Raises:
+        ValueError: the value holds no stored tensor.
+    """
+    tensor_of(value)
+    node = value.producer()
+    if node is not None:
+        node.attributes["value"] = ir.AttrTensor("value", tensor)
+    if node is None or value.const_value is not None:
+        value.const_value = tensor
+
+
+def stored_values(model: ir.Model) -> dict[str, list[ir.Value]]:
+    """Return every value that holds a stored tensor, by name, in graph order.
+
+    A name has several values where the bodies of an If, or functions, use it each for their own.
+    """
+    found: dict[str, list[ir.Value]] = {}
+    graphs = [*model.graphs(), *(graph for body in model.functions.values() for graph in body.subgraphs())]
+    for graph in graphs:
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                found.setdefault(str(value.name), []).append(value)
+    for node in all_nodes(model):
+        if node.op_type == "Constant" and len(node.outputs) == 1:
+            value = node.outputs[0]
+            if stored_tensor(value) is not None:
+                found.setdefault(str(value.name), []).append(value)
+    return found

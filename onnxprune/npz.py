@@ -1,0 +1,101 @@
+"""Reading ``.npz`` archives that nobody vouches for: numbers and text only, sizes checked before allocating."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.errors import DataError
+from onnxprune.messages import one_line
+
+#: Far above any real archive of model inputs; each member costs a header to read.
+MEMBER_LIMIT = 1024
+
+_SUFFIX = ".npy"
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
+
+
+def read(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return every array of an archive by name, in native byte order.
+
+    Raises:
+        DataError: not a regular file, truncated or damaged, holds pickled objects, a header that disagrees
+            with the archive, duplicate names, or more than this machine's memory.
+    """
+    label = one_line(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            raise DataError(f"{label}: is no regular file")
+        with zipfile.ZipFile(path) as archive:
+            return _read_members(archive, label)
+    except FileNotFoundError:
+        raise DataError(f"{label}: no such file") from None
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{label}: is no .npz archive, or a truncated one ({one_line(error, 80)})") from None
+    except _DAMAGED as error:
+        raise DataError(f"{label}: cannot be read: {one_line(error)}") from None
+
+
+def _read_members(archive: zipfile.ZipFile, label: str) -> dict[str, npt.NDArray[Any]]:
+    members = archive.infolist()
+    if len(members) > MEMBER_LIMIT:
+        raise DataError(f"{label}: holds {len(members)} arrays; at most {MEMBER_LIMIT} are read")
+    total_bytes = sum(member.file_size for member in members)
+    memory_bytes = _memory_bytes()
+    if memory_bytes is not None and total_bytes > memory_bytes:
+        raise DataError(f"{label}: unpacks to {total_bytes / 2**30:.1f} GiB, more than this machine's memory")
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for member in members:
+        shown = one_line(member.filename, 80)
+        if not member.filename.endswith(_SUFFIX):
+            raise DataError(f"{label}: {shown!r} is no array; np.savez writes names that end in {_SUFFIX}")
+        name = member.filename[: -len(_SUFFIX)]
+        if name in arrays:
+            raise DataError(f"{label}: holds {shown!r} twice")
+        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{label}: {shown!r} is encrypted or packed as numpy never does")
+        with archive.open(member) as stream:
+            _check_header(stream, member.file_size, f"{label}: {shown!r}")
+        with archive.open(member) as stream:
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+            if stream.read(1):  # also what makes zipfile compare the checksum
+                raise DataError(f"{label}: {shown!r} holds more than its header declares")
+        arrays[name] = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    return arrays
+
+
+def _check_header(stream: IO[bytes], size_bytes: int, where: str) -> None:
+    """Compare the size that a header declares with the size of the member, before numpy allocates it."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise DataError(f"{where} has .npy format {version}; only 1.0 and 2.0 hold plain arrays")
+    if dtype.hasobject:
+        raise DataError(f"{where} holds pickled Python objects, which are never loaded; save plain arrays")
+    if dtype.kind not in "biufUS":
+        raise DataError(f"{where} has type {one_line(dtype, 80)}; numbers, truth values and text are read")
+    if any(size < 0 for size in shape):
+        raise DataError(f"{where} declares a negative size: {one_line(shape, 80)}")
+    declared_bytes = math.prod(shape) * dtype.itemsize
+    stored_bytes = size_bytes - stream.tell()
+    if declared_bytes != stored_bytes:
+        raise DataError(f"{where} declares {declared_bytes} bytes, the archive holds {stored_bytes}")
+
+
+def _memory_bytes() -> int | None:
+    """Return the size of the physical memory, None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return None

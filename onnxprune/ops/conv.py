@@ -1,0 +1,146 @@
+"""Convolutions: Conv, ConvTranspose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.ops.base import OpRule, ShapeOf, WeightInput, op_rule
+from onnxprune.ops.channels import Channels
+from onnxprune.ops.kept import Kept
+from onnxprune.ops.labels import LabelArray
+
+_SPACE = "a convolution slides along this axis ({node})"
+
+
+def _freeze_space(node: ir.Node, channels: Channels) -> None:
+    x = channels.ref(node, 0)
+    for axis in (0, *range(2, channels.rank(x))):
+        channels.freeze_axis(x, axis, _SPACE.format(node=node.name))
+
+
+def _input_by_group(
+    node: ir.Node, channels: Channels, groups: int
+) -> tuple[LabelArray | None, LabelArray | None]:
+    """Return the labels of the groups ``[groups, k]`` and of the places in a group ``[inputs, k]``."""
+    labels = channels.alone(channels.ref(node, 0), 1)
+    if labels is None:
+        return None, None
+    if groups == 1:
+        return None, labels
+    table = labels.reshape(groups, -1, labels.shape[-1])
+    if table.shape[1] == 1:
+        return table[:, 0], None
+    return channels.labels.separate(table, (0,))
+
+
+def _output_by_group(
+    channels: Channels, groups: LabelArray | None, group_count: int, outputs: int
+) -> LabelArray:
+    """Return labels ``[group_count * outputs, k]`` of output channels: a group, and a place in it.
+
+    Groups of an untracked input can't go, so only the place counts; with one output for each group, nothing.
+    """
+    places = None if outputs == 1 else channels.labels.fresh(outputs)
+    columns = [np.zeros((group_count, outputs, 1), dtype=np.int32)]
+    if groups is not None:
+        columns.append(np.broadcast_to(groups[:, None], (group_count, outputs, groups.shape[-1])))
+    if places is not None:
+        columns.append(np.broadcast_to(places[None], (group_count, outputs, 1)))
+    return np.concatenate(columns, axis=-1).reshape(group_count * outputs, -1)
+
+
+@op_rule("Conv")
+class Conv(OpRule):
+    """y[n, (g, o), ...] = sum_i x[n, (g, i), ...] * w[(g, o), i, ...] + b[(g, o)]
+
+    One rule for all: plain (one group), grouped, and depthwise (i has size 1).
+    """
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """The input is summed over within each group; outputs are new channels of the same groups."""
+        w = channels.ref(node, 1)
+        group_count = node.attributes.get_int("group", 1)
+        _freeze_space(node, channels)
+        groups, places = _input_by_group(node, channels, group_count)
+        outputs = channels.shape(w)[0] // group_count
+        y = (
+            channels.alone(w, 0)
+            if group_count == 1
+            else _output_by_group(channels, groups, group_count, outputs)
+        )
+        reason = f"the input of {node.name} has no channels to remove"
+        if group_count > 1:
+            channels.meet(w, 0, y, reason)
+        if channels.shape(w)[1] > 1:
+            channels.meet(w, 1, places, reason)
+        if channels.has(node, 2):
+            channels.meet(channels.ref(node, 2), 0, y, reason)
+        channels.put(node.outputs[0], (1,), y)
+        channels.sums_over(node, 1, 1)
+
+    def fix(self, node: ir.Node, kept: Kept) -> None:
+        """As many groups as are left: each kept group still sums over all of its kept places."""
+        if node.attributes.get_int("group", 1) > 1:
+            places = kept.count(kept.ref(node, 1), 1)
+            groups = kept.count(kept.ref(node, 0), 1) // places
+            kept.set_attribute(node, ir.AttrInt64("group", groups))
+
+    def macs(self, node: ir.Node, shape_of: ShapeOf) -> int:
+        """Outputs times the products summed for each."""
+        return math.prod(shape_of(node.outputs[0])) * math.prod(shape_of(_input(node, 1))[1:])
+
+    def weight_inputs(self, node: ir.Node, rank_of: Callable[[ir.Value], int]) -> tuple[WeightInput, ...]:
+        """The kernel: rows are outputs, the sum runs over input channels at each tap."""
+        return (WeightInput(1, summed_axis=1, output_axis=0),)
+
+
+@op_rule("ConvTranspose")
+class ConvTranspose(OpRule):
+    """y[n, (g, o), ...] = sum_i x[n, (g, i), ...] * w[(g, i), o, ...] + b[(g, o)]"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """As Conv, with the kernel's axes swapped."""
+        w = channels.ref(node, 1)
+        group_count = node.attributes.get_int("group", 1)
+        _freeze_space(node, channels)
+        reason = f"the input of {node.name} has no channels to remove"
+        groups, _ = _input_by_group(node, channels, group_count)
+        x = channels.alone(channels.ref(node, 0), 1)
+        outputs = channels.shape(w)[1]
+        channels.meet(w, 0, x, reason)
+        if group_count == 1:
+            y = channels.alone(w, 1)
+        else:
+            y = _output_by_group(channels, groups, group_count, outputs)
+            if outputs > 1:
+                # Only the place in the group is an axis of the kernel: the last column made above.
+                channels.meet(w, 1, y.reshape(group_count, outputs, -1)[0][:, -1:], reason)
+        if channels.has(node, 2):
+            channels.meet(channels.ref(node, 2), 0, y, reason)
+        channels.put(node.outputs[0], (1,), y)
+        channels.sums_over(node, 1, 0)
+
+    def fix(self, node: ir.Node, kept: Kept) -> None:
+        """As many groups as are left."""
+        if node.attributes.get_int("group", 1) > 1:
+            outputs = kept.count(kept.ref(node, 1), 1)
+            kept.set_attribute(node, ir.AttrInt64("group", kept.count(node.outputs[0], 1) // outputs))
+
+    def macs(self, node: ir.Node, shape_of: ShapeOf) -> int:
+        """Inputs times the products that each takes part in."""
+        return math.prod(shape_of(_input(node, 0))) * math.prod(shape_of(_input(node, 1))[1:])
+
+    def weight_inputs(self, node: ir.Node, rank_of: Callable[[ir.Value], int]) -> tuple[WeightInput, ...]:
+        """The kernel: the sum runs over its first axis."""
+        return (WeightInput(1, summed_axis=0, output_axis=1),)
+
+
+def _input(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    if value is None:
+        raise ValueError(f"{node.op_type} {node.name} lacks input {index}")
+    return value

@@ -1,0 +1,119 @@
+"""What is left of every axis once a set of labels is removed: what the ``fix`` methods read and write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.ops.channels import Channels, Ref
+from onnxprune.types import BoolArray
+
+
+class Kept:
+    """Kept positions of every value. Rules read the graph that was analysed and write to its copy.
+
+    Args:
+        channels: the solved labels of the analysed graph.
+        removed: bool ``[labels.count]``, True for each label that goes.
+        copies: the node of the copy for each node of the analysed graph; empty if nothing is written.
+    """
+
+    def __init__(
+        self, channels: Channels, removed: BoolArray, copies: Mapping[ir.Node, ir.Node] | None = None
+    ) -> None:
+        self.channels = channels
+        self._removed = removed
+        self._copies = copies or {}
+        self._masks: dict[Ref, dict[int, BoolArray]] = {}
+        self._by_labels: dict[int, list[BoolArray] | None] = {}
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def masks(self, ref: Ref) -> dict[int, BoolArray]:
+        """Return bool ``[dim]`` for every axis that loses positions, True = kept."""
+        known = self._masks.get(ref)
+        if known is None:
+            known = {}
+            for block in self.channels.blocks.get(ref, ()):
+                # Most values share the label array of another one.
+                key = id(block.labels)
+                if key not in self._by_labels:
+                    gone = self._removed[block.labels].any(axis=-1)
+                    self._by_labels[key] = _rectangle(~gone, ref) if gone.any() else None
+                masks = self._by_labels[key]
+                if masks is not None:
+                    known.update(
+                        (axis, mask) for axis, mask in zip(block.axes, masks, strict=True) if not mask.all()
+                    )
+            self._masks[ref] = known
+        return known
+
+    def input(self, node: ir.Node, index: int) -> dict[int, BoolArray]:
+        """Return the masks of an input."""
+        return self.masks(self.channels.ref(node, index))
+
+    def count(self, ref: Ref, axis: int) -> int:
+        """Return how many positions of an axis are kept."""
+        shape = self.channels.shape(ref)
+        mask = self.masks(ref).get(axis % len(shape))
+        return shape[axis] if mask is None else int(mask.sum())
+
+    def shape(self, ref: Ref) -> tuple[int, ...]:
+        """Return the shape after the cut, at the concrete input sizes of the analysis."""
+        masks = self.masks(ref)
+        shape = self.channels.shape(ref)
+        if not masks:
+            return shape
+        return tuple(int(masks[axis].sum()) if axis in masks else size for axis, size in enumerate(shape))
+
+    def ref(self, node: ir.Node, index: int) -> Ref:
+        """Return what carries the labels of an input."""
+        return self.channels.ref(node, index)
+
+    def old_ints(self, node: ir.Node, index: int) -> list[int] | None:
+        """Return the contents of a small integer input before the cut, None if they are computed."""
+        content = self.channels.constant(node, index)
+        return None if content is None else [int(number) for number in content.ravel()]
+
+    # --- writing --------------------------------------------------------------------------------------------
+
+    def set_attribute(self, node: ir.Node, attribute: ir.Attr) -> None:
+        """Write an attribute of the copy of ``node``."""
+        self._copies[node].attributes[attribute.name] = attribute
+
+    def drop_attribute(self, node: ir.Node, name: str) -> None:
+        """Remove an attribute of the copy of ``node``, if it has it."""
+        self._copies[node].attributes.pop(name, None)
+
+    def set_ints(self, node: ir.Node, index: int, numbers: Sequence[int] | int) -> None:
+        """Give an input of the copy new integer contents, without touching other users of the old ones."""
+        copy = self._copies[node]
+        graph = copy.graph
+        if graph is None:
+            raise ValueError(f"{node.name} is in no graph")
+        old = node.inputs[index] if index < len(node.inputs) else None
+        dtype = np.int64 if old is None or old.const_value is None else old.const_value.dtype.numpy()
+        name = f"{copy.outputs[0].name}_sizes_{index}"
+        while name in graph.initializers:
+            name += "_"
+        tensor = ir.tensor(np.asarray(numbers, dtype=dtype), name=name)
+        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.register_initializer(value)
+        if index >= len(copy.inputs):
+            copy.resize_inputs(index + 1)
+        copy.replace_input_with(index, value)
+
+
+def _rectangle(kept: BoolArray, ref: Ref) -> list[BoolArray]:
+    """Return one mask for each axis; the kept positions must be exactly their product."""
+    axes = range(kept.ndim)
+    masks = [np.asarray(kept.any(axis=tuple(a for a in axes if a != axis))) for axis in axes]
+    if kept.ndim > 1:
+        product = np.ones(kept.shape, dtype=np.bool_)
+        for axis, mask in enumerate(masks):
+            product &= mask.reshape([-1 if a == axis else 1 for a in axes])
+        if not np.array_equal(product, kept):
+            raise AssertionError(f"ragged cut of {ref}: the analysis must couple these positions")
+    return masks

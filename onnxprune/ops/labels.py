@@ -1,0 +1,314 @@
+"""Labels of positions: which positions live and die together, solved in numpy.
+
+A position along an axis carries a *set* of labels, and is removed when any of them is. Labels are integers;
+0 means "no label". A set is a row of an int32 array, so the labels of an axis are an array ``[dim, k]``, and
+those of several axes that were split from one and not separated yet are one joint array ``[d1, d2, ..., k]``.
+
+Three facts about labels are recorded, and together they describe every cut that keeps the graph consistent:
+
+* two labels are the same (``a = b``): union-find over numpy arrays, in batches;
+* a label is a product (``a = h or d``): it was the position ``(h, d)`` of a split axis, and one of the two
+  axes was then needed alone, so every set that holds ``a`` holds ``h`` and ``d`` instead;
+* a label is frozen: nothing that carries it may go, with the reason.
+
+Sets that cannot be matched label by label are merged into one label. That is coarser than it might be, and
+always consistent.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+LabelArray: TypeAlias = npt.NDArray[np.int32]
+
+#: Factors of the largest product that is kept apart; beyond it, labels are merged.
+MAX_FACTORS = 4
+_NO_REASON = np.iinfo(np.int32).max
+
+
+class Labels:
+    """All labels of one graph, and what is known of them."""
+
+    def __init__(self) -> None:
+        self._parent = np.zeros(1024, dtype=np.int32)
+        self._product = np.full(1024, -1, dtype=np.int32)  # row in _factors, -1 for a plain label
+        self._reason = np.full(1024, _NO_REASON, dtype=np.int32)  # first reason to freeze, by root
+        self._count = 1  # label 0 stands for "no label"
+        self._factors: list[LabelArray] = []  # one row [MAX_FACTORS] for each product
+        self._pending: list[tuple[LabelArray, LabelArray]] = []
+        self.reasons: list[str] = []
+
+    # --- creation -------------------------------------------------------------------------------------------
+
+    def fresh(self, *shape: int) -> LabelArray:
+        """Return new labels, int32 ``[*shape, 1]``: every position its own."""
+        count = int(np.prod(shape, dtype=np.int64))
+        while self._count + count > len(self._parent):
+            self._grow()
+        start, self._count = self._count, self._count + count
+        labels = np.arange(start, self._count, dtype=np.int32)
+        self._parent[start : self._count] = labels
+        return labels.reshape(*shape, 1)
+
+    def _grow(self) -> None:
+        extra = len(self._parent)
+        self._parent = np.concatenate([self._parent, np.zeros(extra, np.int32)])
+        self._product = np.concatenate([self._product, np.full(extra, -1, np.int32)])
+        self._reason = np.concatenate([self._reason, np.full(extra, _NO_REASON, np.int32)])
+
+    # --- facts ----------------------------------------------------------------------------------------------
+
+    def freeze(self, labels: LabelArray, reason: str) -> None:
+        """Record that no position carrying any of ``labels`` may be removed."""
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        self._mark(np.unique(self.resolve(labels)), self.reasons.index(reason))
+
+    def _mark(self, roots: LabelArray, reason: int) -> None:
+        roots = roots[roots > 0]
+        self._reason[roots] = np.minimum(self._reason[roots], reason)
+
+    def equate(self, a: LabelArray, b: LabelArray, reason: str) -> None:
+        """Record that the sets ``a[..., ka]`` and ``b[..., kb]`` are removed together, position by position.
+
+        Args:
+            a: labels, leading shape equal to that of ``b``.
+            b: labels.
+            reason: why labels of one are frozen where the other has no label at a position.
+        """
+        a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+        if a.shape[1] == b.shape[1] == 1 and a.all() and b.all():
+            self._pending.append((a[:, 0], b[:, 0]))
+            return
+        a, b = self.resolve(a), self.resolve(b)
+        bare_a, bare_b = ~a.any(axis=1), ~b.any(axis=1)
+        if (bare_a & ~bare_b).any():
+            self.freeze(b[bare_a], reason)
+        if (bare_b & ~bare_a).any():
+            self.freeze(a[bare_b], reason)
+        both = ~(bare_a | bare_b)
+        self._equate_sets(a[both], b[both])
+
+    def _equate_sets(self, a: LabelArray, b: LabelArray) -> None:
+        """Equate resolved, non-empty sets, row by row; rows with equally large sets are solved at once."""
+        differ = ~_same_sets(a, b)
+        a, b = _left(a[differ]), _left(b[differ])
+        sizes = np.stack([(a > 0).sum(axis=1), (b > 0).sum(axis=1)], axis=1)
+        for size_a, size_b in np.unique(sizes, axis=0):
+            rows = (sizes == (size_a, size_b)).all(axis=1)
+            small, large = sorted((a[rows, :size_a], b[rows, :size_b]), key=lambda sets: sets.shape[1])
+            if large.shape[1] == 1:
+                self._pending.append((small[:, 0], large[:, 0]))
+            elif small.shape[1] == 1:
+                self._substitute(small[:, 0], large)
+            elif size_a == size_b:
+                for column, partner in _best_columns(small, large):
+                    self._pending.append((small[:, column], large[:, partner]))
+            else:
+                self._merge_rows(np.concatenate([small, large], axis=1))
+
+    def _substitute(self, plain: LabelArray, sets: LabelArray) -> None:
+        """Make each plain label the product that it meets; where it meets several, equate those."""
+        self.flush()
+        plain, rows = self.find(plain), self.resolve(sets)
+        # A label that is a product by now, or part of one of these, can't become this product as well.
+        clash = (self._product[plain] >= 0) | np.isin(rows, plain).any(axis=1)
+        if rows.shape[1] > MAX_FACTORS:
+            clash[:] = True
+        if clash.any():
+            self._merge_rows(np.concatenate([self.resolve(plain[clash, None]), rows[clash]], axis=1))
+        plain, rows = plain[~clash], rows[~clash]
+        unique, first, back = np.unique(plain, return_index=True, return_inverse=True)
+        self._expand(unique, rows[first])
+        again = first[back] != np.arange(len(plain))
+        self._equate_sets(rows[again], rows[first[back[again]]])
+
+    def _expand(self, roots: LabelArray, rows: LabelArray) -> None:
+        """Make each root the product of the labels in its row."""
+        padded = np.zeros((len(rows), MAX_FACTORS), dtype=np.int32)
+        padded[:, : rows.shape[1]] = rows
+        self._product[roots] = np.arange(len(self._factors), len(self._factors) + len(rows), dtype=np.int32)
+        self._factors.extend(padded)
+        self._table: LabelArray | None = None
+        for root in roots[self._reason[roots] != _NO_REASON]:
+            self._mark(self.resolve(np.array([[root]], np.int32)).ravel(), int(self._reason[root]))
+
+    def _merge_rows(self, rows: LabelArray) -> None:
+        """Make all labels of each row one label (coarse, and always consistent)."""
+        first = np.where(rows > 0, rows, np.iinfo(np.int32).max).min(axis=1)
+        for column in rows.T:
+            present = column > 0
+            self._pending.append((first[present], column[present]))
+
+    # --- products -------------------------------------------------------------------------------------------
+
+    def separate(self, joint: LabelArray, own: tuple[int, ...]) -> tuple[LabelArray, LabelArray]:
+        """Split a joint array into the labels of some of its axes and those of the rest.
+
+        A column that varies along one side only belongs to that side. Any other label, at ``(i, j)``, becomes
+        the product of a label of ``i`` and a label of ``j``.
+
+        Args:
+            joint: int32 ``[d1, ..., dm, k]``.
+            own: the axes to set apart.
+
+        Returns:
+            the labels over the axes ``own``, and those over the other axes, each ``[..., k']``.
+        """
+        self.flush()
+        joint = self.resolve(joint)
+        rest = tuple(axis for axis in range(joint.ndim - 1) if axis not in own)
+        own_shape = tuple(joint.shape[axis] for axis in own)
+        rest_shape = tuple(joint.shape[axis] for axis in rest)
+        table = joint.transpose(*own, *rest, joint.ndim - 1)
+        table = table.reshape(int(np.prod(own_shape)), int(np.prod(rest_shape)), joint.shape[-1])
+        own_columns, rest_columns = [], []
+        for column in np.moveaxis(table, -1, 0):
+            if (column == column[:, :1]).all():
+                own_columns.append(column[:, 0])
+            elif (column == column[:1]).all():
+                rest_columns.append(column[0])
+            else:
+                outer, inner = self.fresh(table.shape[0]), self.fresh(table.shape[1])
+                own_columns.append(outer[:, 0])
+                rest_columns.append(inner[:, 0])
+                product = np.stack(np.broadcast_arrays(outer, inner.T), axis=-1).reshape(-1, 2)
+                self.equate(
+                    column.reshape(-1, 1), product, "positions without a channel share an axis with channels"
+                )
+        self.flush()
+        return (
+            self.resolve(_columns(own_columns, table.shape[0])).reshape(*own_shape, -1),
+            self.resolve(_columns(rest_columns, table.shape[1])).reshape(*rest_shape, -1),
+        )
+
+    # --- solving --------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Solve all recorded equalities: connected components over the labels that they name."""
+        while self._pending:
+            a = self.find(np.concatenate([pair[0] for pair in self._pending]))
+            b = self.find(np.concatenate([pair[1] for pair in self._pending]))
+            self._pending.clear()
+            differ = a != b
+            if differ.any():
+                self._union(a[differ], b[differ])
+
+    def _union(self, a: LabelArray, b: LabelArray) -> None:
+        roots, back = np.unique(np.concatenate([a, b]), return_inverse=True)
+        edges = coo_array((np.ones(len(a), bool), (back[: len(a)], back[len(a) :])), shape=(len(roots),) * 2)
+        count, component = connected_components(edges, directed=False)
+        is_product = self._product[roots] >= 0
+        # A product leads its component, so that plain labels become that product.
+        leader = np.full(count, _NO_REASON, dtype=np.int32)
+        np.minimum.at(leader, component[is_product], roots[is_product])
+        by_product = leader != _NO_REASON
+        plain = ~by_product[component]
+        np.minimum.at(leader, component[plain], roots[plain])
+        leaders = leader[component]
+        reason = np.full(count, _NO_REASON, dtype=np.int32)
+        np.minimum.at(reason, component, self._reason[roots])
+
+        rivals = is_product & (roots != leaders)
+        rival_sets = self.resolve(roots[rivals, None]), self.resolve(leaders[rivals, None])
+        joining = ~is_product & by_product[component]
+        cyclic = (self.resolve(leaders[joining, None]) == roots[joining, None]).any(axis=1)
+        self._parent[roots] = leaders
+        self._reason[leader] = np.minimum(self._reason[leader], reason)
+        for root in leader[by_product & (reason != _NO_REASON)]:
+            self._mark(self.resolve(np.array([[root]], np.int32)).ravel(), int(self._reason[root]))
+        for root in np.unique(leaders[joining][cyclic]):
+            # A label that equals a product holding it: all factors are that label, and no product is left.
+            factors = self._factors[self._product[root]]
+            self._product[root] = -1
+            self._merge_rows(np.concatenate([[root], factors[factors > 0]]).astype(np.int32)[None])
+        self._equate_sets(*rival_sets)
+
+    def find(self, labels: LabelArray) -> LabelArray:
+        """Return the representative of every label, same shape."""
+        roots = self._parent[labels]
+        while True:
+            above = self._parent[roots]
+            if np.array_equal(above, roots):
+                return roots
+            roots = above
+
+    def resolve(self, labels: LabelArray) -> LabelArray:
+        """Return the sets with every label replaced by what it stands for: plain roots, no duplicates."""
+        sets = self.find(labels)
+        while (expanded := self._product[sets] >= 0).any():
+            table = self._factor_table()
+            columns = []
+            for column, is_product in zip(np.moveaxis(sets, -1, 0), np.moveaxis(expanded, -1, 0), strict=True):
+                if not is_product.any():
+                    columns.append(column[..., None])
+                    continue
+                wide = np.zeros((*column.shape, MAX_FACTORS), dtype=np.int32)
+                wide[..., 0] = column
+                wide[is_product] = table[self._product[column[is_product]]]
+                columns.append(wide)
+            sets = _compact(self.find(np.concatenate(columns, axis=-1)))
+        return _compact(sets) if sets.shape[-1] > 1 else sets
+
+    def _factor_table(self) -> LabelArray:
+        if self._table is None:
+            self._table = np.stack(self._factors)
+        return self._table
+
+    _table: LabelArray | None = None
+
+    def frozen_reason(self, roots: LabelArray) -> list[str | None]:
+        """Return why each of the resolved labels is frozen, None where it is not."""
+        return [None if code == _NO_REASON else self.reasons[code] for code in self._reason[roots].tolist()]
+
+    @property
+    def count(self) -> int:
+        """Number of labels ever made, label 0 included."""
+        return self._count
+
+
+def _columns(columns: list[LabelArray], count: int) -> LabelArray:
+    return np.stack(columns, axis=-1) if columns else np.zeros((count, 1), dtype=np.int32)
+
+
+def _compact(sets: LabelArray) -> LabelArray:
+    """Drop labels that stand twice in a set, then columns without labels; at least one column stays."""
+    for column in range(1, sets.shape[-1]):
+        twice = (sets[..., :column] == sets[..., column : column + 1]).any(axis=-1) & (sets[..., column] > 0)
+        if twice.any():
+            sets = sets.copy()
+            sets[..., column][twice] = 0
+    used = sets.reshape(-1, sets.shape[-1]).any(axis=0)
+    if used.all():
+        return sets
+    return sets[..., used] if used.any() else sets[..., :1]
+
+
+def _left(sets: LabelArray) -> LabelArray:
+    """Move the labels of each row before its empty places."""
+    order = np.argsort(sets == 0, axis=1, kind="stable")
+    return np.take_along_axis(sets, order, axis=1)
+
+
+def _same_sets(a: LabelArray, b: LabelArray) -> npt.NDArray[np.bool_]:
+    width = max(a.shape[1], b.shape[1])
+    padded = [
+        np.sort(np.pad(sets, ((0, 0), (0, width - sets.shape[1]))), axis=1) for sets in (a, b)
+    ]
+    return np.asarray((padded[0] == padded[1]).all(axis=1))
+
+
+def _best_columns(a: LabelArray, b: LabelArray) -> list[tuple[int, int]]:
+    """Pair the columns so that the fewest different labels meet: heads with heads, offsets with offsets."""
+    width = a.shape[1]
+    meetings = np.array(
+        [[len(np.unique(a[:, i].astype(np.int64) << 32 | b[:, j])) for j in range(width)] for i in range(width)]
+    )
+    best = min(permutations(range(width)), key=lambda order: sum(meetings[i, j] for i, j in enumerate(order)))
+    return list(enumerate(best))

@@ -1,0 +1,313 @@
+"""Operators that only move positions: transposing, joining, splitting, picking, repeating, padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.model.shape_values import slice_bounds
+from onnxprune.ops.base import OpRule, op_rule
+from onnxprune.ops.channels import Channels, Ref, Use
+from onnxprune.ops.elementwise import link_broadcast
+from onnxprune.ops.kept import Kept
+from onnxprune.ops.labels import LabelArray
+
+
+@op_rule("Transpose")
+class Transpose(OpRule):
+    """y[p[0], p[1], ...] = x[0, 1, ...]"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """Axes are renumbered."""
+        x = channels.ref(node, 0)
+        rank = channels.rank(x)
+        perm = list(node.attributes.get_ints("perm", ())) or list(reversed(range(rank)))
+        _label_constant(channels, x)
+        channels.copy(x, node.outputs[0], {source: target for target, source in enumerate(perm)})
+
+
+@op_rule("Squeeze", "Unsqueeze")
+class Squeeze(OpRule):
+    """y = x without, or with more, axes of size 1"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """The axes of other sizes keep their order."""
+        x, y = channels.ref(node, 0), node.outputs[0]
+        _label_constant(channels, x)
+        wide_x = [axis for axis, size in enumerate(channels.shape(x)) if size != 1]
+        wide_y = [axis for axis, size in enumerate(channels.shape(y)) if size != 1]
+        channels.copy(x, y, dict(zip(wide_x, wide_y, strict=True)))
+
+
+@op_rule("Concat")
+class Concat(OpRule):
+    """y = inputs one after another along ``axis``"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """Along the axis labels are joined; along the others the inputs share them."""
+        y = node.outputs[0]
+        rank = channels.rank(y)
+        joined = node.attributes.get_int("axis", 0) % rank
+        refs = [channels.ref(node, index) for index in range(len(node.inputs)) if channels.has(node, index)]
+        for ref in refs:
+            channels.separate_all(ref)
+        parts = [channels.alone(ref, joined) for ref in refs]
+        channels.put(y, (joined,), _join(parts, [channels.shape(ref)[joined] for ref in refs]))
+        reason = f"an input of {node.name} has no channels along an axis that it shares"
+        for axis in range(rank):
+            if axis == joined or channels.shape(y)[axis] < 2:
+                continue
+            tracked = [ref for ref in refs if channels.block_at(ref, axis) is not None]
+            if not tracked:
+                continue
+            labels = channels.alone(tracked[0], axis)
+            for ref in refs:
+                if ref is not tracked[0]:
+                    channels.meet(ref, axis, labels, reason)
+            channels.put(y, (axis,), labels)
+
+
+def _join(parts: list[LabelArray | None], sizes: list[int]) -> LabelArray | None:
+    """Join labels ``[dim, k]`` along the first axis; untracked parts get no labels."""
+    width = max((part.shape[1] for part in parts if part is not None), default=0)
+    if width == 0:
+        return None
+    rows = [np.zeros((size, width), np.int32) for size in sizes]
+    for row, part in zip(rows, parts, strict=True):
+        if part is not None:
+            row[:, : part.shape[1]] = part
+    return np.concatenate(rows)
+
+
+@op_rule("Split")
+class Split(OpRule):
+    """outputs = consecutive parts of x along ``axis``"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """Each output has the labels of its part."""
+        x = channels.ref(node, 0)
+        axis = node.attributes.get_int("axis", 0)
+        start = 0
+        for output in node.outputs:
+            size = channels.shape(output)[axis]
+            channels.index(x, output, axis, np.arange(start, start + size))
+            start += size
+
+    def fix(self, node: ir.Node, kept: Kept) -> None:
+        """The sizes of the parts, written out where they were equal and implicit."""
+        axis = node.attributes.get_int("axis", 0)
+        if axis % len(kept.shape(kept.ref(node, 0))) not in kept.input(node, 0):
+            return
+        sizes = [kept.count(output, axis) for output in node.outputs]
+        kept.drop_attribute(node, "num_outputs")
+        if "split" in node.attributes or kept.channels.shapes.opset < 13:
+            kept.set_attribute(node, ir.AttrInt64s("split", sizes))
+        else:
+            kept.set_ints(node, 1, sizes)
+
+
+@op_rule("Slice")
+class Slice(OpRule):
+    """y = x[start:end:step] along some axes"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """Along a sliced axis the positions are picked; computed bounds freeze it."""
+        x, y = channels.ref(node, 0), node.outputs[0]
+        picked = _sliced(node, channels)
+        if picked is None:
+            channels.freeze_all(x, f"{node.name} slices at computed bounds")
+            return
+        for axis, places in picked.items():
+            if np.abs(np.diff(places)).max(initial=1) > 1:
+                channels.freeze_axis(x, axis, f"{node.name} picks with a stride along this axis")
+        for block in channels.blocks.get(x, ()):
+            labels = block.labels
+            for place, axis in enumerate(block.axes):
+                if axis in picked:
+                    labels = np.take(labels, picked[axis], axis=place)
+            channels.put(y, block.axes, labels)
+
+    def fix(self, node: ir.Node, kept: Kept) -> None:
+        """New bounds for every axis that lost positions; the kept ones lie between them as before."""
+        masks = kept.input(node, 0)
+        picked = _sliced(node, kept.channels)
+        if picked is None or not set(picked).intersection(masks):
+            return
+        axes, starts, ends, steps = sorted(picked), [], [], []
+        for axis in axes:
+            bounds = _bounds(node, kept.channels, axis)
+            if axis in masks:
+                bounds = _shrunk(picked[axis], masks[axis], node)
+            start, end, step = bounds
+            starts.append(start)
+            ends.append(end)
+            steps.append(step)
+        if len(node.inputs) > 1:
+            for index, numbers in enumerate((starts, ends, axes, steps), start=1):
+                kept.set_ints(node, index, numbers)
+        else:
+            for name, numbers in (("starts", starts), ("ends", ends), ("axes", axes)):
+                kept.set_attribute(node, ir.AttrInt64s(name, numbers))
+
+
+_THROUGH_FIRST = -(2**62)
+_THROUGH_LAST = 2**62
+
+
+def _arguments(node: ir.Node, channels: Channels) -> list[np.ndarray[Any, Any]] | None:
+    arguments = []
+    for index in range(1, len(node.inputs)):
+        if node.inputs[index] is None:
+            break
+        content = channels.constant(node, index)
+        if content is None:
+            return None
+        arguments.append(content)
+    return arguments
+
+
+def _sliced(node: ir.Node, channels: Channels) -> dict[int, np.ndarray[Any, Any]] | None:
+    """Return the picked positions by axis, None if the bounds are computed."""
+    arguments = _arguments(node, channels)
+    if arguments is None:
+        return None
+    shape = channels.shape(channels.ref(node, 0))
+    bounds = slice_bounds(node, len(shape), arguments)
+    return {axis: np.arange(shape[axis])[slice(*triple)] for axis, triple in bounds.items()}
+
+
+def _bounds(node: ir.Node, channels: Channels, axis: int) -> tuple[int, int, int]:
+    arguments = _arguments(node, channels) or []
+    rank = channels.rank(channels.ref(node, 0))
+    start, end, step = slice_bounds(node, rank, arguments)[axis]
+    if end is None:
+        end = _THROUGH_FIRST
+    return start or 0, end, step
+
+
+def _shrunk(picked: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], node: ir.Node) -> tuple[int, int, int]:
+    """Return bounds that pick the kept ones of ``picked`` from the kept ones of the axis."""
+    new_place = np.cumsum(mask) - 1
+    wanted = new_place[picked[mask[picked]]]
+    steps = np.unique(np.diff(wanted))
+    if len(wanted) == 1:
+        return int(wanted[0]), int(wanted[0]) + 1, 1
+    if len(steps) != 1:
+        raise AssertionError(f"{node.name}: a strided slice was cut unevenly")
+    step = int(steps[0])
+    end = int(wanted[-1]) + (1 if step > 0 else -1)
+    return int(wanted[0]), end if end >= 0 else _THROUGH_FIRST, step
+
+
+@op_rule("Gather")
+class Gather(OpRule):
+    """y = x with one axis replaced by positions picked from it"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """Constant scalars and lists pick labels; other indices need the axis as it is."""
+        x, y = channels.ref(node, 0), node.outputs[0]
+        rank = channels.rank(x)
+        axis = node.attributes.get_int("axis", 0) % rank
+        indices = channels.constant(node, 1)
+        if indices is not None and indices.ndim < 2:
+            channels.index(x, y, axis, indices)
+            return
+        reason = f"{node.name} picks along this axis by computed positions"
+        _label_constant(channels, x, skip=axis)
+        channels.freeze_axis(x, axis, reason)
+        channels.freeze_all(channels.ref(node, 1), f"{node.name} reads positions from it")
+        more = len(channels.shape(y)) - rank
+        channels.copy(x, y, {a: a if a < axis else a + more for a in range(rank) if a != axis})
+
+    def fix(self, node: ir.Node, kept: Kept) -> None:
+        """The kept ones of the picked positions, renumbered."""
+        axis = node.attributes.get_int("axis", 0) % len(kept.shape(kept.ref(node, 0)))
+        mask = kept.input(node, 0).get(axis)
+        if mask is None:
+            return
+        indices = kept.channels.constant(node, 1)
+        if indices is None:
+            raise AssertionError(f"{node.name}: an axis with computed positions was cut")
+        old = indices.ravel() % len(mask)
+        new = (np.cumsum(mask) - 1)[old[mask[old]]]
+        kept.set_ints(node, 1, int(new[0]) if indices.ndim == 0 else [int(place) for place in new])
+
+
+@op_rule("GatherElements", "GatherND", "ScatterElements", "ScatterND")
+class Indexed(OpRule):
+    """y = elements picked or replaced by index tuples"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """GatherND leaves the axes behind the indexed ones alone; everything else is frozen."""
+        reason = f"{node.name} ({node.op_type}) picks positions by their number"
+        x, y = channels.ref(node, 0), node.outputs[0]
+        channels.freeze_all(channels.ref(node, 1), reason)
+        if node.op_type == "GatherND":
+            indices = channels.shape(channels.ref(node, 1))
+            indexed = node.attributes.get_int("batch_dims", 0) + indices[-1]
+            for axis in range(indexed):
+                channels.freeze_axis(x, axis, reason)
+            more = channels.rank(y) - channels.rank(x)
+            channels.copy(x, y, {axis: axis + more for axis in range(indexed, channels.rank(x))})
+            return
+        for index in range(len(node.inputs)):
+            if channels.has(node, index):
+                channels.freeze_all(channels.ref(node, index), reason)
+
+
+@op_rule("Expand", "Tile")
+class Repeat(OpRule):
+    """y = x repeated along some axes"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """Axes that keep their size keep their labels; a repeated axis of size 1 has none."""
+        x, y = channels.ref(node, 0), node.outputs[0]
+        if node.op_type == "Expand":
+            if channels.constant(node, 1) is None:
+                channels.freeze_all(x, f"{node.name} has a computed target shape")
+            link_broadcast(channels, [x], y, "")
+            return
+        for axis in range(channels.rank(x)):
+            if channels.shape(x)[axis] != channels.shape(y)[axis]:
+                channels.freeze_axis(x, axis, f"{node.name} repeats along this axis")
+        same = [a for a in range(channels.rank(x)) if channels.shape(x)[a] == channels.shape(y)[a]]
+        channels.copy(x, y, {axis: axis for axis in same})
+
+    def fix(self, node: ir.Node, kept: Kept) -> None:
+        """An Expand target that repeats nothing along a cut axis asks for size 1 there."""
+        if node.op_type != "Expand" or not kept.masks(node.outputs[0]):
+            return
+        target = kept.old_ints(node, 1)
+        if target is None:
+            raise AssertionError(f"{node.name}: a computed target was cut")
+        shift = len(target) - len(kept.shape(node.outputs[0]))
+        for axis in kept.masks(node.outputs[0]):
+            if axis + shift >= 0:
+                target[axis + shift] = 1
+        kept.set_ints(node, 1, target)
+
+
+@op_rule("Pad")
+class Pad(OpRule):
+    """y = x with positions added at both ends of some axes"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """An axis that grows is kept whole; the others pass."""
+        x, y = channels.ref(node, 0), node.outputs[0]
+        same = []
+        for axis in range(channels.rank(x)):
+            if channels.shape(x)[axis] == channels.shape(y)[axis]:
+                same.append(axis)
+            else:
+                channels.freeze_axis(x, axis, f"{node.name} pads this axis")
+        channels.copy(x, y, {axis: axis for axis in same})
+
+
+def _label_constant(channels: Channels, ref: Ref, skip: int | None = None) -> None:
+    """Give a constant that is only moved labels of its own, so that a cut can reach it."""
+    if isinstance(ref, Use):
+        for axis in range(channels.rank(ref)):
+            if axis != skip:
+                channels.alone(ref, axis)

@@ -1,0 +1,86 @@
+"""Normalisation: statistics that are constants, and statistics taken over axes at run time."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxprune.ops.base import OpRule, op_rule
+from onnxprune.ops.channels import Channels
+
+
+@op_rule("BatchNormalization")
+class BatchNormalization(OpRule):
+    """y[n, c, ...] = (x[n, c, ...] - mean[c]) / sqrt(var[c] + eps) * scale[c] + bias[c]"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """Four vectors follow the channels of the input."""
+        x = channels.ref(node, 0)
+        labels = channels.alone(x, 1)
+        for index in range(1, 5):
+            channels.meet(channels.ref(node, index), 0, labels, f"{node.name} normalises untracked channels")
+        channels.copy(x, node.outputs[0])
+
+
+@op_rule("LayerNormalization")
+class LayerNormalization(OpRule):
+    """y = (x - mean(x)) / std(x) * scale + bias, with mean and std over the axes from ``axis`` on"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """The statistics change when a position of a normalised axis goes."""
+        x = channels.ref(node, 0)
+        rank = channels.rank(x)
+        first = node.attributes.get_int("axis", -1) % rank
+        channels.separate_all(x)
+        for axis in range(first, rank):
+            labels = channels.alone(x, axis)
+            for index in (1, 2):
+                if channels.has(node, index):
+                    parameter = channels.ref(node, index)
+                    own = axis - rank + channels.rank(parameter)
+                    if own >= 0 and channels.shape(parameter)[own] > 1:
+                        channels.meet(parameter, own, labels, f"{node.name} normalises an untracked axis")
+            if labels is not None:
+                channels.averages_over(labels, f"{node.name} takes mean and deviation over these channels")
+        channels.copy(x, node.outputs[0])
+
+
+@op_rule("InstanceNormalization")
+class InstanceNormalization(OpRule):
+    """y[n, c, ...] = (x[n, c, ...] - mean[n, c]) / std[n, c] * scale[c] + bias[c], over space"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """Statistics are taken over space alone, so channels are independent."""
+        x = channels.ref(node, 0)
+        channels.separate_all(x)
+        for axis in range(2, channels.rank(x)):
+            channels.freeze_axis(x, axis, f"{node.name} takes mean and deviation along this axis")
+        labels = channels.alone(x, 1)
+        for index in (1, 2):
+            channels.meet(channels.ref(node, index), 0, labels, f"{node.name} normalises untracked channels")
+        channels.copy(x, node.outputs[0])
+
+
+@op_rule("Softmax", "LogSoftmax", "Hardmax")
+class Softmax(OpRule):
+    """y = exp(x) / sum(exp(x)) along one axis (all axes from ``axis`` on before opset 13)"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """A position less changes all others."""
+        x = channels.ref(node, 0)
+        rank = channels.rank(x)
+        modern = channels.shapes.opset >= 13
+        axis = node.attributes.get_int("axis", -1 if modern else 1) % rank
+        for normalised in (axis,) if modern else range(axis, rank):
+            channels.freeze_axis(x, normalised, f"{node.name} ({node.op_type}) normalises along this axis")
+        channels.copy(x, node.outputs[0])
+
+
+@op_rule("LpNormalization")
+class LpNormalization(OpRule):
+    """y = x / norm(x) along one axis"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """The norm changes when a position goes, unless that position is zero: it is exact for zeroed ones."""
+        x = channels.ref(node, 0)
+        channels.freeze_axis(x, node.attributes.get_int("axis", -1), f"{node.name} takes a norm along this axis")
+        channels.copy(x, node.outputs[0])

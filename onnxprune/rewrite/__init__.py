@@ -1,0 +1,1 @@
+"""Plans applied to models: cut what shrinks, mask what becomes zero."""

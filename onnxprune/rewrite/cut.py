@@ -1,0 +1,103 @@
+"""Channel removal: every tensor is compressed along its axes, then each operator repairs what sizes it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.ops.channels import Channels, Use
+from onnxprune.ops.kept import Kept
+from onnxprune.ops.registry import rule_for
+from onnxprune.types import BoolArray
+
+
+def cut(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Model:
+    """Return a copy of an analysed model without the removed channels.
+
+    Args:
+        model: the working copy that was analysed; not changed. Tensors that lose nothing are shared.
+        channels: its labels.
+        removed: bool ``[labels.count]``, True for each label that goes.
+    """
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    copies = dict(zip(model.graph, copy.graph, strict=True))
+    kept = Kept(channels, removed, copies)
+    for node, twin in copies.items():
+        _declare_shapes(node, twin, kept)
+    for value in list(model.graph.initializers.values()):
+        _cut_initializer(value, kept, copies, copy.graph)
+    for node in model.graph:
+        rule = rule_for(node)
+        if rule is not None:
+            rule.fix(node, kept)
+    return copy
+
+
+def _declare_shapes(node: ir.Node, copy: ir.Node, kept: Kept) -> None:
+    for before, after in zip(node.outputs, copy.outputs, strict=True):
+        masks = kept.masks(before)
+        if masks and after.shape is not None:
+            after.shape = ir.Shape(
+                [int(masks[axis].sum()) if axis in masks else dim for axis, dim in enumerate(after.shape)]
+            )
+
+
+def _cut_initializer(value: ir.Value, kept: Kept, copies: dict[ir.Node, ir.Node], graph: ir.Graph) -> None:
+    """Compress a weight. Users of a tied weight that lose different positions each get their own."""
+    versions: dict[tuple[object, ...], tuple[dict[int, BoolArray], list[Use]]] = {}
+    for node, index in value.uses():
+        if node not in copies:
+            continue  # a subgraph reads it; it was frozen, so it is never cut
+        use = Use(node, index)
+        masks = kept.masks(use)
+        key = tuple((axis, mask.tobytes()) for axis, mask in sorted(masks.items()))
+        versions.setdefault(key, (masks, []))[1].append(use)
+    if not any(masks for masks, _ in versions.values()):
+        return
+    for masks, uses in versions.values():
+        if not masks:
+            continue
+        new = _compressed(value, masks, graph, own_name=len(versions) > 1)
+        for use in uses:
+            copies[use.node].replace_input_with(use.index, new)
+    old = graph.initializers[str(value.name)]
+    if not old.uses() and not old.is_graph_output():
+        graph.initializers.pop(str(value.name))
+        if len(versions) == 1:
+            new.name = value.name
+            graph.initializers.add(new)
+        return
+
+
+def _compressed(value: ir.Value, masks: dict[int, BoolArray], graph: ir.Graph, *, own_name: bool) -> ir.Value:
+    tensor = value.const_value
+    if tensor is None:
+        raise ValueError(f"{value.name} has no contents")
+    array = compress(tensor.numpy(), masks)
+    name, number = str(value.name), 1
+    while own_name and name in graph.initializers:
+        number += 1
+        name = f"{value.name}_{number}"
+    new = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=ir.Tensor(array, dtype=tensor.dtype, name=name),
+        metadata_props=dict(value.metadata_props),
+    )
+    if own_name:
+        graph.register_initializer(new)
+    return new
+
+
+def compress(array: np.ndarray, masks: dict[int, BoolArray]) -> np.ndarray:  # type: ignore[type-arg]
+    """Return an array without the positions that are False in the mask of an axis."""
+    for axis, mask in sorted(masks.items(), key=lambda item: item[1].mean()):  # the largest cut first
+        array = np.take(array, np.flatnonzero(mask), axis=axis)
+    return np.ascontiguousarray(array)
+
+
+__all__: Sequence[str] = ("compress", "cut")

@@ -1,0 +1,74 @@
+"""Set weights to zero, tensor by tensor as they are written: the model is never in memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.errors import PlanError
+from onnxprune.model.stored import replace_stored, stored_values, tensor_of
+from onnxprune.model.streaming import read_pieces
+from onnxprune.types import Mask
+
+_MASKED_TYPES = frozenset((ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE))
+
+
+def apply_masks(model: ir.Model, masks: Mapping[str, Mask]) -> None:
+    """Replace each masked weight by one that is zero where its mask says so.
+
+    The zeros are +0 and every other weight keeps its bits. The products are formed when a tensor is read, and
+    again at each reading. Nothing is changed unless every mask fits.
+
+    Args:
+        model: a working copy; its weights are replaced, wherever they are stored.
+        masks: by tensor name.
+
+    Raises:
+        PlanError: a mask names no tensor, or several, or does not fit its shape or type.
+    """
+    values = stored_values(model)
+    for name, mask in masks.items():
+        _check_fits(name, mask, values.get(name, []))
+    for name, mask in masks.items():
+        (value,) = values[name]
+        tensor = tensor_of(value)
+        masked = ir.LazyTensor(
+            partial(_masked, tensor, mask),
+            dtype=tensor.dtype,
+            shape=ir.Shape(mask.shape),
+            name=tensor.name,
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+        )
+        replace_stored(value, masked)
+
+
+def _check_fits(name: str, mask: Mask, values: list[ir.Value]) -> None:
+    if len(values) != 1:
+        what = "no tensor of that name" if not values else f"{len(values)} tensors of that name"
+        raise PlanError(f"mask for {name!r}: the model has {what}; make the plan again from this model")
+    tensor = tensor_of(values[0])
+    shape = tuple(int(size) for size in tensor.shape.numpy())
+    if shape != mask.shape:
+        raise PlanError(
+            f"mask for {name!r} has shape {list(mask.shape)}, the tensor {list(shape)}; make the plan again"
+        )
+    if tensor.dtype not in _MASKED_TYPES:
+        raise PlanError(
+            f"mask for {name!r}: the tensor holds {tensor.dtype.name.lower()}; prune before quantizing"
+        )
+
+
+def _masked(tensor: ir.TensorProtocol, mask: Mask) -> ir.TensorProtocol:
+    flat = np.empty(tensor.size, dtype=tensor.dtype.numpy())
+    start = 0
+    for piece in read_pieces(tensor):
+        target = flat[start : start + piece.size]
+        target[:] = piece
+        bits = mask.bits[start // 8 : (start + piece.size + 7) // 8]  # pieces begin at whole bytes
+        target[np.unpackbits(bits, count=piece.size) == 0] = 0
+        start += piece.size
+    return ir.Tensor(flat.reshape(mask.shape), dtype=tensor.dtype, name=tensor.name)

@@ -1,0 +1,67 @@
+"""The exact twin of a cut: the original model with zeros wherever a sum runs over a removed position.
+
+A sum does not change when terms that are zero are left out, so the twin computes what the cut model must
+compute. It is made from the original by other means than the cut: no shape changes, no size is repaired.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.ops.channels import Channels, Contraction
+from onnxprune.types import BoolArray
+
+
+def make_twin(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Model:
+    """Return the exact twin of a cut.
+
+    Args:
+        model: the working copy that was analysed; not changed.
+        channels: its labels, and the sums that run over them.
+        removed: bool ``[labels.count]``, True for each label that goes.
+    """
+    copy = model.clone()
+    copies = dict(zip(model.graph, copy.graph, strict=True))
+    for number, contraction in enumerate(channels.contractions):
+        gone = _gone(channels, contraction, removed)
+        if gone is not None and gone.any():
+            rank = channels.rank(channels.ref(contraction.node, contraction.operand))
+            _zero(copies[contraction.node], contraction, gone, rank, copy.graph, f"twin_{number}")
+    return copy
+
+
+def _gone(channels: Channels, contraction: Contraction, removed: BoolArray) -> BoolArray | None:
+    ref = channels.ref(contraction.node, contraction.operand)
+    labels = channels.alone(ref, contraction.axis)
+    return None if labels is None else np.asarray(removed[labels].any(axis=-1))
+
+
+def _zero(
+    node: ir.Node, contraction: Contraction, gone: BoolArray, rank: int, graph: ir.Graph, name: str
+) -> None:
+    """Zero the removed positions of one operand: in the weight itself, or by a product with a mask."""
+    value = node.inputs[contraction.operand]
+    if value is None:
+        raise ValueError(f"{node.name} lacks input {contraction.operand}")
+    if value.is_initializer() and value.const_value is not None:
+        array = value.const_value.numpy().copy()
+        array[(slice(None),) * contraction.axis + (gone,)] = 0
+        tensor = ir.Tensor(array, dtype=value.const_value.dtype, name=name)
+        zeroed = ir.Value(name=name, shape=tensor.shape, type=value.type, const_value=tensor)
+        graph.register_initializer(zeroed)
+        node.replace_input_with(contraction.operand, zeroed)
+        if not value.uses() and not value.is_graph_output():
+            graph.initializers.pop(str(value.name))
+        return
+    dtype = value.dtype or ir.DataType.FLOAT
+    shape = [1] * rank
+    shape[contraction.axis] = len(gone)
+    mask = ir.Tensor((~gone).astype(dtype.numpy()).reshape(shape), dtype=dtype, name=f"{name}_mask")
+    factor = ir.Value(name=mask.name, shape=mask.shape, type=ir.TensorType(dtype), const_value=mask)
+    graph.register_initializer(factor)
+    product = ir.node("Mul", [value, factor], name=name)
+    product.outputs[0].name = f"{name}_out"
+    product.outputs[0].dtype = dtype
+    graph.insert_before(node, product)
+    node.replace_input_with(contraction.operand, product.outputs[0])

@@ -1,0 +1,1 @@
+"""Importance scores of channels and of weights."""

@@ -1,0 +1,18 @@
+from onnxprune.messages import TEXT_LIMIT, one_line
+
+
+def test_first_line_that_says_something():
+    assert one_line("\n\n  first  \nsecond") == "first"
+    assert one_line("") == "no reason given"
+
+
+def test_control_and_bidirectional_characters_are_shown():
+    assert one_line("a\x1b[2Jb\tc\rd\u202ee\u2028f") == r"a\x1b[2Jb\tc\rd\u202ee\u2028f"
+    assert one_line("größe 日本") == "größe 日本"
+
+
+def test_cut_at_the_limit():
+    assert len(one_line("x" * 10_000)) == TEXT_LIMIT
+    assert one_line("x" * TEXT_LIMIT) == "x" * TEXT_LIMIT
+    assert one_line("\x00" * 300).endswith("...")
+    assert len(one_line("\x00" * 300)) == TEXT_LIMIT

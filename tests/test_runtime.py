@@ -1,0 +1,409 @@
+import gc
+import os
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune import runtime
+from onnxprune.errors import ModelError, RuntimeFailure, UsageError
+from onnxprune.runtime import open_session, random_feeds, save_optimized
+
+FLOAT = TensorProto.FLOAT
+
+
+def make_model(nodes, inputs, outputs, tensors=(), opset=21, ir_version=10):
+    graph = helper.make_graph(
+        [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
+        "graph",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        list(tensors),
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+
+
+def tensor_of(name, data_type, shape=(40, 30)):
+    values = np.random.default_rng(1).integers(0, 3, shape)
+    return ir.serde.serialize_tensor(
+        ir.Tensor(values.astype(ir.DataType(data_type).numpy()), dtype=ir.DataType(data_type), name=name)
+    )
+
+
+def dense(rows=64, columns=48, seed=0):
+    """y = x @ weight + bias"""
+    generator = np.random.default_rng(seed)
+    return make_model(
+        [("MatMul", ["x", "weight"], ["product"]), ("Add", ["product", "bias"], ["y"])],
+        [("x", FLOAT, ["batch", rows])],
+        [("y", FLOAT, ["batch", columns])],
+        [
+            numpy_helper.from_array(generator.standard_normal((rows, columns)).astype(np.float32), "weight"),
+            numpy_helper.from_array(generator.standard_normal(columns).astype(np.float32), "bias"),
+        ],
+    )
+
+
+PLAIN_TYPES = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8", "INT16", "INT32", "INT64", "UINT64")
+ODD_TYPES = ("BOOL", "FLOAT8E4M3FN", "FLOAT8E5M2", "INT4", "UINT4")
+
+
+@pytest.mark.parametrize("name", PLAIN_TYPES + ODD_TYPES)
+def test_a_model_in_memory_computes_what_its_file_does(tmp_path, name):
+    weight = tensor_of("w", TensorProto.DataType.Value(name))
+    proto = make_model(
+        [("Cast", ["w"], ["wide"], {"to": FLOAT}), ("Add", ["x", "wide"], ["y"])],
+        [("x", FLOAT, [40, 30])],
+        [("y", FLOAT, [40, 30])],
+        [weight],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path)
+    feeds = {"x": np.random.default_rng(0).standard_normal((40, 30)).astype(np.float32)}
+    expected = feeds["x"] + numpy_helper.to_array(weight).astype(np.float32)
+    for model in (ir.from_proto(proto), path, str(path)):
+        for optimize in ("none", "basic", "all"):
+            result = open_session(model, optimize=optimize).run(feeds)["y"]
+            np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize(
+    ("data_type", "dtype"),
+    [
+        (TensorProto.BFLOAT16, ml_dtypes.bfloat16),
+        (TensorProto.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn),
+        (TensorProto.FLOAT16, np.float16),
+    ],
+)
+def test_inputs_and_outputs_of_types_that_numpy_lacks(data_type, dtype):
+    proto = make_model(
+        [("Identity", ["x"], ["y"]), ("Cast", ["x"], ["wide"], {"to": FLOAT})],
+        [("x", data_type, ["n", 4])],
+        [("y", data_type, ["n", 4]), ("wide", FLOAT, ["n", 4])],
+    )
+    session = open_session(ir.from_proto(proto))
+    assert session.inputs["x"] == ((None, 4), np.dtype(dtype))
+    x = np.array([[0.5, 1.5, -2, 448]]).astype(dtype)
+    result = session.run({"x": x})
+    assert result["y"].dtype == dtype
+    np.testing.assert_array_equal(result["y"].astype(np.float32), x.astype(np.float32))
+    np.testing.assert_array_equal(result["wide"], x.astype(np.float32))
+    assert list(session.run({"x": x}, ["wide"])) == ["wide"]
+
+
+def test_tensors_stay_alive_with_the_session():
+    model = ir.from_proto(dense())
+    for value in model.graph.initializers.values():
+        value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)
+    weight = model.graph.initializers["weight"].const_value.numpy().copy()
+    bias = model.graph.initializers["bias"].const_value.numpy().copy()
+    session = open_session(model, optimize="none", prepack=False)
+    del model
+    gc.collect()
+    _ = [np.full((64, 48), np.nan, np.float32) for _ in range(100)]  # would land where freed arrays were
+    x = np.ones((3, 64), np.float32)
+    np.testing.assert_allclose(session.run({"x": x})["y"], x @ weight + bias, rtol=1e-5)
+
+
+def test_weights_are_read_in_place():
+    """The zero-copy claim itself: without prepacking, the session sees a write to the caller's array."""
+    model = ir.from_proto(dense())
+    array = np.zeros((64, 48), np.float32)
+    model.graph.initializers["weight"].const_value = ir.Tensor(array, name="weight")
+    session = open_session(model, optimize="none", prepack=False)
+    x = np.ones((1, 64), np.float32)
+    before = session.run({"x": x})["y"]
+    array += 1
+    np.testing.assert_allclose(session.run({"x": x})["y"], before + 64, rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimize", ["none", "basic", "all"])
+def test_weights_that_the_optimizer_permutes(optimize):
+    """ONNX Runtime permutes such a weight under its own name: one handed over in place would be stale."""
+    weight = np.random.default_rng(0).standard_normal((24, 36)).astype(np.float32)
+    proto = make_model(
+        [
+            ("Transpose", ["x"], ["t"], {"perm": [1, 0]}),
+            ("Add", ["t", "w"], ["s"]),
+            ("Transpose", ["s"], ["y"], {"perm": [1, 0]}),
+        ],
+        [("x", FLOAT, [36, 24])],
+        [("y", FLOAT, [36, 24])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    x = np.random.default_rng(1).standard_normal((36, 24)).astype(np.float32)
+    result = open_session(ir.from_proto(proto), optimize=optimize).run({"x": x})["y"]
+    np.testing.assert_allclose(result, x + weight.T, rtol=1e-6)
+
+
+def test_subgraphs_see_large_tensors_of_the_main_graph_and_keep_their_own():
+    outer = np.arange(600, dtype=np.float32)
+    inner = outer * 2
+    info = helper.make_tensor_value_info("out", FLOAT, [600])
+    then = helper.make_graph([helper.make_node("Identity", ["outer"], ["out"])], "then", [], [info])
+    other = helper.make_graph(
+        [helper.make_node("Add", ["outer", "inner"], ["out"])],
+        "else",
+        [],
+        [info],
+        [numpy_helper.from_array(inner, "inner")],
+    )
+    proto = make_model(
+        [("If", ["c"], ["y"], {"then_branch": then, "else_branch": other})],
+        [("c", TensorProto.BOOL, [])],
+        [("y", FLOAT, [600])],
+        [numpy_helper.from_array(outer, "outer")],
+    )
+    session = open_session(ir.from_proto(proto))
+    np.testing.assert_array_equal(session.run({"c": np.array(True)})["y"], outer)
+    np.testing.assert_array_equal(session.run({"c": np.array(False)})["y"], outer + inner)
+
+
+def test_functions_and_initializers_that_are_inputs_too():
+    body = helper.make_function(
+        "custom", "Double", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])],
+        [helper.make_opsetid("", 21)],
+    )  # fmt: skip
+    weight = np.random.default_rng(0).standard_normal((20, 20)).astype(np.float32)
+    proto = make_model(
+        [("MatMul", ["x", "w"], ["p"]), ("Double", ["p"], ["y"], {"domain": "custom"})],
+        [("x", FLOAT, [1, 20]), ("w", FLOAT, [20, 20])],
+        [("y", FLOAT, [1, 20])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    proto.functions.append(body)
+    proto.opset_import.append(helper.make_opsetid("custom", 1))
+    session = open_session(ir.from_proto(proto))
+    assert session.input_names == ("x",)
+    x = np.ones((1, 20), np.float32)
+    np.testing.assert_allclose(session.run({"x": x})["y"], 2 * x @ weight, rtol=1e-5)
+
+
+def test_external_data_is_found_beside_the_file(tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    path = tmp_path / "deep" / "m.onnx"
+    onnx.save(dense(), path, save_as_external_data=True, location="m.data", size_threshold=0)
+    monkeypatch.chdir(tmp_path)
+    x = np.ones((2, 64), np.float32)
+    expected = open_session(ir.from_proto(dense())).run({"x": x})["y"]
+    np.testing.assert_array_equal(open_session(path).run({"x": x})["y"], expected)
+    np.testing.assert_array_equal(open_session(ir.load(path)).run({"x": x})["y"], expected)
+
+
+def test_extra_outputs():
+    session = open_session(ir.from_proto(dense()), extra_outputs=["product"])
+    assert session.output_names == ("y", "product")
+    result = session.run({"x": np.ones((2, 64), np.float32)})
+    bias = numpy_helper.to_array(dense().graph.initializer[1])
+    np.testing.assert_allclose(result["product"] + bias, result["y"], rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError, match="in memory"):
+        open_session("m.onnx", extra_outputs=["product"])
+
+
+class TestFailures:
+    def one_line_failure(self, capfd, call):
+        with pytest.raises(RuntimeFailure) as caught:
+            call()
+        message = str(caught.value)
+        assert "\n" not in message
+        assert len(message) < 320
+        assert capfd.readouterr() == ("", "")
+        return message
+
+    def test_a_graph_that_onnx_runtime_refuses(self, capfd):
+        proto = make_model([("NoSuchOperator", ["x"], ["y"])], [("x", FLOAT, [1])], [("y", FLOAT, [1])])
+        message = self.one_line_failure(capfd, lambda: open_session(ir.from_proto(proto), label="bad.onnx"))
+        assert message.startswith("bad.onnx: ")
+        assert "NoSuchOperator" in message
+
+    def test_a_file_that_is_no_model(self, tmp_path, capfd):
+        path = tmp_path / "noise.onnx"
+        path.write_bytes(b"\x00\x1b[31mnoise" * 20)
+        assert "noise.onnx" in self.one_line_failure(capfd, lambda: open_session(path))
+
+    def test_no_file(self, tmp_path):
+        for path in (tmp_path / "none.onnx", tmp_path):
+            with pytest.raises(ModelError, match="no such model file"):
+                open_session(path)
+
+    def test_control_characters_of_the_model_are_escaped(self, capfd):
+        proto = make_model([("Relu", ["x"], ["y"])], [("x", FLOAT, [1])], [("y", FLOAT, [1])])
+        proto.graph.node[0].op_type = "No\x1b[2J\nSuch"
+        message = self.one_line_failure(capfd, lambda: open_session(ir.from_proto(proto)))
+        assert "\x1b" not in message
+
+    @pytest.mark.parametrize(
+        "feeds",
+        [
+            {},
+            {"x": np.ones((2, 63), np.float32)},
+            {"x": np.ones((2, 64), np.float64)},
+            {"x": np.ones((2, 64), np.float32), "z": np.ones(1, np.float32)},
+            {"x": np.array(["text"])},
+        ],
+    )
+    def test_feeds_that_do_not_fit(self, capfd, feeds):
+        session = open_session(ir.from_proto(dense()), label="m.onnx")
+        message = self.one_line_failure(capfd, lambda: session.run(feeds))
+        assert message.startswith("m.onnx: run failed: ")
+
+    def test_a_failure_inside_the_graph(self, capfd):
+        proto = make_model(
+            [("Reshape", ["x", "shape"], ["y"])],
+            [("x", FLOAT, ["n"]), ("shape", TensorProto.INT64, [2])],
+            [("y", FLOAT, ["a", "b"])],
+        )
+        session = open_session(ir.from_proto(proto))
+        feeds = {"x": np.ones(7, np.float32), "shape": np.array([2, 2])}
+        self.one_line_failure(capfd, lambda: session.run(feeds))
+
+    def test_providers(self):
+        with pytest.raises(UsageError, match="did you mean 'cuda'"):
+            open_session(ir.from_proto(dense()), provider="cudaa")
+        missing = next(name for name in runtime.PROVIDERS if name not in runtime.available_providers())
+        with pytest.raises(
+            RuntimeFailure, match=rf"'{missing}' is not in.*it has: .*cpu.*pip install onnxruntime"
+        ):
+            open_session(ir.from_proto(dense()), provider=missing)
+        assert (
+            open_session(ir.from_proto(dense()), provider="CPUExecutionProvider")
+            .providers[0]
+            .startswith("CPU")
+        )
+
+    def test_a_provider_that_falls_back_silently_is_an_error(self, monkeypatch):
+        """ONNX Runtime opens the session on CPU when CUDA's libraries are missing."""
+        monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+        monkeypatch.setattr(runtime.onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn"))
+        native = runtime.onnxruntime.InferenceSession
+
+        def on_cpu(source, options, providers, **more):
+            return native(source, options, providers=["CPUExecutionProvider"], **more)
+
+        monkeypatch.setattr(runtime.onnxruntime, "InferenceSession", on_cpu)
+        with pytest.raises(RuntimeFailure, match="did not start: Failed to load libcudnn"):
+            open_session(ir.from_proto(dense()), provider="cuda")
+
+
+@pytest.mark.skipif("cuda" not in runtime.available_providers(), reason="ONNX Runtime without CUDA")
+def test_cuda_computes_what_the_cpu_does():
+    feeds = {"x": np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)}
+    expected = open_session(ir.from_proto(dense())).run(feeds)["y"]
+    result = open_session(ir.from_proto(dense()), provider="cuda").run(feeds)["y"]
+    np.testing.assert_allclose(result, expected, rtol=1e-2, atol=1e-2)  # TF32 has 10 bits
+
+
+class TestRandomFeeds:
+    def model(self):
+        return ir.from_proto(
+            make_model(
+                [
+                    ("Cast", ["ids"], ["wide"], {"to": TensorProto.INT64}),
+                    ("Gather", ["table", "wide"], ["rows"]),
+                    ("Identity", ["attention_mask"], ["m"]),
+                    ("Identity", ["image"], ["i"]),
+                    ("Identity", ["flag"], ["f"]),
+                    ("Identity", ["pixels"], ["p"]),
+                ],
+                [
+                    ("ids", TensorProto.INT32, ["b", 50]),
+                    ("attention_mask", TensorProto.INT64, ["b", 50]),
+                    ("image", TensorProto.FLOAT16, ["b", 50]),
+                    ("flag", TensorProto.BOOL, []),
+                    ("pixels", TensorProto.UINT8, ["b", 50]),
+                ],
+                [("rows", FLOAT, None)],
+                [tensor_of("table", FLOAT, (3, 8))],
+            )
+        )
+
+    SHAPES = {  # noqa: RUF012
+        "ids": (4, 50), "attention_mask": (4, 50), "image": (4, 50), "flag": (), "pixels": (4, 50)
+    }  # fmt: skip
+
+    def test_types_and_ranges(self):
+        feeds = random_feeds(self.model(), self.SHAPES, seed=0)
+        assert {name: array.shape for name, array in feeds.items()} == self.SHAPES
+        assert [array.dtype for array in feeds.values()] == [np.int32, np.int64, np.float16, bool, np.uint8]
+        assert set(np.unique(feeds["ids"])) == {0, 1, 2}  # the table has three rows
+        assert set(np.unique(feeds["attention_mask"])) == {0, 1}
+        assert feeds["attention_mask"][:, 0].all()
+        assert 60 < feeds["pixels"].max() < 100
+        assert abs(feeds["image"].astype(float).std() - 1) < 0.2
+
+    def test_seed(self):
+        first, again, other = (random_feeds(self.model(), self.SHAPES, seed) for seed in (1, 1, 2))
+        assert all(np.array_equal(first[name], again[name]) for name in first)
+        assert not np.array_equal(first["image"], other["image"])
+
+    def test_errors(self):
+        with pytest.raises(UsageError, match="no shape given for input 'flag'"):
+            random_feeds(self.model(), {k: v for k, v in self.SHAPES.items() if k != "flag"}, seed=0)
+        words = make_model(
+            [("Identity", ["s"], ["y"])], [("s", TensorProto.STRING, [1])], [("y", FLOAT, [1])]
+        )
+        with pytest.raises(UsageError, match="input 's' takes no numbers"):
+            random_feeds(ir.from_proto(words), {"s": (1,)}, seed=0)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_save_optimized_folds_batch_norm(tmp_path, in_memory):
+    channels = 40
+    generator = np.random.default_rng(0)
+    vectors = [generator.uniform(0.5, 1.5, channels).astype(np.float32) for _ in range(4)]
+    proto = make_model(
+        [
+            ("Conv", ["x", "w"], ["c"]),
+            ("BatchNormalization", ["c", "v0", "v1", "v2", "v3"], ["y"]),
+        ],
+        [("x", FLOAT, [1, 8, 4, 4])],
+        [("y", FLOAT, [1, channels, 4, 4])],
+        [
+            numpy_helper.from_array(generator.standard_normal((channels, 8, 1, 1)).astype(np.float32), "w"),
+            *(numpy_helper.from_array(vector, f"v{i}") for i, vector in enumerate(vectors)),
+        ],
+    )
+    path = tmp_path / "in.onnx"
+    onnx.save(proto, path)
+    out = tmp_path / "out.onnx"
+    save_optimized(ir.from_proto(proto) if in_memory else path, out, "basic")
+    assert [node.op_type for node in onnx.load(out).graph.node] == ["Conv"]
+    feeds = {"x": generator.standard_normal((1, 8, 4, 4)).astype(np.float32)}
+    expected = open_session(path).run(feeds)["y"]
+    np.testing.assert_allclose(open_session(out).run(feeds)["y"], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeFailure, match="cannot optimize"):
+        save_optimized(path, tmp_path / "no" / "such" / "folder.onnx")
+
+
+def test_save_optimized_writes_a_second_file_for_large_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "_ONE_FILE_BYTES", 5000)
+    path = tmp_path / "in.onnx"
+    onnx.save(dense(), path, save_as_external_data=True, location="in.data", size_threshold=0)
+    save_optimized(path, tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx.data").stat().st_size >= 64 * 48 * 4
+    x = np.ones((2, 64), np.float32)
+    expected = open_session(path).run({"x": x})["y"]
+    np.testing.assert_allclose(open_session(tmp_path / "out.onnx").run({"x": x})["y"], expected, rtol=1e-5)
+
+
+def test_save_optimized_refuses_noise(tmp_path):
+    (tmp_path / "noise.onnx").write_bytes(b"noise" * 9)
+    with pytest.raises(RuntimeFailure, match="cannot optimize"):
+        save_optimized(tmp_path / "noise.onnx", tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_import_writes_nothing_into_home_and_disables_telemetry(tmp_path):
+    code = "import onnxprune.runtime, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"
+    assert list(tmp_path.iterdir()) == []
