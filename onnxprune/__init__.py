@@ -1,1 +1,78 @@
-"""onnxprune: make a trained ONNX model smaller and faster, and prove it."""
+"""onnxprune: make a trained ONNX model smaller and faster, and prove it.
+
+::
+
+    import onnxprune
+
+    model = onnxprune.load("model.onnx")
+    result = onnxprune.prune(model, pattern="channels", target_macs=0.5)
+    onnxprune.save(result.model, "small.onnx")
+
+Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxprune.analyze import find_groups
+    from onnxprune.data import load_data
+    from onnxprune.importers import import_model
+    from onnxprune.measure.accuracy import validate
+    from onnxprune.measure.latency import benchmark
+    from onnxprune.model.io import load, save
+    from onnxprune.pipeline import PruneResult, apply_plan, plan, prune, save_pruned
+    from onnxprune.plans import load_plan, save_plan
+    from onnxprune.score.magnitude import score
+    from onnxprune.verify import verify
+
+#: Every public name, and the module it lives in.
+_HOMES = {
+    "PruneResult": "onnxprune.pipeline",
+    "apply_plan": "onnxprune.pipeline",
+    "benchmark": "onnxprune.measure.latency",
+    "find_groups": "onnxprune.analyze",
+    "import_model": "onnxprune.importers",
+    "load": "onnxprune.model.io",
+    "load_data": "onnxprune.data",
+    "load_plan": "onnxprune.plans",
+    "plan": "onnxprune.pipeline",
+    "prune": "onnxprune.pipeline",
+    "save": "onnxprune.model.io",
+    "save_plan": "onnxprune.plans",
+    "save_pruned": "onnxprune.pipeline",
+    "score": "onnxprune.score.magnitude",
+    "validate": "onnxprune.measure.accuracy",
+    "verify": "onnxprune.verify",
+}
+
+__all__ = [
+    "PruneResult",
+    "apply_plan",
+    "benchmark",
+    "find_groups",
+    "import_model",
+    "load",
+    "load_data",
+    "load_plan",
+    "plan",
+    "prune",
+    "save",
+    "save_plan",
+    "save_pruned",
+    "score",
+    "validate",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onnxprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -133,29 +133,44 @@ def _make_rectangular(channels: Channels) -> None:
     """Couple positions of joint blocks until every cut leaves rectangles.
 
     A tensor with a joint block exists at run time, so the rows of that block must lose the same positions. A
-    column that varies along several of its axes is made to vary along the longest of them alone.
+    column that varies along several of its axes is made to vary along the longest of them alone; where that
+    can't be, it is frozen.
     """
+    labels = channels.labels
     joint = [block for blocks in channels.blocks.values() for block in blocks if len(block.axes) > 1]
     changed = True
     while changed:
         changed = False
-        channels.labels.flush()
+        labels.flush()
         for block in joint:
-            labels = channels.labels.resolve(block.labels)
-            for column in np.moveaxis(labels, -1, 0):
-                axes = [a for a in range(column.ndim) if not _constant_along(column, a)]
-                if len(axes) < 2:
-                    continue
-                longest = max(axes, key=lambda axis: (column.shape[axis], axis))
-                others = tuple(axis for axis in range(column.ndim) if axis != longest)
-                first = column[tuple(slice(0, 1) if axis in others else slice(None) for axis in range(column.ndim))]
-                channels.labels.equate(
-                    column[..., None],
-                    np.broadcast_to(first, column.shape)[..., None],
-                    "rows of one tensor must stay equally long",
-                )
-                channels.labels.flush()
+            for column, axes in _ragged_columns(block, channels):
+                _couple(column, axes, channels)
                 changed = True
+            for column, _ in _ragged_columns(block, channels):
+                labels.freeze(column[..., None], "rows of one tensor would lose different positions")
+    labels.flush()
+
+
+def _ragged_columns(block: Block, channels: Channels) -> list[tuple[IntArray, list[int]]]:
+    """Return the columns of a joint block that vary along several axes, and these axes."""
+    found = []
+    sets = channels.labels.resolve(block.labels)
+    sets = np.where(channels.labels.is_frozen(sets), 0, sets)  # what never goes makes no row shorter
+    for column in np.moveaxis(sets, -1, 0):
+        axes = [axis for axis in range(column.ndim) if not _constant_along(column, axis)]
+        if len(axes) > 1:
+            found.append((column, axes))
+    return found
+
+
+def _couple(column: IntArray, axes: Sequence[int], channels: Channels) -> None:
+    longest = max(axes, key=lambda axis: (column.shape[axis], axis))
+    first = column[tuple(slice(None) if axis == longest else slice(0, 1) for axis in range(column.ndim))]
+    channels.labels.equate(
+        column[..., None],
+        np.broadcast_to(first, column.shape)[..., None],
+        "rows of one tensor must stay equally long",
+    )
     channels.labels.flush()
 
 
@@ -227,24 +242,29 @@ class _Grouping:
     def _signatures(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
         """One number for where a label stands, and the place where it is first seen, both by label.
 
-        Labels with equal numbers stand on the same axes, beside the same other labels: the heads of an
-        attention all stand beside the same places in a head, and not beside each other.
+        Labels with equal numbers stand on the same axes of all values, beside the same other labels. So a
+        group that keeps one channel empties no axis, and the heads of an attention, which stand beside the
+        places in a head, form another group than those.
         """
         count = self.channels.labels.count
         generator = np.random.default_rng(0)
         own = generator.integers(1, 2**63, count, dtype=np.uint64)
         signature = np.zeros(count, dtype=np.uint64)
+        distinct = {id(b.labels): b.labels for blocks in self.channels.blocks.values() for b in blocks}
+        for labels in distinct.values():
+            rows = labels.reshape(-1, labels.shape[-1])
+            unique = np.unique(rows)
+            signature[unique[unique > 0]] += generator.integers(1, 2**63, dtype=np.uint64)
+            for pair in permutations(range(rows.shape[1]), 2):
+                together = np.unique(rows[:, pair], axis=0)
+                together = together[(together > 0).all(axis=1)]
+                np.add.at(signature, together[:, 0], own[together[:, 1]])
         first_seen = np.full(count, _NEVER, dtype=np.int64)
         for number, (_, _, labels) in enumerate(self.places):
             unique, first = np.unique(labels, return_index=True)
-            keep = unique > 0
-            signature[unique[keep]] += generator.integers(1, 2**63, dtype=np.uint64)
-            place = (number << 32) + first[keep] // labels.shape[1]
-            first_seen[unique[keep]] = np.minimum(first_seen[unique[keep]], place)
-            for pair in permutations(range(labels.shape[1]), 2):
-                together = np.unique(labels[:, pair], axis=0)
-                together = together[(together > 0).all(axis=1)]
-                np.add.at(signature, together[:, 0], own[together[:, 1]])
+            place = (number << 32) + first // labels.shape[1]
+            first_seen[unique] = np.minimum(first_seen[unique], place)
+        first_seen[0] = _NEVER
         return signature, first_seen
 
     def _members(self, by_key: Mapping[tuple[int, str | None], list[int]]) -> dict[int, list[Member]]:

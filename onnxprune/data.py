@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from onnxprune import npz
 from onnxprune.errors import DataError
-from onnxprune.messages import one_line
+from onnxprune.messages import one_line, quoted
 from onnxprune.registry import did_you_mean
 from onnxprune.user_code import current_folder_importable, is_reference, load_function, reporting
 
@@ -91,18 +91,17 @@ class Dataset:
             if name not in inputs:
                 hint = did_you_mean(name, [*inputs, LABEL, SEGMENT])
                 raise DataError(
-                    f"{self.source}: {one_line(name)!r} is no input of the model{hint}; "
-                    f"inputs: {_names(inputs)}"
+                    f"{self.source}: {quoted(name)} is no input of the model{hint}; inputs: {_names(inputs)}"
                 )
         for name, (shape, dtype) in inputs.items():
             if name not in self.arrays:
                 raise DataError(
-                    f"{self.source}: no array for input {one_line(name)!r}; it has: {_names(self.arrays)}"
+                    f"{self.source}: no array for input {quoted(name)}; it has: {_names(self.arrays)}"
                 )
             array = self.arrays[name]
             if array.dtype != dtype:
                 raise DataError(
-                    f"{self.source}: {one_line(name)!r} is {array.dtype}, the model takes {dtype}; convert it"
+                    f"{self.source}: {quoted(name)} is {array.dtype}, the model takes {dtype}; convert it"
                 )
             fits = array.ndim == len(shape) and all(
                 wanted is None or wanted == size
@@ -113,8 +112,7 @@ class Dataset:
                     "?" if size is None else str(size) for size in ("samples", *shape[1:])
                 )
                 raise DataError(
-                    f"{self.source}: {one_line(name)!r} has shape {array.shape}, "
-                    f"the model takes [{wanted_text}]"
+                    f"{self.source}: {quoted(name)} has shape {array.shape}, the model takes [{wanted_text}]"
                 )
 
 
@@ -169,11 +167,11 @@ def _concatenate(parts: Iterable[Mapping[str, Array]], source: str) -> dict[str,
             earlier = collected.setdefault(str(name), [])
             if earlier and _kind(earlier[0]) != _kind(array):
                 raise DataError(
-                    f"{source}: {one_line(name)!r} of part {index} is {array.dtype}{array.shape}, "
+                    f"{source}: {quoted(name)} of part {index} is {array.dtype}{array.shape}, "
                     f"before it {earlier[0].dtype}{earlier[0].shape}"
                 )
             if array.ndim == 0:
-                raise DataError(f"{source}: {one_line(name)!r} of part {index} has no first axis of samples")
+                raise DataError(f"{source}: {quoted(name)} of part {index} has no first axis of samples")
             earlier.append(array)
     if not collected:
         raise DataError(f"{source}: holds no samples")
@@ -195,27 +193,28 @@ def _check_arrays(
     named = [*inputs.items(), *((n, a) for n, a in ((LABEL, labels), (SEGMENT, segments)) if a is not None)]
     count = None
     for name, array in named:
-        shown = one_line(name)
         if array.ndim == 0:
-            raise DataError(f"{source}: {shown!r} has no first axis of samples")
+            raise DataError(f"{source}: {quoted(name)} has no first axis of samples")
         if array.size == 0:
-            raise DataError(f"{source}: {shown!r} is empty, its shape is {array.shape}")
+            raise DataError(f"{source}: {quoted(name)} is empty, its shape is {array.shape}")
         if count is not None and len(array) != count[1]:
-            raise DataError(f"{source}: {shown!r} has {len(array)} samples, {count[0]!r} has {count[1]}")
-        count = count or (shown, len(array))
-        _check_contents(shown, array, source, may_be_text=name in (LABEL, SEGMENT))
+            raise DataError(
+                f"{source}: {quoted(name)} has {len(array)} samples, {quoted(count[0])} has {count[1]}"
+            )
+        count = count or (name, len(array))
+        _check_contents(name, array, source, may_be_text=name in (LABEL, SEGMENT))
     if segments is not None and segments.ndim != 1:
         raise DataError(f"{source}: {SEGMENT!r} has shape {segments.shape}, expected one entry per sample")
 
 
-def _check_contents(shown: str, array: Array, source: str, may_be_text: bool) -> None:
+def _check_contents(name: str, array: Array, source: str, may_be_text: bool) -> None:
     # "V" without fields: the types of ml_dtypes, such as bfloat16
     numeric = array.dtype.kind in "biuf" or (array.dtype.kind == "V" and array.dtype.type is not np.void)
     if not numeric and not (may_be_text and array.dtype.kind in "US"):
-        raise DataError(f"{source}: {shown!r} has type {array.dtype}, which is no number")
+        raise DataError(f"{source}: {quoted(name)} has type {array.dtype}, which is no number")
     if array.dtype.kind in "fV" and not np.isfinite(array).all():
         position = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise DataError(f"{source}: {shown!r} is {array[position]} at {list(position)}")
+        raise DataError(f"{source}: {quoted(name)} is {array[position]} at {list(position)}")
 
 
 def _digest(arrays: Mapping[str, Array | None]) -> str:
@@ -224,7 +223,7 @@ def _digest(arrays: Mapping[str, Array | None]) -> str:
         array = arrays[name]
         if array is not None:
             digest.update(repr((name, array.dtype.name, array.shape)).encode())
-            digest.update(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -26,3 +26,9 @@ def _escape(character: str) -> str:
     if category.startswith("C") or category in ("Zl", "Zp"):
         return character.encode("unicode_escape").decode("ascii")
     return character
+
+
+def quoted(name: object, limit: int = 80) -> str:
+    """Return a name in quotes, what is not printable as escapes, at most ``limit`` characters."""
+    shown = repr(str(name))
+    return shown if len(shown) <= limit else f"{shown[: limit - 4]}...{shown[0]}"

@@ -1,4 +1,4 @@
-"""Reading ``.npz`` archives that nobody vouches for: numbers and text only, sizes checked before allocating."""
+"""Reading ``.npz`` archives that nobody vouches for: numbers and text only, sizes checked first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError
-from onnxprune.messages import one_line
+from onnxprune.messages import one_line, quoted
 
 #: Far above any real archive of model inputs; each member costs a header to read.
 MEMBER_LIMIT = 1024
@@ -54,21 +54,19 @@ def _read_members(archive: zipfile.ZipFile, label: str) -> dict[str, npt.NDArray
         raise DataError(f"{label}: unpacks to {total_bytes / 2**30:.1f} GiB, more than this machine's memory")
     arrays: dict[str, npt.NDArray[Any]] = {}
     for member in members:
-        shown = one_line(member.filename, 80)
+        shown = quoted(member.filename)
         if not member.filename.endswith(_SUFFIX):
-            raise DataError(f"{label}: {shown!r} is no array; np.savez writes names that end in {_SUFFIX}")
+            raise DataError(f"{label}: {shown} is no array; np.savez writes names that end in {_SUFFIX}")
         name = member.filename[: -len(_SUFFIX)]
         if name in arrays:
-            raise DataError(f"{label}: holds {shown!r} twice")
+            raise DataError(f"{label}: holds {shown} twice")
         if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise DataError(f"{label}: {shown!r} is encrypted or packed as numpy never does")
+            raise DataError(f"{label}: {shown} is encrypted or packed as numpy never does")
         with archive.open(member) as stream:
-            _check_header(stream, member.file_size, f"{label}: {shown!r}")
+            _check_header(stream, member.file_size, f"{label}: {shown}")
         with archive.open(member) as stream:
             array = np.lib.format.read_array(stream, allow_pickle=False)
-            if stream.read(1):  # also what makes zipfile compare the checksum
-                raise DataError(f"{label}: {shown!r} holds more than its header declares")
-        arrays[name] = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        arrays[name] = np.asarray(array, array.dtype.newbyteorder("="), order="C")
     return arrays
 
 

@@ -383,7 +383,7 @@ def _weight_bytes(model: ir.Model | str | Path) -> int:
 
 def _to_ort(array: np.ndarray, element_type: int) -> onnxruntime.OrtValue:
     """Wrap an array without a copy (non-contiguous ones are copied)."""
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")
     raw = _RAW.get(element_type)
     if raw is None:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)
@@ -407,7 +407,9 @@ def _element_type(ort_type: str) -> ir.DataType | None:
 def _tensor_info(node: onnxruntime.NodeArg) -> TensorInfo:
     element_type = _element_type(node.type)
     dtype = np.dtype(object) if element_type is None else np.dtype(element_type.numpy())
-    return TensorInfo(tuple(size if isinstance(size, int) else None for size in node.shape), dtype)
+    # some exporters write -1 or 0 for "any"
+    shape = tuple(size if isinstance(size, int) and size > 0 else None for size in node.shape)
+    return TensorInfo(shape, dtype)
 
 
 def _reason(error: BaseException) -> str:

@@ -162,10 +162,21 @@ class Mask:
         """Pack a boolean array (True = kept)."""
         return cls(tuple(kept.shape), np.packbits(kept))
 
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def kept(self) -> int:
+        """Number of weights that stay."""
+        return int(np.bitwise_count(self.bits).sum(dtype=np.int64)) if hasattr(np, "bitwise_count") else int(
+            np.unpackbits(self.bits).sum(dtype=np.int64)
+        )
+
     def unpack(self) -> BoolArray:
         """Return the boolean array (True = kept), shape ``shape``."""
-        count = int(np.prod(self.shape, dtype=np.int64))
-        return np.unpackbits(self.bits, count=count).astype(np.bool_).reshape(self.shape)
+        return np.unpackbits(self.bits, count=self.size).astype(np.bool_).reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +199,8 @@ class WeightUse:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedGroup:
-    """What a plan does to one channel group.
+class Choice:
+    """What was decided for one channel group.
 
     Attributes:
         group: the group as it was found.
@@ -199,6 +210,46 @@ class PlannedGroup:
 
     group: ChannelGroup
     removed: IntArray
+    skipped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMember:
+    """Which positions of one axis of one weight go.
+
+    Attributes:
+        tensor: name of the initializer.
+        axis: the axis.
+        consumer: name of the node that uses the tensor.
+        contracted: the node sums over the axis.
+        removed: int32 [removed positions], ascending.
+    """
+
+    tensor: str
+    axis: int
+    consumer: str
+    contracted: bool
+    removed: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedGroup:
+    """What a plan does to one channel group, down to the positions of every tensor.
+
+    Attributes:
+        name: of the group.
+        kind: of the group.
+        size: number of channels before.
+        removed: int32 [removed channels], ascending; empty if nothing goes.
+        members: every axis that the group stands on.
+        skipped: why nothing was removed, or None.
+    """
+
+    name: str
+    kind: Kind
+    size: int
+    removed: IntArray
+    members: tuple[PlannedMember, ...]
     skipped: str | None = None
 
 

@@ -2,6 +2,7 @@ import io
 import os
 import sys
 import zipfile
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -233,7 +234,9 @@ class TestContents:
 
 
 class TestFolder:
-    def test_files_are_concatenated_by_name(self, tmp_path):
+    def test_files_are_concatenated_by_name(self, tmp_path, monkeypatch):
+        listed = Path.iterdir
+        monkeypatch.setattr(Path, "iterdir", lambda path: sorted(listed(path), reverse=True))
         np.savez(tmp_path / "b.npz", x=X[2:], label=LABELS[2:], segment=np.array(["long name"] * 4))
         np.savez(tmp_path / "a.npz", x=X[:2], label=LABELS[:2], segment=np.array(["s"] * 2))
         (tmp_path / "notes.txt").write_text("not data")

@@ -1,4 +1,4 @@
-from onnxprune.messages import TEXT_LIMIT, one_line
+from onnxprune.messages import TEXT_LIMIT, one_line, quoted
 
 
 def test_first_line_that_says_something():
@@ -16,3 +16,11 @@ def test_cut_at_the_limit():
     assert one_line("x" * TEXT_LIMIT) == "x" * TEXT_LIMIT
     assert one_line("\x00" * 300).endswith("...")
     assert len(one_line("\x00" * 300)) == TEXT_LIMIT
+
+
+def test_names_in_quotes():
+    assert quoted("weight") == "'weight'"
+    assert quoted("it's") == '"it\'s"'
+    assert quoted("a\nb\x1b\u202e") == r"'a\nb\x1b\u202e'"
+    assert quoted("x" * 200) == "'" + "x" * 75 + "...'"
+    assert len(quoted("x" * 200)) == 80

@@ -96,6 +96,17 @@ def test_inputs_and_outputs_of_types_that_numpy_lacks(data_type, dtype):
     assert list(session.run({"x": x}, ["wide"])) == ["wide"]
 
 
+def test_scalars_keep_their_rank():
+    proto = make_model(
+        [("Identity", ["x"], ["y"])],
+        [("x", TensorProto.BFLOAT16, [])],
+        [("y", TensorProto.BFLOAT16, [])],
+    )
+    result = open_session(ir.from_proto(proto)).run({"x": np.array(2, ml_dtypes.bfloat16)})["y"]
+    assert result.shape == ()
+    assert result == 2
+
+
 def test_tensors_stay_alive_with_the_session():
     model = ir.from_proto(dense())
     for value in model.graph.initializers.values():
@@ -103,7 +114,7 @@ def test_tensors_stay_alive_with_the_session():
     weight = model.graph.initializers["weight"].const_value.numpy().copy()
     bias = model.graph.initializers["bias"].const_value.numpy().copy()
     session = open_session(model, optimize="none", prepack=False)
-    del model
+    del model, value
     gc.collect()
     _ = [np.full((64, 48), np.nan, np.float32) for _ in range(100)]  # would land where freed arrays were
     x = np.ones((3, 64), np.float32)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.errors import LimitMissed, UsageError
-from onnxprune.types import Budget, ChannelGroup, IntArray, PlannedGroup, Scores
+from onnxprune.types import Budget, ChannelGroup, Choice, IntArray, Scores
 
 #: From the measured cliffs of ONNX Runtime on x86 (see docs): never an odd count, wide layers in blocks.
 _AUTO_STEPS = ((128, 16), (64, 8), (8, 4))
@@ -46,7 +46,7 @@ def choose_channels(
     amount: float | None = None,
     budget: Budget | None = None,
     cost: Callable[[Mapping[str, IntArray]], float] | None = None,
-) -> tuple[PlannedGroup, ...]:
+) -> tuple[Choice, ...]:
     """Decide which channels go, by amount or until a budget is met.
 
     Args:
@@ -81,7 +81,7 @@ def choose_channels(
         removed = _meet(ranked, budget, cost, _RANKINGS[options.scope])
     empty = np.zeros(0, dtype=np.int32)
     return tuple(
-        PlannedGroup(
+        Choice(
             group,
             removed.get(group.name, empty),
             reasons[group.name]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.errors import ImporterError, MissingExtra, RuntimeFailure, UsageError
-from onnxprune.importers import factory
 from onnxprune.importers.input_shapes import InputShapes
 from onnxprune.importers.result import ImportResult
 from onnxprune.messages import one_line
+from onnxprune.user_code import current_folder_importable
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -83,7 +83,7 @@ def import_model(
     from onnxprune.importers.source import find, find_example
 
     # the folder stays importable throughout: a model may import more while it runs; stdout is for results
-    with factory.current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
+    with current_folder_importable(), contextlib.redirect_stdout(sys.stderr):
         found = find(source, trust_input_code, seed)
         example = find_example(found, example_inputs, input_shapes)
         exported = _export_and_compare(found, example, opset, dynamic_batch, keep_batch_norm, seed)

@@ -163,7 +163,7 @@ def _forget_torch(model: ir.Model) -> None:
 
 
 def _name_batch(model: ir.Model) -> None:
-    """Call the symbol that all inputs share on axis 0 ``BATCH``; torch calls it s77 or so where inputs are nested."""
+    """Name the symbol of the batch axis, if inputs share one; torch writes s77 where they are nested."""
     first_axes = {str(value.shape[0]) if value.shape else "" for value in model.graph.inputs}
     symbol = first_axes.pop() if len(first_axes) == 1 else ""
     if not symbol.isidentifier() or symbol == BATCH:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,19 +11,6 @@ from typing import Any
 from onnxprune.errors import ImporterError
 from onnxprune.messages import one_line
 from onnxprune.registry import did_you_mean
-
-
-@contextlib.contextmanager
-def current_folder_importable() -> Iterator[None]:
-    """Put the current folder first on ``sys.path`` for a while, as ``python -m`` does for good."""
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        # by value: the imported code may have changed the list as well
-        with contextlib.suppress(ValueError):
-            sys.path.remove(folder)
 
 
 def find(reference: str) -> tuple[ModuleType, Any]:

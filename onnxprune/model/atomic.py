@@ -31,12 +31,14 @@ class NewFile:
         target: the name it shall have.
         temporary: the name it has until then, in the same folder.
         stream: open for writing bytes.
+        renamed: the target now is this file (even if ``commit`` then failed to make that last).
     """
 
     def __init__(self, target: Path) -> None:
         self.target = target
         self.temporary = target.parent / _temporary_name(target.name)
         self.stream: IO[bytes]
+        self.renamed = False
         self._present = False
 
     def __enter__(self) -> NewFile:
@@ -74,15 +76,19 @@ class NewFile:
             os.fsync(self.stream.fileno())
             self.stream.close()
 
-    def commit(self) -> None:
+    def commit(self, name: Path | None = None) -> None:
         """Give the finished file its name, replacing what has it now, and make the name last.
 
+        Args:
+            name: another name in the same folder than the target's.
+
         Raises:
-            OutputError: the name can't be taken.
+            OutputError: the name can't be taken, or (``renamed`` is set then) may not outlive a power failure.
         """
         with output_errors(self.target):
-            os.replace(self.temporary, self.target)  # noqa: PTH105 (the name says what happens)
+            os.replace(self.temporary, name or self.target)  # noqa: PTH105 (the name says what happens)
             self._present = False
+            self.renamed = True
             flush_folder(self.target.parent)
 
 
@@ -114,7 +120,9 @@ def check_target(target: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise OutputError(f"{visible(target)}: can't be written: {error.strerror}; choose another name") from error
+        raise OutputError(
+            f"{visible(target)}: can't be written: {error.strerror}; choose another name"
+        ) from error
     if stat.S_ISDIR(present.st_mode):
         raise OutputError(f"{visible(target)}: is a folder; name a file in it")
     if not stat.S_ISREG(present.st_mode):

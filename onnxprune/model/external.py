@@ -27,17 +27,19 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
-from onnxprune.model.wording import quoted
+from onnxprune.model.wording import quoted, visible
 
 #: Bytes of one piece when a tensor is copied from file to file.
 PIECE_BYTES = 1 << 22
 
-_PLAIN_OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_PLAIN_OPEN = (
+    os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+)
 
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file that was checked once; reading it again fails if it has become another one.
+    """A file that was checked once; reading it again fails if it has become another one since.
 
     Attributes:
         path: absolute, without links.
@@ -52,8 +54,13 @@ class DataFile:
     identity: tuple[int, int, int]
 
     @classmethod
-    def examine(cls, path: str, shown: str) -> DataFile:
+    def examine(cls, path: str, shown: str, *, single: bool = True) -> DataFile:
         """Note what is at ``path`` now.
+
+        Args:
+            path: absolute, without links.
+            shown: how messages call the file.
+            single: refuse a file with several names.
 
         Raises:
             ModelError: it is missing, not a regular file, or has several names.
@@ -63,10 +70,12 @@ class DataFile:
         except FileNotFoundError as error:
             raise ModelError(f"{shown} is missing; put it where the model expects it") from error
         except OSError as error:
-            raise ModelError(f"{shown} can't be opened: {error.strerror}; check its name and permissions") from error
+            raise ModelError(
+                f"{shown} can't be opened: {error.strerror}; check its name and permissions"
+            ) from error
         if not stat.S_ISREG(found.st_mode):
             raise ModelError(f"{shown} is not a regular file; put the data file itself there")
-        if found.st_nlink != 1:
+        if single and found.st_nlink != 1:
             raise ModelError(
                 f"{shown} has {found.st_nlink} names (hard links), so it may be another file than it seems; "
                 "replace it with a copy"
@@ -82,12 +91,25 @@ class DataFile:
         try:
             stream = os.fdopen(os.open(self.path, _PLAIN_OPEN), "rb", buffering=0)
         except OSError as error:
-            raise ModelError(f"{self.shown} can't be opened: {error.strerror}; restore it and start again") from error
+            raise ModelError(
+                f"{self.shown} can't be opened: {error.strerror}; restore it and start again"
+            ) from error
+        try:
+            self.check_unchanged(stream)
+        except ModelError:
+            stream.close()
+            raise
+        return stream
+
+    def check_unchanged(self, stream: BinaryIO) -> None:
+        """Make sure that an open stream still is the file that was examined.
+
+        Raises:
+            ModelError: it is another one, or was written to.
+        """
         now = os.fstat(stream.fileno())
         if (now.st_dev, now.st_ino, now.st_mtime_ns) != self.identity or now.st_size != self.size:
-            stream.close()
             raise ModelError(f"{self.shown} changed while it was in use; start again")
-        return stream
 
     def read_into(self, stream: BinaryIO, target: memoryview, position: int) -> None:
         """Fill ``target`` with the bytes at ``position``.
@@ -261,10 +283,12 @@ class DataFolder:
 
     def _find(self, location: str, what: str) -> DataFile:
         if location not in self._files:
-            problem = _unsafe(location)
+            problem = unsafe_location(location)
             if problem:
-                raise ModelError(f"{what} points to {quoted(location)}, {problem}; keep data files beside the model")
-            shown = f"external data file {quoted(location)}"
+                raise ModelError(
+                    f"{what} points to {quoted(location)}, {problem}; keep data files beside the model"
+                )
+            shown = f"external data file {visible(self.folder / location)}"
             real = os.path.realpath(self.folder / location)
             if not any(real.startswith(os.path.join(folder, "")) for folder in self.allowed):  # noqa: PTH118
                 raise ModelError(
@@ -277,7 +301,9 @@ class DataFolder:
         if checksum is None or (file.path, checksum) in self._verified:
             return
         if file.sha1() != checksum.lower():
-            raise ModelError(f"{file.shown} does not have the SHA-1 that the model gives for it; restore the file")
+            raise ModelError(
+                f"{file.shown} does not have the SHA-1 that the model gives for it; restore the file"
+            )
         self._verified.add((file.path, checksum))
 
 
@@ -286,11 +312,13 @@ def _number(entries: dict[str, str], key: str, default: int, what: str) -> int:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit()) or len(text) > 19:
-        raise ModelError(f"{what} has the {key} {quoted(text)}, which is no number of bytes; export the model again")
+        raise ModelError(
+            f"{what} has the {key} {quoted(text)}, which is no number of bytes; export the model again"
+        )
     return int(text)
 
 
-def _unsafe(location: str) -> str | None:
+def unsafe_location(location: str) -> str | None:
     """Return why a location must not be opened on any platform, or None."""
     parts = location.split("/")
     if location.startswith("/"):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import onnx
 import onnx_ir as ir
 
 Body: TypeAlias = "ir.Graph | ir.Function"
@@ -18,12 +19,39 @@ def bodies(model: ir.Model) -> Iterator[Body]:
         while waiting:
             body = waiting.pop()
             yield body
-            inner = [graph for node in body for attribute in node.attributes.values() for graph in _graphs(attribute)]
+            inner = [
+                graph
+                for node in body
+                for attribute in node.attributes.values()
+                for graph in _graphs(attribute)
+            ]
+            if isinstance(body, ir.Function):
+                inner += [graph for default in body.attributes.values() for graph in _graphs(default)]
+            waiting.extend(reversed(inner))
+
+
+def graph_protos(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs of a proto in the order in which ``bodies`` yields those of the model made from it."""
+    for first in (model.graph, *model.functions):
+        waiting: list[onnx.GraphProto | onnx.FunctionProto] = [first]
+        while waiting:
+            body = waiting.pop()
+            attributes = [attribute for node in body.node for attribute in node.attribute]
+            if isinstance(body, onnx.GraphProto):
+                yield body
+            else:
+                attributes += body.attribute_proto
+            inner: list[onnx.GraphProto] = []
+            for attribute in attributes:
+                if attribute.type == onnx.AttributeProto.GRAPH and not attribute.ref_attr_name:
+                    inner.append(attribute.g)
+                elif attribute.type == onnx.AttributeProto.GRAPHS:
+                    inner.extend(attribute.graphs)
             waiting.extend(reversed(inner))
 
 
 def _graphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
-    if attribute.is_ref():
+    if attribute.is_ref() or attribute.value is None:
         return ()
     if attribute.type == ir.AttributeType.GRAPH:
         return (attribute.as_graph(),)

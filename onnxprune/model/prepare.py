@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from onnxprune.model.names import Names, add_constant
 from onnxprune.model.shape_values import Array, Dim
 from onnxprune.model.shapes import Shapes, concretise
 
@@ -40,12 +41,7 @@ def prepare(
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
     passes.IdentityEliminationPass()(work)
     shapes = concretise(work, input_shapes)
-    _fold(work.graph, shapes)
-    for node in list(work.graph):
-        if node.op_type == "Reshape" and not node.domain:
-            _write_reshape_target(work.graph, node, shapes)
-        elif node.op_type == "Expand" and not node.domain:
-            _write_expand_target(work.graph, node, shapes)
+    _Sizes(work.graph, shapes).write()
     passes.RemoveUnusedNodesPass()(work)
     return work, shapes
 
@@ -76,98 +72,103 @@ def _keep_constant_outputs(graph: ir.Graph) -> None:
             graph.register_initializer(copy)
 
 
-def _fold(graph: ir.Graph, shapes: Shapes) -> None:
-    """Replace values that are the same for every input, and small, by initializers."""
-    for node in list(graph):
-        if len(node.outputs) != 1 or node.outputs[0].is_graph_output():
-            continue
-        contents = shapes.constant(node.outputs[0])
-        if contents is None or not node.outputs[0].uses():
-            continue
-        value = _constant(graph, str(node.outputs[0].name), contents, shapes)
-        node.outputs[0].replace_all_uses_with(value)
-        graph.remove(node, safe=True)
+class _Sizes:
+    """Writes what is known of sizes into a graph, in numbers."""
 
+    def __init__(self, graph: ir.Graph, shapes: Shapes) -> None:
+        self.graph = graph
+        self.shapes = shapes
+        self.names = Names(graph)
 
-def _constant(graph: ir.Graph, wanted: str, contents: Array, shapes: Shapes) -> ir.Value:
-    """Register an initializer; its name is ``wanted``, or that with a number behind it."""
-    name, number = wanted, 0
-    while name in graph.initializers:
-        number += 1
-        name = f"{wanted}_{number}"
-    tensor = ir.tensor(contents, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    shapes.add_constant(value, contents)
-    return value
+    def write(self) -> None:
+        for node in list(self.graph):
+            self._fold(node)
+        for node in list(self.graph):
+            if node.op_type == "Reshape" and not node.domain:
+                self._write_reshape_target(node)
+            elif node.op_type == "Expand" and not node.domain:
+                self._write_expand_target(node)
 
+    def _constant(self, wanted: str, contents: Array) -> ir.Value:
+        name = self.names.fresh(wanted)
+        value = add_constant(self.graph, ir.tensor(contents, name=name), name)
+        self.shapes.add_constant(value, contents)
+        return value
 
-def _write_reshape_target(graph: ir.Graph, node: ir.Node, shapes: Shapes) -> None:
-    """Write a computed target in numbers: constants, 0 for a kept axis, -1 for one more symbolic size.
-
-    What is left is read from the input's own shape: ``Where(is_constant, sizes, Gather(Shape(x), axes))``.
-    """
-    source, target = node.inputs[:2]
-    if source is None or target is None or target.is_initializer() or node.attributes.get_int("allowzero", 0):
-        return
-    content = shapes.contents.get(target)
-    if content is None or source not in shapes.dims:
-        return
-    entries = content.elements()
-    given = shapes.dims[source]
-    sizes: list[int | None] = [
-        dim.size if dim.is_constant else 0 if axis < len(given) and given[axis] == dim else None
-        for axis, dim in enumerate(entries)
-    ]
-    missing = [axis for axis, size in enumerate(sizes) if size is None]
-    labels = [dim.label for dim in given]
-    copied = [axis for axis in missing if entries[axis].label in labels]
-    free = [axis for axis in missing if axis not in copied]
-    if not free and copied:
-        free = [copied.pop()]
-    if len(free) > 1 or (free and -1 in sizes):
-        return
-    for axis in free:
-        sizes[axis] = -1
-    numbers = np.array([0 if size is None else size for size in sizes], dtype=np.int64)
-    constant = _constant(graph, f"{target.name}_sizes", numbers, shapes)
-    if not copied:
-        node.replace_input_with(1, constant)
-        return
-    axes = np.array([labels.index(dim.label) if i in copied else 0 for i, dim in enumerate(entries)], np.int64)
-    known = np.array([axis not in copied for axis in range(len(entries))])
-    _replace_target(graph, node, source, constant, axes, known, shapes)
-
-
-def _replace_target(
-    graph: ir.Graph, node: ir.Node, source: ir.Value, sizes: ir.Value, axes: Array, known: Array, shapes: Shapes
-) -> None:
-    base = f"{sizes.name}_of"
-    whole = ir.node("Shape", [source], name=f"{base}_shape")
-    picked = ir.node("Gather", [whole.outputs[0], _constant(graph, f"{base}_axes", axes, shapes)], name=f"{base}_gather")
-    mask = _constant(graph, f"{base}_known", known, shapes)
-    chosen = ir.node("Where", [mask, sizes, picked.outputs[0]], name=f"{base}_where")
-    for new in (whole, picked, chosen):
-        new.outputs[0].name = f"{new.name}_out"
-        new.outputs[0].dtype = ir.DataType.INT64
-        shapes.dims[new.outputs[0]] = (Dim(len(shapes.dims[source]) if new is whole else len(axes)),)
-    graph.insert_before(node, [whole, picked, chosen])
-    node.replace_input_with(1, chosen.outputs[0])
-
-
-def _write_expand_target(graph: ir.Graph, node: ir.Node, shapes: Shapes) -> None:
-    """Write 1 wherever an Expand repeats nothing, so that only the repeats are left as numbers."""
-    source, target = node.inputs[:2]
-    if source is None or target is None or source not in shapes.dims or node.outputs[0] not in shapes.dims:
-        return
-    given, result = shapes.dims[source], shapes.dims[node.outputs[0]]
-    shift = len(result) - len(given)
-    sizes = []
-    for axis, dim in enumerate(result):
-        if axis >= shift and given[axis - shift] == dim:
-            sizes.append(1)
-        elif dim.is_constant:
-            sizes.append(dim.size)
-        else:
+    def _fold(self, node: ir.Node) -> None:
+        """Replace a value that is the same for every input, and small, by an initializer."""
+        if len(node.outputs) != 1 or node.outputs[0].is_graph_output() or not node.outputs[0].uses():
             return
-    node.replace_input_with(1, _constant(graph, f"{node.outputs[0].name}_sizes", np.array(sizes, np.int64), shapes))
+        contents = self.shapes.constant(node.outputs[0])
+        if contents is not None:
+            value = self._constant(f"{node.outputs[0].name}_folded", contents)
+            node.outputs[0].replace_all_uses_with(value)
+            self.graph.remove(node, safe=True)
+
+    def _write_reshape_target(self, node: ir.Node) -> None:
+        """Write a computed target in numbers: constants, 0 for a kept axis, -1 for one more symbolic size.
+
+        What is left is read from the input's own shape: ``Where(is_constant, sizes, Gather(Shape(x), axes))``.
+        """
+        source, target = node.inputs[:2]
+        if source is None or target is None or target.is_initializer():
+            return
+        content = self.shapes.contents.get(target)
+        if content is None or source not in self.shapes.dims or node.attributes.get_int("allowzero", 0):
+            return
+        entries, given = content.elements(), self.shapes.dims[source]
+        sizes: list[int | None] = [
+            dim.size if dim.is_constant else 0 if axis < len(given) and given[axis] == dim else None
+            for axis, dim in enumerate(entries)
+        ]
+        labels = [dim.label for dim in given]
+        missing = [axis for axis, size in enumerate(sizes) if size is None]
+        copied = [axis for axis in missing if entries[axis].label in labels]
+        free = [axis for axis in missing if axis not in copied]
+        if not free and copied:
+            free = [copied.pop()]
+        if len(free) > 1 or (free and -1 in sizes):
+            return
+        for axis in free:
+            sizes[axis] = -1
+        numbers = np.array([0 if size is None else size for size in sizes], dtype=np.int64)
+        constant = self._constant(f"{target.name}_sizes", numbers)
+        if copied:
+            axes = [labels.index(dim.label) if axis in copied else 0 for axis, dim in enumerate(entries)]
+            known = [axis not in copied for axis in range(len(entries))]
+            constant = self._read_from_shape(node, source, constant, np.array(axes, np.int64), np.array(known))
+        node.replace_input_with(1, constant)
+
+    def _read_from_shape(
+        self, node: ir.Node, source: ir.Value, sizes: ir.Value, axes: Array, known: Array
+    ) -> ir.Value:
+        """Insert nodes before ``node`` that read the unknown entries of a target from the shape of ``source``."""
+        whole = ir.node("Shape", [source])
+        picked = ir.node("Gather", [whole.outputs[0], self._constant(f"{sizes.name}_axes", axes)])
+        mask = self._constant(f"{sizes.name}_known", known)
+        chosen = ir.node("Where", [mask, sizes, picked.outputs[0]])
+        for new in (whole, picked, chosen):
+            (output,) = new.outputs
+            output.name = new.name = self.names.fresh(f"{sizes.name}_{new.op_type.lower()}")
+            output.dtype = ir.DataType.INT64
+            length = len(self.shapes.dims[source]) if new is whole else len(axes)
+            self.shapes.dims[output] = (Dim(length),)
+        self.graph.insert_before(node, [whole, picked, chosen])
+        return chosen.outputs[0]
+
+    def _write_expand_target(self, node: ir.Node) -> None:
+        """Write 1 wherever an Expand repeats nothing, so that only the repeats are left as numbers."""
+        source, target, output = *node.inputs[:2], node.outputs[0]
+        if source is None or target is None or source not in self.shapes.dims or output not in self.shapes.dims:
+            return
+        given, result = self.shapes.dims[source], self.shapes.dims[output]
+        shift = len(result) - len(given)
+        sizes = []
+        for axis, dim in enumerate(result):
+            if axis >= shift and given[axis - shift] == dim:
+                sizes.append(1)
+            elif dim.is_constant:
+                sizes.append(dim.size)
+            else:
+                return
+        node.replace_input_with(1, self._constant(f"{output.name}_sizes", np.array(sizes, np.int64)))

@@ -332,7 +332,7 @@ class _Walk:
             inferred = shape_inference.infer_node_outputs(
                 schema, ir.serde.serialize_node(node), types, data, opset_imports=self.opset_ids
             )
-        except (shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        except (shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
             return f"{node.op_type} does not fit its inputs ({str(error).splitlines()[0][:120]})"
         return dict(inferred)
 

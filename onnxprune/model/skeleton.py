@@ -85,7 +85,7 @@ def skeleton(model: ir.Model, extra_outputs: Sequence[str] = ()) -> Skeleton:
         if tensor is None:
             raise ValueError(f"initializer {name!r} has no value")
         if tensor.nbytes >= LARGE_BYTES and tensor.dtype in _PLAIN:
-            tensors[name] = np.ascontiguousarray(tensor.numpy())
+            tensors[name] = np.asarray(tensor.numpy(), order="C")
             element_types[name] = int(tensor.dtype)
             _declare_external(proto.graph.initializer.add(), name, tensor)
         else:

@@ -9,19 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.model.external import FileTensor
+from onnxprune.model.external import PIECE_BYTES, FileTensor
 
 Array: TypeAlias = npt.NDArray[Any]
 
-#: Elements of one piece of a tensor in memory, a multiple of 8 so that pieces of masks are whole bytes.
-PIECE_ELEMENTS = 1 << 20
-
 
 def read_pieces(tensor: ir.TensorProtocol) -> Iterator[Array]:
-    """Yield the flattened tensor in order; each piece but the last has a multiple of 8 elements.
+    """Yield the flattened tensor in order, in pieces of 4 MiB (the last one may be smaller).
 
-    Pieces are for reading, and valid until the next one. Tensors in files are never in memory at once;
-    tensors that are computed when read are computed once.
+    Pieces are for reading, and valid until the next one. They have a multiple of 8 elements, the same for
+    every tensor of a type. Tensors in files are never in memory at once; tensors that are computed when read
+    are computed once.
 
     Raises:
         ModelError: the file of a tensor is missing or has changed.
@@ -32,5 +30,6 @@ def read_pieces(tensor: ir.TensorProtocol) -> Iterator[Array]:
             yield np.frombuffer(stored, dtype=dtype)
         return
     flat = np.asarray(tensor.numpy()).reshape(-1)
-    for start in range(0, flat.size, PIECE_ELEMENTS):
-        yield flat[start : start + PIECE_ELEMENTS]
+    elements = PIECE_BYTES // max(1, flat.itemsize)
+    for start in range(0, flat.size, elements):
+        yield flat[start : start + elements]

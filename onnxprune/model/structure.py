@@ -51,12 +51,14 @@ class Found:
 
     Attributes:
         tensors: every dense tensor, those inside sparse ones too.
+        training_tensors: those of the training information.
         sparse_graphs: graphs with sparse initializers.
         sparse_attributes: attributes that hold one sparse tensor, with their nodes.
         sorted: every node stands after the nodes it depends on.
     """
 
     tensors: list[onnx.TensorProto] = field(default_factory=list)
+    training_tensors: list[onnx.TensorProto] = field(default_factory=list)
     sparse_graphs: list[onnx.GraphProto] = field(default_factory=list)
     sparse_attributes: list[tuple[onnx.NodeProto, onnx.AttributeProto]] = field(default_factory=list)
     sorted: bool = True
@@ -112,7 +114,9 @@ class _Walk:
         for function in model.functions:
             identity = _identity(function.domain, function.name, function.overload)
             if identity in self.calls:
-                raise ModelError(f"defines the function {quoted(function.name)} twice; export the model again")
+                raise ModelError(
+                    f"defines the function {quoted(function.name)} twice; export the model again"
+                )
             self.calls[identity] = Counter()
 
     def visit_function(self, function: onnx.FunctionProto) -> None:
@@ -133,8 +137,10 @@ class _Walk:
 
     def collect_only(self, graphs: Iterable[onnx.GraphProto]) -> None:
         """Collect the tensors of graphs that are kept, but neither understood nor changed."""
+        before, self.found.tensors = self.found.tensors, self.found.training_tensors
         for graph in graphs:
             self._visit(_Task(graph, (), frozenset(), 0, None))
+        self.found.tensors = before
 
     def _visit(self, first: _Task) -> None:
         tasks = [first]
@@ -150,9 +156,11 @@ class _Walk:
                     self._check_node(node, task, available, names)
                     available.update(node.output)
                 for attribute in node.attribute:
-                    graphs = self._collect(node, attribute)
+                    graphs = self._collect(node, attribute, task.calls is not None)
                     outer = (*task.outer, names)
-                    tasks += (_Task(graph, outer, task.opsets, task.depth + 1, task.calls) for graph in graphs)
+                    tasks += (
+                        _Task(graph, outer, task.opsets, task.depth + 1, task.calls) for graph in graphs
+                    )
             if task.calls is not None:
                 _check_outputs(task.body, names)
 
@@ -192,17 +200,23 @@ class _Walk:
             if name in names:
                 self.found.sorted = False
             elif not any(name in outer for outer in task.outer):
-                raise ModelError(f"{what} uses {quoted(name)}, which nothing produces; the model is incomplete")
+                raise ModelError(
+                    f"{what} uses {quoted(name)}, which nothing produces; the model is incomplete"
+                )
         seen: set[str] = set()
         for attribute in node.attribute:
             if attribute.name in seen:
-                raise ModelError(f"{what} has the attribute {quoted(attribute.name)} twice; export the model again")
+                raise ModelError(
+                    f"{what} has the attribute {quoted(attribute.name)} twice; export the model again"
+                )
             seen.add(attribute.name)
             _check_attribute(attribute, what)
         if self.calls and task.calls is not None:
             task.calls[_identity(node.domain, node.op_type, node.overload)] += 1
 
-    def _collect(self, node: onnx.NodeProto, attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
+    def _collect(
+        self, node: onnx.NodeProto, attribute: onnx.AttributeProto, understood: bool = True
+    ) -> list[onnx.GraphProto]:
         """Collect the tensors of an attribute; return its graphs."""
         kind = attribute.type
         if kind == onnx.AttributeProto.TENSOR and not attribute.ref_attr_name:
@@ -215,7 +229,8 @@ class _Walk:
             return list(attribute.graphs)
         elif kind == onnx.AttributeProto.SPARSE_TENSOR and not attribute.ref_attr_name:
             self.found.tensors += (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-            self.found.sparse_attributes.append((node, attribute))
+            if understood:
+                self.found.sparse_attributes.append((node, attribute))
         elif kind == onnx.AttributeProto.SPARSE_TENSORS:
             for sparse in attribute.sparse_tensors:
                 self.found.tensors += (sparse.values, sparse.indices)
@@ -228,7 +243,9 @@ class _Walk:
         """
         if not self.calls:
             return
-        callees = {name: {called for called in calls if called in self.calls} for name, calls in self.calls.items()}
+        callees = {
+            name: {called for called in calls if called in self.calls} for name, calls in self.calls.items()
+        }
         callers: dict[FunctionId, list[FunctionId]] = {name: [] for name in self.calls}
         for name, called in callees.items():
             for one in called:
@@ -244,7 +261,9 @@ class _Walk:
                     ready.append(caller)
         if len(sizes) < len(self.calls):
             caught = next(name for name in self.calls if name not in sizes)
-            raise ModelError(f"has functions that call each other in a circle: {quoted(caught[1])}; ONNX forbids that")
+            raise ModelError(
+                f"has functions that call each other in a circle: {quoted(caught[1])}; ONNX forbids that"
+            )
         total = _expanded(self.main, sizes)
         if total > MOST_NODES:
             raise ModelError(
@@ -277,7 +296,9 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto], what: str) -> frozenset[
                 f"knows 1 to {newest}; upgrade onnx, or export the model again"
             )
         if versions.setdefault(domain, opset.version) != opset.version:
-            raise ModelError(f"{what} asks for two versions of {quoted(domain or 'ai.onnx')}; export the model again")
+            raise ModelError(
+                f"{what} asks for two versions of {quoted(domain or 'ai.onnx')}; export the model again"
+            )
     if not versions:
         raise ModelError(f"{what} names no opset; is it complete?")
     return frozenset(versions)
@@ -288,7 +309,9 @@ def _check_names(names: list[str], what: str) -> None:
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise ModelError(f"has the {what} {quoted(twice)} twice; export the model again")
     if "" in names:
-        raise ModelError(f"has {'an' if what[0] in 'aeiou' else 'a'} {what} without a name; export the model again")
+        raise ModelError(
+            f"has {'an' if what[0] in 'aeiou' else 'a'} {what} without a name; export the model again"
+        )
 
 
 def _check_input_type(value: onnx.ValueInfoProto) -> None:
@@ -312,7 +335,9 @@ def _check_attribute(attribute: onnx.AttributeProto, what: str) -> None:
         attribute.type = _TYPE_OF_FIELD[values[0]]  # files before IR version 2 left types to the reader
     expected = _VALUE_FIELDS.get(attribute.type)
     if expected is None:
-        raise ModelError(f"{what} has the attribute {quoted(attribute.name)} without a type; export the model again")
+        raise ModelError(
+            f"{what} has the attribute {quoted(attribute.name)} without a type; export the model again"
+        )
     if any(value != expected for value in values) or (values and attribute.ref_attr_name):
         raise ModelError(
             f"{what} has the attribute {quoted(attribute.name)} with a value of another type than it names; "

@@ -105,7 +105,9 @@ def check_tensor(tensor: onnx.TensorProto, raw_bytes: int | None) -> int:
         return size
     if raw_bytes is not None:
         if raw_bytes != size:
-            raise ModelError(f"{what} has {raw_bytes} bytes, but its type and shape need {size}; the file is damaged")
+            raise ModelError(
+                f"{what} has {raw_bytes} bytes, but its type and shape need {size}; the file is damaged"
+            )
         return size
     _check_typed(tensor, typed, dtype, elements, what)
     return size

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.names import Names, add_constant
 from onnxprune.ops.channels import Channels, Ref
 from onnxprune.types import BoolArray
 
@@ -18,14 +19,20 @@ class Kept:
         channels: the solved labels of the analysed graph.
         removed: bool ``[labels.count]``, True for each label that goes.
         copies: the node of the copy for each node of the analysed graph; empty if nothing is written.
+        names: the names taken in the copy.
     """
 
     def __init__(
-        self, channels: Channels, removed: BoolArray, copies: Mapping[ir.Node, ir.Node] | None = None
+        self,
+        channels: Channels,
+        removed: BoolArray,
+        copies: Mapping[ir.Node, ir.Node] | None = None,
+        names: Names | None = None,
     ) -> None:
         self.channels = channels
         self._removed = removed
         self._copies = copies or {}
+        self._names = names
         self._masks: dict[Ref, dict[int, BoolArray]] = {}
         self._by_labels: dict[int, list[BoolArray] | None] = {}
 
@@ -90,17 +97,12 @@ class Kept:
     def set_ints(self, node: ir.Node, index: int, numbers: Sequence[int] | int) -> None:
         """Give an input of the copy new integer contents, without touching other users of the old ones."""
         copy = self._copies[node]
-        graph = copy.graph
-        if graph is None:
-            raise ValueError(f"{node.name} is in no graph")
+        if copy.graph is None or self._names is None:
+            raise ValueError(f"{node.name} is not being cut")
         old = node.inputs[index] if index < len(node.inputs) else None
         dtype = np.int64 if old is None or old.const_value is None else old.const_value.dtype.numpy()
-        name = f"{copy.outputs[0].name}_sizes_{index}"
-        while name in graph.initializers:
-            name += "_"
-        tensor = ir.tensor(np.asarray(numbers, dtype=dtype), name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.register_initializer(value)
+        name = self._names.fresh(f"{copy.outputs[0].name}_sizes_{index}")
+        value = add_constant(copy.graph, ir.tensor(np.asarray(numbers, dtype=dtype), name=name), name)
         if index >= len(copy.inputs):
             copy.resize_inputs(index + 1)
         copy.replace_input_with(index, value)

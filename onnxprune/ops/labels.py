@@ -267,6 +267,10 @@ class Labels:
         """Return why each of the resolved labels is frozen, None where it is not."""
         return [None if code == _NO_REASON else self.reasons[code] for code in self._reason[roots].tolist()]
 
+    def is_frozen(self, roots: LabelArray) -> npt.NDArray[np.bool_]:
+        """Return which of the resolved labels are frozen, same shape."""
+        return np.asarray(self._reason[roots] != _NO_REASON)
+
     @property
     def count(self) -> int:
         """Number of labels ever made, label 0 included."""

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from onnxprune.ops.base import OpRule, op_rule
 from onnxprune.ops.channels import Channels
+from onnxprune.ops.kept import Kept
 
 
 @op_rule("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool")
@@ -36,6 +37,20 @@ class Resize(OpRule):
             else:
                 channels.freeze_axis(x, axis, f"{node.name} interpolates along this axis")
         channels.copy(x, y, same)
+
+    def fix(self, node: ir.Node, kept: Kept) -> None:
+        """Target sizes of axes that were cut become the kept counts."""
+        masks = kept.masks(node.outputs[0])
+        sizes = kept.old_ints(node, 3) if len(node.inputs) > 3 else None
+        if not masks or not sizes:
+            return
+        named = list(node.attributes.get_ints("axes", ())) or list(range(len(sizes)))
+        rank = len(kept.shape(node.outputs[0]))
+        new = [
+            kept.count(node.outputs[0], axis) if axis % rank in masks else size
+            for axis, size in zip(named, sizes, strict=True)
+        ]
+        kept.set_ints(node, 3, new)
 
 
 @op_rule(

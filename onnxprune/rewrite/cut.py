@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.names import Names, add_constant
 from onnxprune.ops.channels import Channels, Use
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.registry import rule_for
@@ -24,11 +23,12 @@ def cut(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Model:
     copy = model.clone()
     copy.meta.update(model.meta)
     copies = dict(zip(model.graph, copy.graph, strict=True))
-    kept = Kept(channels, removed, copies)
-    for node, twin in copies.items():
-        _declare_shapes(node, twin, kept)
-    for value in list(model.graph.initializers.values()):
-        _cut_initializer(value, kept, copies, copy.graph)
+    names = Names(copy.graph)
+    kept = Kept(channels, removed, copies, names)
+    for node, after in copies.items():
+        _declare_shapes(node, after, kept)
+    for value in model.graph.initializers.values():
+        _cut_initializer(value, kept, copies, copy.graph, names)
     for node in model.graph:
         rule = rule_for(node)
         if rule is not None:
@@ -45,8 +45,11 @@ def _declare_shapes(node: ir.Node, copy: ir.Node, kept: Kept) -> None:
             )
 
 
-def _cut_initializer(value: ir.Value, kept: Kept, copies: dict[ir.Node, ir.Node], graph: ir.Graph) -> None:
+def _cut_initializer(
+    value: ir.Value, kept: Kept, copies: dict[ir.Node, ir.Node], graph: ir.Graph, names: Names
+) -> None:
     """Compress a weight. Users of a tied weight that lose different positions each get their own."""
+    tensor = value.const_value
     versions: dict[tuple[object, ...], tuple[dict[int, BoolArray], list[Use]]] = {}
     for node, index in value.uses():
         if node not in copies:
@@ -55,42 +58,25 @@ def _cut_initializer(value: ir.Value, kept: Kept, copies: dict[ir.Node, ir.Node]
         masks = kept.masks(use)
         key = tuple((axis, mask.tobytes()) for axis, mask in sorted(masks.items()))
         versions.setdefault(key, (masks, []))[1].append(use)
-    if not any(masks for masks, _ in versions.values()):
+    if tensor is None or not any(masks for masks, _ in versions.values()):
         return
+    old = graph.initializers[str(value.name)]
+    shrinks_in_place = len(versions) == 1 and len(value.uses()) == sum(len(uses) for _, uses in versions.values())
     for masks, uses in versions.values():
         if not masks:
             continue
-        new = _compressed(value, masks, graph, own_name=len(versions) > 1)
+        array = compress(tensor.numpy(), masks)
+        if shrinks_in_place and not old.is_graph_output():
+            old.const_value = ir.Tensor(array, dtype=tensor.dtype, name=old.name)
+            old.shape = ir.Shape(array.shape)
+            continue
+        name = names.fresh(str(value.name))
+        new = add_constant(graph, ir.Tensor(array, dtype=tensor.dtype, name=name), name)
+        new.metadata_props.update(value.metadata_props)
         for use in uses:
             copies[use.node].replace_input_with(use.index, new)
-    old = graph.initializers[str(value.name)]
     if not old.uses() and not old.is_graph_output():
         graph.initializers.pop(str(value.name))
-        if len(versions) == 1:
-            new.name = value.name
-            graph.initializers.add(new)
-        return
-
-
-def _compressed(value: ir.Value, masks: dict[int, BoolArray], graph: ir.Graph, *, own_name: bool) -> ir.Value:
-    tensor = value.const_value
-    if tensor is None:
-        raise ValueError(f"{value.name} has no contents")
-    array = compress(tensor.numpy(), masks)
-    name, number = str(value.name), 1
-    while own_name and name in graph.initializers:
-        number += 1
-        name = f"{value.name}_{number}"
-    new = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(tensor.dtype),
-        const_value=ir.Tensor(array, dtype=tensor.dtype, name=name),
-        metadata_props=dict(value.metadata_props),
-    )
-    if own_name:
-        graph.register_initializer(new)
-    return new
 
 
 def compress(array: np.ndarray, masks: dict[int, BoolArray]) -> np.ndarray:  # type: ignore[type-arg]
@@ -98,6 +84,3 @@ def compress(array: np.ndarray, masks: dict[int, BoolArray]) -> np.ndarray:  # t
     for axis, mask in sorted(masks.items(), key=lambda item: item[1].mean()):  # the largest cut first
         array = np.take(array, np.flatnonzero(mask), axis=axis)
     return np.ascontiguousarray(array)
-
-
-__all__: Sequence[str] = ("compress", "cut")

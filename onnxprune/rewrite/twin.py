@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.names import Names, add_constant
 from onnxprune.ops.channels import Channels, Contraction
 from onnxprune.types import BoolArray
 
@@ -23,11 +24,12 @@ def make_twin(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Mod
     """
     copy = model.clone()
     copies = dict(zip(model.graph, copy.graph, strict=True))
+    names = Names(copy.graph)
     for number, contraction in enumerate(channels.contractions):
         gone = _gone(channels, contraction, removed)
         if gone is not None and gone.any():
             rank = channels.rank(channels.ref(contraction.node, contraction.operand))
-            _zero(copies[contraction.node], contraction, gone, rank, copy.graph, f"twin_{number}")
+            _zero(copies[contraction.node], contraction, gone, rank, copy.graph, names.fresh(f"twin_{number}"))
     return copy
 
 
@@ -48,9 +50,7 @@ def _zero(
         array = value.const_value.numpy().copy()
         array[(slice(None),) * contraction.axis + (gone,)] = 0
         tensor = ir.Tensor(array, dtype=value.const_value.dtype, name=name)
-        zeroed = ir.Value(name=name, shape=tensor.shape, type=value.type, const_value=tensor)
-        graph.register_initializer(zeroed)
-        node.replace_input_with(contraction.operand, zeroed)
+        node.replace_input_with(contraction.operand, add_constant(graph, tensor, name))
         if not value.uses() and not value.is_graph_output():
             graph.initializers.pop(str(value.name))
         return
@@ -58,9 +58,7 @@ def _zero(
     shape = [1] * rank
     shape[contraction.axis] = len(gone)
     mask = ir.Tensor((~gone).astype(dtype.numpy()).reshape(shape), dtype=dtype, name=f"{name}_mask")
-    factor = ir.Value(name=mask.name, shape=mask.shape, type=ir.TensorType(dtype), const_value=mask)
-    graph.register_initializer(factor)
-    product = ir.node("Mul", [value, factor], name=name)
+    product = ir.node("Mul", [value, add_constant(graph, mask, f"{name}_mask")], name=name)
     product.outputs[0].name = f"{name}_out"
     product.outputs[0].dtype = dtype
     graph.insert_before(node, product)

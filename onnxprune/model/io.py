@@ -1,0 +1,180 @@
+"""Read a model from a file that nobody vouches for, and write one so that it appears whole or not at all.
+
+What a round trip changes, and nothing else: sparse indices become linear; nodes that stood before their inputs
+are put in order; tensors below 1 KiB of external data move into the model; offsets within data files change, and
+``checksum`` entries go; fields set to their default value are left out; ``value_info`` of values that no longer
+exist, or that are graph outputs, goes; protobuf fields that this version of onnx does not know go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir import serde
+
+from onnxprune.errors import ModelError, OutputError
+from onnxprune.model.atomic import NewFile, check_target
+from onnxprune.model.parse import MOST_MODEL_BYTES, parse
+from onnxprune.model.places import places
+from onnxprune.model.serialize import (
+    mark_declared,
+    recall,
+    remember,
+    remember_training,
+    root_cause,
+    serialize,
+)
+from onnxprune.model.storage import Storage
+from onnxprune.model.wording import visible
+
+#: From this many bytes of tensors on, a model is written with external data.
+INLINE_BYTES = 3 << 29
+
+#: Keys in the meta of a loaded model (and of its graph): names of values that were sparse in the file; paths of
+#: the files it was read from; whether any tensor was external.
+SPARSE = "onnxprune.sparse"
+SOURCE = "onnxprune.source"
+EXTERNAL = "onnxprune.external"
+
+
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """Read a model, checking everything that can be checked without running it.
+
+    Tensors of external data stay in their files and are read each time they are asked for; the others are
+    read-only arrays. Weights that are not finite are not looked for. Sparse tensors become dense.
+
+    Args:
+        path: an ONNX file.
+
+    Raises:
+        ModelError: the file is missing, damaged, unsafe or not supported; one line.
+    """
+    with _named(Path(path)):
+        parsed = parse(Path(path))
+        try:
+            model = serde.deserialize_model(parsed.proto)
+            if not parsed.found.sorted:
+                for graph in (model.graph, *model.functions.values()):
+                    graph.sort()
+        except (serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+            # What onnx_ir raises for models it does not accept; the structure has been checked before.
+            raise ModelError(f"{root_cause(error)}; export the model again") from error
+        for place in places(model):
+            if isinstance(place.tensor, serde.TensorProtoTensor):
+                contents = parsed.contents(place.tensor.raw)
+                if not isinstance(contents, serde.TensorProtoTensor):
+                    place.put(contents)
+        mark_declared(parsed.proto, model)
+        remember_training(parsed.proto, model)
+        remember(model, SPARSE, parsed.sparse)
+        remember(model, SOURCE, tuple(str(file) for file in parsed.files))
+        remember(model, EXTERNAL, len(parsed.files) > 1)
+        return model
+
+
+def model_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Return the files a model consists of: itself, then its data files, without links.
+
+    Raises:
+        ModelError: the model can't be read, or a data file is missing or unsafe.
+    """
+    with _named(Path(path)):
+        return parse(Path(path)).files
+
+
+def save(
+    model: ir.Model,
+    path: str | os.PathLike[str],
+    *,
+    external_data: bool | None = None,
+    sparse_storage: bool | None = None,
+    before_commit: Callable[[Path], None] | None = None,
+) -> tuple[Path, ...]:
+    """Write a model. The old file at ``path``, if any, stays as it is until the new one is complete.
+
+    Tensors are written one after the other, straight from where they are; lazy ones are computed when their
+    turn comes (twice if they are stored sparse). External data goes into one file beside the model, named after
+    its contents, so no earlier model can ever point into it by mistake. A data file that the replaced model used
+    is left where it is: others may use it.
+
+    Args:
+        model: any model; it is not changed.
+        path: the model file.
+        external_data: store tensors of 1 KiB and more beside the model; None: if they were when it was read, or
+            if all tensors together exceed 1.5 GiB.
+        sparse_storage: store every float weight sparse for which this takes less space; None: those that were
+            sparse when it was read; False: none. Shape inference and the full checker of onnx refuse some
+            valid sparse models; ONNX Runtime reads them all, and makes them dense.
+        before_commit: is called with the finished temporary model file, in the folder it stays in, so that
+            external data resolves; if it raises, nothing is written.
+
+    Returns:
+        The files that were written: the model, and its data file if there is one.
+
+    Raises:
+        OutputError: the path can't or must not be written (it is one of the model's own input files).
+        ModelError: the model can't be written as it is, or a data file it is read from has changed.
+    """
+    target = Path(path)
+    check_target(target)
+    _refuse_inputs(model, target)
+    sparse_names: frozenset[str] = recall(model, SPARSE) or frozenset()
+    kept_sparse = sparse_names if sparse_storage is None else frozenset()
+    serialized = serialize(model, kept_sparse.__contains__)
+    storage = Storage(serialized, target)
+    storage.make_sparse(kept_sparse, past_break_even=bool(sparse_storage))
+    if external_data is None:
+        external_data = bool(recall(model, EXTERNAL)) or storage.size_bytes() > INLINE_BYTES
+    with contextlib.ExitStack() as cleanup:
+        data = storage.write_external(cleanup) if external_data else None
+        size = storage.file_bytes()
+        if size > MOST_MODEL_BYTES:
+            raise OutputError(
+                f"{visible(target)}: {size} bytes are too many for one ONNX file (2 GiB); use external data"
+            )
+        with NewFile(target) as file:
+            storage.write_model(file.stream)
+            file.finish()
+            if before_commit is not None:
+                before_commit(file.temporary)
+            # The data file must stay once the model has its name, even if making the name last fails.
+            try:
+                file.commit()
+            finally:
+                if file.renamed:
+                    cleanup.pop_all()
+    return (target,) if data is None else (target, data)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the model's name in front of messages about it.
+
+    Raises:
+        ModelError: in place of any, and when memory runs out.
+    """
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{visible(path)}: {error}") from error
+    except MemoryError as error:
+        raise ModelError(
+            f"{visible(path)}: needs more memory than there is; store it with external data"
+        ) from error
+
+
+def _refuse_inputs(model: ir.Model, target: Path) -> None:
+    """Refuse to write over a file that the model was read from, under whatever name.
+
+    Raises:
+        OutputError: the target is such a file.
+    """
+    for source in recall(model, SOURCE) or ():
+        if target.exists() and os.path.exists(source) and os.path.samefile(target, source):  # noqa: PTH110, PTH121
+            raise OutputError(
+                f"{visible(target)}: is an input of this model; inputs are never changed: name another file"
+            )

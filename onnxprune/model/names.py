@@ -1,0 +1,35 @@
+"""Names for new values and nodes, which no other value of the graph has."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+class Names:
+    """The names taken in a graph and in the subgraphs that see them."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._taken = {value.name for value in graph.inputs} | set(graph.initializers)
+        for node in graph.all_nodes():
+            self._taken.update(value.name for value in node.outputs)
+        for subgraph in graph.subgraphs():
+            self._taken.update(value.name for value in subgraph.inputs)
+            self._taken.update(subgraph.initializers)
+
+    def fresh(self, wanted: str) -> str:
+        """Take ``wanted``, or that with a number behind it."""
+        name, number = wanted, 1
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def add_constant(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+    """Register a tensor as an initializer under a name that is free."""
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.dims), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value

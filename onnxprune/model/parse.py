@@ -1,0 +1,225 @@
+"""From a file to a checked proto whose large tensors wait outside it.
+
+The file is examined before it is opened, its large payloads go straight into arrays of their own (aligned, and
+freed one by one), and external tensors are found, checked and left where they are.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir import serde
+
+from onnxprune.errors import ModelError
+from onnxprune.model.external import DataFile, DataFolder, as_array
+from onnxprune.model.sparse import make_dense
+from onnxprune.model.structure import Found, check_structure
+from onnxprune.model.tensors import check_tensor
+from onnxprune.model.wire import Tokens, WireError, take_out
+
+#: protobuf reads and writes no larger message.
+MOST_MODEL_BYTES = (1 << 31) - 1
+
+_FOREIGN = (
+    (
+        b"PK\x03\x04",
+        "a zip archive; a .pt2 or TorchScript file goes through the importer, others have to be unpacked",
+    ),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"\x80\x02", "a Python pickle, as old PyTorch checkpoints are; export the module to ONNX"),
+    (b"\x80\x04", "a Python pickle; export the module to ONNX"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes them; convert it to ONNX (tf2onnx)"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"\x7fELF", "a program or library"),
+    (b"version https://git-lfs", "a Git LFS pointer instead of the model; run `git lfs pull`"),
+)
+
+
+@dataclass(slots=True)
+class Parsed:
+    """A proto that has passed all checks; the payloads of large and external tensors are tokens.
+
+    Attributes:
+        proto: the model, all tensors dense.
+        tokens: made the tokens.
+        found: what the walk came across.
+        stored: what belongs in place of each token.
+        sparse: names of values that were sparse.
+        files: the model file and its data files, without links.
+    """
+
+    proto: onnx.ModelProto
+    tokens: Tokens
+    found: Found
+    stored: dict[int, ir.TensorProtocol] = field(default_factory=dict)
+    sparse: frozenset[str] = frozenset()
+    files: tuple[Path, ...] = ()
+
+    def contents(self, tensor: onnx.TensorProto) -> ir.TensorProtocol:
+        """Return a tensor of the proto as something that can be read."""
+        index = self.tokens.index(tensor.raw_data)
+        return serde.TensorProtoTensor(tensor) if index is None else self.stored[index]
+
+    def keep(self, tensor: onnx.TensorProto, stored: ir.TensorProtocol, index: int) -> None:
+        """Make ``stored`` payload ``index``, that of a tensor of the proto."""
+        tensor.raw_data = self.tokens.of(index)
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
+        self.stored[index] = stored
+
+
+def parse(path: Path) -> Parsed:
+    """Read and check the file at ``path``.
+
+    Raises:
+        ModelError: without the model's name in front; the file is missing, damaged, unsafe or not supported.
+    """
+    real = os.path.realpath(path)
+    file = DataFile.examine(real, "the file", single=False)
+    if not file.size:
+        raise ModelError("the file is empty; export or download it again")
+    if file.size > MOST_MODEL_BYTES:
+        raise ModelError(f"{file.size} bytes are too many for one ONNX file (2 GiB); use external data")
+    with file.open() as stream:
+        reader = _Reader(file, stream)
+        parsed, spans = _parse_proto(reader, file.size)
+        folder = DataFolder(path)
+        external = _check_tensors(parsed, spans, folder)
+        for tensor in parsed.found.tensors:
+            index = parsed.tokens.index(tensor.raw_data)
+            if index is not None:
+                parsed.stored[index] = in_memory(reader.payload(*spans[index]), tensor)
+        for number, (tensor, stored) in enumerate(external, len(spans)):
+            parsed.keep(tensor, stored, number)
+        _store_inline(parsed, reader, spans)
+        parsed.files = (Path(real), *folder.files())
+        file.check_unchanged(stream)
+    _make_dense(parsed)
+    return parsed
+
+
+class _Reader:
+    """Reads pieces of one open file."""
+
+    def __init__(self, file: DataFile, stream: BinaryIO) -> None:
+        self.file, self.stream = file, stream
+
+    def at(self, position: int, count: int) -> bytes:
+        buffer = bytearray(count)
+        self.file.read_into(self.stream, memoryview(buffer), position)
+        return bytes(buffer)
+
+    def payload(self, position: int, count: int) -> npt.NDArray[np.uint8]:
+        array = np.empty(count, dtype=np.uint8)
+        self.file.read_into(self.stream, memoryview(array), position)
+        return array
+
+
+def _parse_proto(reader: _Reader, size: int) -> tuple[Parsed, list[tuple[int, int]]]:
+    """Return the parsed and checked structure, and (position, length) of the payloads that it leaves out."""
+    tokens = Tokens()
+    try:
+        small, spans = take_out(reader.at, size, tokens)
+    except WireError:
+        small, spans = reader.at(0, size), []  # protobuf has the last word
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(small)
+        return Parsed(proto, tokens, check_structure(proto)), spans
+    except DecodeError as error:
+        problem: Exception = ModelError("is damaged, or no ONNX model; export or download it again")
+        problem.__cause__ = error
+    except UnicodeDecodeError as error:
+        problem = ModelError("holds text that is not UTF-8; the file is damaged")
+        problem.__cause__ = error
+    except ModelError as error:
+        problem = error
+    hint = _foreign(reader.at(0, min(size, 512)))
+    raise ModelError(f"is {hint}") from problem if hint else problem
+
+
+def _foreign(head: bytes) -> str | None:
+    """Return what a file that is no model may be instead, and what to do about it."""
+    for magic, what in _FOREIGN:
+        if head.startswith(magic):
+            return what
+    if head[4:8] == b"ORTM":
+        return "in ONNX Runtime's own format; start from the .onnx file it was made from"
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite model; convert it to ONNX (tf2onnx)"
+    if head[8:10] == b'{"':
+        return "a safetensors file: weights without a graph; export the model to ONNX"
+    if all(byte >= 32 or byte in b"\t\r\n" for byte in head):
+        return "a text file; is it a saved web page or a failed download?"
+    return None
+
+
+def _check_tensors(
+    parsed: Parsed, spans: list[tuple[int, int]], folder: DataFolder
+) -> list[tuple[onnx.TensorProto, ir.TensorProtocol]]:
+    """Check every tensor; return the external ones with their places."""
+    external: list[tuple[onnx.TensorProto, ir.TensorProtocol]] = []
+    for tensor in (*parsed.found.tensors, *parsed.found.training_tensors):
+        raw_bytes = None
+        if tensor.HasField("raw_data"):
+            raw = tensor.raw_data
+            index = parsed.tokens.index(raw)
+            raw_bytes = len(raw) if index is None else spans[index][1]
+        size = check_tensor(tensor, raw_bytes)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            external.append((tensor, folder.tensor(tensor, size)))
+        elif tensor.external_data:
+            del tensor.external_data[:]  # entries without effect: the data is in the model
+    return external
+
+
+def _store_inline(parsed: Parsed, reader: _Reader, spans: list[tuple[int, int]]) -> None:
+    """Give the tensors of the training information, which nothing but a copy is made of, their payloads back."""
+    for tensor in parsed.found.training_tensors:
+        index = parsed.tokens.index(tensor.raw_data)
+        if index is not None:
+            tensor.raw_data = (
+                reader.at(*spans[index]) if index < len(spans) else parsed.stored.pop(index).tobytes()
+            )
+
+
+def in_memory(stored: npt.NDArray[np.uint8], proto: onnx.TensorProto) -> ir.TensorProtocol:
+    """Return a tensor declared by ``proto`` with the stored bytes ``stored``, which become read-only."""
+    stored.flags.writeable = False
+    dtype = ir.DataType(proto.data_type)
+    about: dict[str, Any] = {
+        "name": proto.name,
+        "doc_string": proto.doc_string or None,
+        "metadata_props": {entry.key: entry.value for entry in proto.metadata_props} or None,
+    }
+    if dtype.bitwidth < 8:
+        return ir.PackedTensor(stored, dtype, shape=ir.Shape(proto.dims), **about)
+    return ir.Tensor(as_array(stored, dtype, tuple(proto.dims)), dtype=dtype, **about)
+
+
+def _make_dense(parsed: Parsed) -> None:
+    def read(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
+        return np.asarray(parsed.contents(tensor).numpy())
+
+    def keep(tensor: onnx.TensorProto, array: npt.NDArray[Any]) -> None:
+        dense = ir.Tensor(array, dtype=ir.DataType(tensor.data_type))
+        stored = (
+            np.frombuffer(dense.tobytes(), dtype=np.uint8).copy()
+            if dense.dtype.bitwidth < 8
+            else _bytes_of(array)
+        )
+        parsed.keep(tensor, in_memory(stored, tensor), 1 + max(parsed.stored, default=-1))
+
+    parsed.sparse = make_dense(parsed.found, read, keep)
+
+
+def _bytes_of(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return array.reshape(-1).view(np.uint8)

@@ -1,0 +1,464 @@
+"""Every stage in order: a model and a wish become a plan, a plan becomes a proved model, a model becomes a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.allocate.channels import Options, choose_channels
+from onnxprune.allocate.masks import choose_masks
+from onnxprune.analyze import Analysis, analyze
+from onnxprune.cost import cost_of
+from onnxprune.errors import NothingToPrune, PlanError, ProofError, UsageError, VerificationError
+from onnxprune.model.digest import structure_digest, weights_digest
+from onnxprune.model.io import save
+from onnxprune.model.shapes import graph_inputs
+from onnxprune.ops.channels import Channels
+from onnxprune.ops.kept import Kept
+from onnxprune.ops.weights import find_weights
+from onnxprune.patterns import parse_pattern
+from onnxprune.plans import save_plan
+from onnxprune.prove import TOLERANCE, prove
+from onnxprune.rewrite.cut import cut
+from onnxprune.rewrite.mask import apply_masks
+from onnxprune.rewrite.twin import make_twin
+from onnxprune.score.magnitude import score
+from onnxprune.score.weights import WEIGHT_SCORERS
+from onnxprune.types import (
+    BoolArray,
+    Budget,
+    Check,
+    Choice,
+    Cost,
+    IntArray,
+    Plan,
+    PlannedGroup,
+    PlannedMember,
+    Report,
+    Skipped,
+)
+from onnxprune.verify import verify
+
+#: What each structured pattern may remove.
+STRUCTURED: Mapping[str, frozenset[str]] = {
+    "channels": frozenset({"channels", "hidden", "heads", "experts"}),
+    "heads": frozenset({"heads"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """A pruned model in memory.
+
+    Attributes:
+        model: the pruned model; the one that was given is not changed.
+        plan: what was removed; applies again to a re-trained model of the same graph.
+        report: before and after, checks, what was skipped and why, seconds by stage.
+    """
+
+    model: ir.Model
+    plan: Plan
+    report: Report
+
+
+@dataclass(slots=True)
+class _Watch:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def prune(
+    model: ir.Model,
+    *,
+    pattern: str = "channels",
+    amount: float | None = None,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    score: str = "l2",
+    scope: str = "uniform",
+    align: int | str = "auto",
+    protect: Sequence[str] = (),
+    floor: float = 0.1,
+    seed: int = 0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> PruneResult:
+    """Decide what goes, remove it from a copy of the model, and prove the result.
+
+    Args:
+        model: from `onnxprune.load`; not changed.
+        pattern: ``channels`` (everything whose removal shrinks shapes), ``heads`` (attention heads alone),
+            ``unstructured``, ``N:M`` (as 2:4: at most 2 of 4 stay) or ``block:RxC``.
+        amount: share of channels or weights to remove, in [0, 1); not with N:M, which says it itself.
+        target_macs: share of the multiply-accumulates that may stay, in (0, 1], instead of an amount.
+        target_params: share of the parameters that may stay, in (0, 1], instead of an amount.
+        score: ``l1``, ``l2`` or ``random``.
+        scope: ``uniform`` (the same share everywhere) or ``global`` (one threshold for all).
+        align: kept channel counts are multiples of this; ``auto`` avoids counts that are slow on CPUs.
+        protect: globs over group and tensor names that must stay whole.
+        floor: least share of every channel group that stays.
+        seed: of every random choice.
+        input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
+
+    Raises:
+        UsageError: options that make no sense, alone or together.
+        NothingToPrune: nothing can go; ``reasons`` says why.
+        LimitMissed: the target can't be met within the floors.
+        ProofError: the cut model differs from its exact twin.
+    """
+    watch = _Watch()
+    options: dict[str, Any] = {
+        "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
+        "score": score, "scope": scope, "align": align, "protect": list(protect), "floor": floor,
+        "input_shapes": {name: list(shape) for name, shape in (input_shapes or {}).items()},
+    }  # fmt: skip
+    recipe = {key: value for key, value in options.items() if value not in (None, [], {})}
+    if pattern in STRUCTURED:
+        decision, analysis = _plan_channels(model, recipe, seed, watch)
+        return _cut_and_prove(model, decision, analysis, watch)
+    return _mask(model, _plan_masks(model, recipe, seed, watch), watch)
+
+
+def plan(model: ir.Model, **options: Any) -> Plan:
+    """Decide what `prune` with the same options would remove, without removing it."""
+    defaults: dict[str, Any] = {"pattern": "channels", "score": "l2", "scope": "uniform"}
+    seed = int(options.pop("seed", 0))
+    recipe = {**defaults, **{key: value for key, value in options.items() if value is not None}}
+    if recipe["pattern"] in STRUCTURED:
+        return _plan_channels(model, recipe, seed, _Watch())[0]
+    return _plan_masks(model, recipe, seed, _Watch())
+
+
+def apply_plan(model: ir.Model, plan: Plan) -> PruneResult:
+    """Remove from a copy of a model what a plan says: the same model, or a re-trained one of the same graph.
+
+    Raises:
+        PlanError: the plan was made for another graph, or contradicts itself.
+        ProofError: the cut model differs from its exact twin.
+    """
+    watch = _Watch()
+    with watch.stage("match"):
+        digest = structure_digest(model)
+        if digest != plan.structure_digest:
+            raise PlanError(
+                f"the plan is for another graph (structure {plan.structure_digest[:12]}, this model has "
+                f"{digest[:12]}); apply needs the same export, weights may differ: prune anew instead"
+            )
+    if plan.pattern not in STRUCTURED:
+        return _mask(model, plan, watch)
+    with watch.stage("analyze"):
+        analysis = analyze(model, input_shapes=plan.recipe.get("input_shapes"))
+    _check_groups(analysis, plan)
+    return _cut_and_prove(model, plan, analysis, watch)
+
+
+def save_pruned(
+    result: PruneResult,
+    path: str | Path,
+    *,
+    against: str | Path | None = None,
+    plan_folder: str | Path | None = None,
+    external_data: bool | None = None,
+    sparse_storage: bool | None = None,
+) -> Report:
+    """Write a pruned model, verified before it appears under its name, and its plan.
+
+    Args:
+        result: from `prune` or `apply_plan`.
+        path: the output; must not be an input.
+        against: the file that the model was made from: the interface and the size are compared with it.
+        plan_folder: where the plan goes; nowhere if None.
+        external_data: weights beside the model; None for as it was.
+        sparse_storage: weights as sparse initializers where that is smaller; None for as they were.
+
+    Returns:
+        The report of the result, with the checks of the file.
+
+    Raises:
+        OutputError: the file can't be written.
+        VerificationError: the file is not what it should be; nothing was written.
+    """
+    checks: list[Check] = []
+    started = time.perf_counter()
+
+    def check_file(temporary: Path) -> None:
+        report = verify(temporary, against=against, plan=result.plan)
+        checks.extend(report.checks)
+        failed = [check for check in report.checks if not check.passed]
+        if failed:
+            raise VerificationError(f"{path}: not written, {failed[0].name}: {failed[0].detail}")
+
+    save(result.model, path, external_data=external_data, sparse_storage=sparse_storage, before_commit=check_file)
+    if plan_folder is not None:
+        save_plan(result.plan, plan_folder)
+    seconds = {**result.report.seconds, "write and verify": time.perf_counter() - started}
+    return replace(result.report, checks=(*result.report.checks, *checks), seconds=seconds)
+
+
+# --- channels -----------------------------------------------------------------------------------------------
+
+
+def _plan_channels(
+    model: ir.Model, recipe: Mapping[str, Any], seed: int, watch: _Watch
+) -> tuple[Plan, Analysis]:
+    with watch.stage("analyze"):
+        analysis = analyze(model, input_shapes=recipe.get("input_shapes"))
+    with watch.stage("score"):
+        scores = score(analysis.model, analysis.groups, recipe["score"], seed=seed)
+    with watch.stage("allocate"):
+        whole = cost_of(analysis.model.graph, analysis.channels)
+        choices = _choose(recipe, analysis, scores, whole)
+        removed = {choice.group.name: choice.removed for choice in choices}
+        left = _cost_after(analysis, removed)
+    if not any(len(numbers) for numbers in removed.values()):
+        reasons = [f"{choice.group.name}: {choice.skipped}" for choice in choices]
+        raise NothingToPrune(_nothing(recipe["pattern"], reasons), reasons)
+    with watch.stage("digest"):
+        decision = Plan(
+            pattern=recipe["pattern"],
+            structure_digest=structure_digest(model),
+            weights_digest=weights_digest(model),
+            groups=tuple(_planned(choice) for choice in choices),
+            masks={},
+            recipe=dict(recipe),
+            predicted=(whole, left),
+            seed=seed,
+            versions=_versions(),
+            skipped=(*_skipped(choices), *analysis.unknown),
+        )
+    return decision, analysis
+
+
+def _choose(recipe: Mapping[str, Any], analysis: Analysis, scores: Any, whole: Cost) -> tuple[Choice, ...]:
+    options = Options(
+        scope=recipe["scope"],
+        align=recipe.get("align", "auto"),
+        protect=recipe.get("protect", ()),
+        floor=recipe.get("floor", 0.1),
+        kinds=STRUCTURED[recipe["pattern"]],
+    )
+    budget, of = _budget(recipe)
+
+    def share_left(removed: Mapping[str, IntArray]) -> float:
+        return float(getattr(_cost_after(analysis, removed), of) / max(getattr(whole, of), 1))
+
+    return choose_channels(
+        analysis.groups, scores, options, amount=recipe.get("amount"), budget=budget, cost=share_left
+    )
+
+
+def _budget(recipe: Mapping[str, Any]) -> tuple[Budget | None, str]:
+    """Return the budget of a recipe, if it has one, and the field of `Cost` that it limits."""
+    given = [name for name in ("amount", "target_macs", "target_params") if recipe.get(name) is not None]
+    if len(given) != 1:
+        raise UsageError(f"give one of amount, target_macs, target_params, not {' and '.join(given) or 'none'}")
+    if given == ["amount"]:
+        return None, "params"
+    metric = "macs" if given == ["target_macs"] else "params"
+    keep = recipe[given[0]]
+    if not 0 < keep <= 1:
+        raise UsageError(f"{given[0]} is the share that stays, in (0, 1], not {keep}")
+    return Budget("macs" if metric == "macs" else "params", keep), metric
+
+
+def _cost_after(analysis: Analysis, removed: Mapping[str, IntArray]) -> Cost:
+    gone = analysis.removed_labels(removed)
+    return cost_of(analysis.model.graph, analysis.channels, Kept(analysis.channels, gone))
+
+
+def _nothing(pattern: str, reasons: Sequence[str]) -> str:
+    if not reasons:
+        return f"nothing to remove by pattern {pattern!r}: no weights with channels were found"
+    return f"nothing to remove by pattern {pattern!r}: {len(reasons)} groups stay whole ({reasons[0]})"
+
+
+def _planned(choice: Choice) -> PlannedGroup:
+    members = tuple(
+        PlannedMember(
+            member.tensor,
+            member.axis,
+            member.consumer,
+            member.contracted,
+            np.flatnonzero(np.isin(member.channel_at, choice.removed)).astype(np.int32),
+        )
+        for member in choice.group.members
+    )
+    return PlannedGroup(
+        choice.group.name, choice.group.kind, choice.group.size, choice.removed, members, choice.skipped
+    )
+
+
+def _skipped(choices: Sequence[Choice]) -> list[Skipped]:
+    return [Skipped(choice.group.name, choice.skipped) for choice in choices if choice.skipped is not None]
+
+
+def _check_groups(analysis: Analysis, plan: Plan) -> None:
+    """Compare a plan, position by position, with the groups of the model that it is applied to."""
+    groups = {group.name: group for group in analysis.groups}
+    for planned in plan.groups:
+        group = groups.get(planned.name)
+        if group is None or group.size != planned.size:
+            raise PlanError(f"group {planned.name} of {planned.size} channels is not in this model; prune anew")
+        if len(planned.removed) == 0:
+            continue
+        expected = _planned(Choice(group, planned.removed))
+        if [asdict(member) for member in expected.members] != [asdict(member) for member in planned.members] and not (
+            _same_members(expected, planned)
+        ):
+            raise PlanError(f"group {planned.name} stands on other tensors or positions in this model; prune anew")
+
+
+def _same_members(a: PlannedGroup, b: PlannedGroup) -> bool:
+    return len(a.members) == len(b.members) and all(
+        (x.tensor, x.axis, x.consumer, x.contracted) == (y.tensor, y.axis, y.consumer, y.contracted)
+        and np.array_equal(x.removed, y.removed)
+        for x, y in zip(a.members, b.members, strict=True)
+    )
+
+
+def _cut_and_prove(model: ir.Model, plan: Plan, analysis: Analysis, watch: _Watch) -> PruneResult:
+    removed = {group.name: group.removed for group in plan.groups if len(group.removed)}
+    gone = analysis.removed_labels(removed)
+    with watch.stage("cut"):
+        pruned = cut(analysis.model, analysis.channels, gone)
+    with watch.stage("prove"):
+        check = _prove(analysis, pruned, gone, plan.seed)
+        if not check.passed:
+            raise ProofError(f"{check.detail}; {_blame(analysis, removed, plan.seed)}; nothing was written")
+    return PruneResult(pruned, plan, _report(plan, (check,), watch))
+
+
+def _prove(analysis: Analysis, pruned: ir.Model, gone: BoolArray, seed: int) -> Check:
+    twin = make_twin(analysis.model, analysis.channels, gone)
+    return prove(twin, pruned, _trial_shapes(analysis), tolerance=TOLERANCE, seed=seed)
+
+
+def _trial_shapes(analysis: Analysis) -> list[dict[str, tuple[int, ...]]]:
+    """The sizes of the analysis; and, where the batch is symbolic, one sample more."""
+    first = analysis.shapes.input_shapes
+    symbolic = {
+        str(value.name)
+        for value in graph_inputs(analysis.model)
+        if analysis.shapes.dims[value] and not analysis.shapes.dims[value][0].is_constant
+    }
+    if not symbolic:
+        return [first]
+    more = {name: (s[0] + 1, *s[1:]) if name in symbolic else s for name, s in first.items()}
+    return [first, more]
+
+
+def _blame(analysis: Analysis, removed: Mapping[str, IntArray], seed: int) -> str:
+    """Cut one group at a time, and name those whose proof fails."""
+    guilty = []
+    for name, numbers in removed.items():
+        gone = analysis.removed_labels({name: numbers})
+        if not _prove(analysis, cut(analysis.model, analysis.channels, gone), gone, seed).passed:
+            guilty.append(name)
+    if not guilty:
+        return "no single group fails, only several together"
+    return f"the proof fails for group {', '.join(guilty)}: protect it, and please report this"
+
+
+# --- masks --------------------------------------------------------------------------------------------------
+
+
+def _plan_masks(model: ir.Model, recipe: Mapping[str, Any], seed: int, watch: _Watch) -> Plan:
+    pattern = recipe["pattern"]
+    parse_pattern(pattern)
+    for name in ("target_macs", "target_params"):
+        if recipe.get(name) is not None:
+            raise UsageError(f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount")
+    with watch.stage("find weights"):
+        uses, unreachable = find_weights(model)
+    with watch.stage("choose masks"):
+        masks, skipped = choose_masks(
+            model,
+            uses,
+            pattern=pattern,
+            amount=recipe.get("amount"),
+            scorer=WEIGHT_SCORERS.get(recipe["score"]),
+            scope=recipe["scope"],
+            seed=seed,
+            protect=recipe.get("protect", ()),
+        )
+    skipped = [*unreachable, *skipped]
+    if not masks:
+        reasons = [f"{entry.name}: {entry.reason}" for entry in skipped]
+        first = f" ({reasons[0]})" if reasons else ""
+        raise NothingToPrune(f"no weight can take the pattern {pattern!r}{first}", reasons)
+    with watch.stage("digest"):
+        whole = _plain_cost(model)
+        return Plan(
+            pattern=pattern,
+            structure_digest=structure_digest(model),
+            weights_digest=weights_digest(model),
+            groups=(),
+            masks=masks,
+            recipe=dict(recipe),
+            predicted=(whole, whole),
+            seed=seed,
+            versions=_versions(),
+            skipped=tuple(skipped),
+        )
+
+
+def _plain_cost(model: ir.Model) -> Cost:
+    """The cost of a model that is not analysed for channels."""
+    from onnxprune.model.prepare import prepare
+
+    work, shapes = prepare(model)
+    return cost_of(work.graph, Channels(shapes))
+
+
+def _mask(model: ir.Model, plan: Plan, watch: _Watch) -> PruneResult:
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    with watch.stage("mask"):
+        apply_masks(copy, plan.masks)
+    return PruneResult(copy, plan, _report(plan, (), watch))
+
+
+# --- reporting ----------------------------------------------------------------------------------------------
+
+
+def _report(plan: Plan, checks: tuple[Check, ...], watch: _Watch) -> Report:
+    before, after = plan.predicted
+    sections: dict[str, Any] = {
+        "cost": [
+            {"what": name, "before": getattr(before, key), "after": getattr(after, key),
+             "ratio": getattr(after, key) / max(getattr(before, key), 1)}
+            for name, key in (("parameters", "params"), ("MACs", "macs"), ("bytes of weights", "size_bytes"))
+        ]
+    }  # fmt: skip
+    if plan.groups:
+        sections["groups"] = [
+            {"group": g.name, "kind": g.kind, "before": g.size, "after": g.size - len(g.removed)}
+            for g in plan.groups
+            if len(g.removed)
+        ]
+    if plan.masks:
+        sections["masks"] = [
+            {"tensor": name, "weights": mask.size, "zero": mask.size - mask.kept,
+             "sparsity": 1 - mask.kept / max(mask.size, 1)}
+            for name, mask in plan.masks.items()
+        ]  # fmt: skip
+    return Report(f"pruned by {plan.pattern}", sections, checks, plan.skipped, dict(watch.seconds))
+
+
+def _versions() -> dict[str, str]:
+    names = ("onnxprune", "numpy", "onnx", "onnx-ir", "onnxruntime")
+    return {name: metadata.version(name) for name in names}

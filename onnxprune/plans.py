@@ -1,0 +1,246 @@
+"""Plans on disk: ``NAME.plan/plan.json``, which people and diffs can read, and ``masks.safetensors``.
+
+``plan.json`` lists for every member of every group the tensor, the axis and the removed positions, so that a
+third party can audit a cut without onnxprune. A folder is written beside its place and moved there whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from onnxprune.errors import OutputError, PlanError
+from onnxprune.types import (
+    Cost,
+    Kind,
+    Mask,
+    Plan,
+    PlannedGroup,
+    PlannedMember,
+    Skipped,
+)
+
+SCHEMA = 1
+_LARGEST_JSON_BYTES = 256 << 20
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Member(_Strict):
+    tensor: str
+    axis: int = Field(ge=0)
+    consumer: str
+    contracted: bool
+    removed: list[int]
+
+
+class _Group(_Strict):
+    name: str
+    kind: Kind
+    size: int = Field(ge=1)
+    removed: list[int]
+    skipped: str | None
+    members: list[_Member]
+
+
+class _MaskEntry(_Strict):
+    shape: list[int]
+    kept: int = Field(ge=0)
+
+
+class _Cost(_Strict):
+    params: int
+    macs: int
+    size_bytes: int
+
+
+class _File(_Strict):
+    schema_number: int = Field(alias="schema")
+    pattern: str
+    structure_digest: str
+    weights_digest: str
+    recipe: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    predicted: dict[str, _Cost]
+    groups: list[_Group]
+    masks: dict[str, _MaskEntry]
+    skipped: list[dict[str, str]]
+
+
+def save_plan(plan: Plan, folder: str | Path) -> Path:
+    """Write a plan as a folder, which replaces an older plan of that name and nothing else.
+
+    Raises:
+        OutputError: the place is taken by something that is no plan, or can't be written.
+    """
+    target = Path(folder)
+    if target.exists() and not (target / "plan.json").is_file():
+        raise OutputError(f"{target}: exists and is no plan folder; choose another place for the plan")
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".onnxprune-tmp", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
+    try:
+        text = json.dumps(_as_json(plan), indent=1, allow_nan=False)
+        _write(scratch / "plan.json", text.encode())
+        if plan.masks:
+            masks = {name: mask.bits for name, mask in plan.masks.items()}
+            _write(scratch / "masks.safetensors", safetensors.numpy.save(masks))
+        scratch.chmod(0o777 & ~_umask())
+        _replace_folder(scratch, target)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def load_plan(folder: str | Path) -> Plan:
+    """Read a plan folder.
+
+    Raises:
+        PlanError: it is missing, damaged, or of another schema; the message names the key.
+    """
+    source = Path(folder)
+    path = source / "plan.json"
+    try:
+        if path.stat().st_size > _LARGEST_JSON_BYTES:
+            raise PlanError(f"{path}: is larger than any plan; is it the right file?")
+        file = _File.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise PlanError(f"{path}: cannot be read ({error.strerror}); a plan is a folder that prune wrote") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise PlanError(f"{path}: {where}: {first['msg']}") from None
+    if file.schema_number != SCHEMA:
+        raise PlanError(f"{path}: has schema {file.schema_number}, this version reads {SCHEMA}; make the plan anew")
+    if not {"before", "after"} <= file.predicted.keys():
+        raise PlanError(f"{path}: predicted: needs before and after")
+    return Plan(
+        pattern=file.pattern,
+        structure_digest=file.structure_digest,
+        weights_digest=file.weights_digest,
+        groups=tuple(_planned(group, path) for group in file.groups),
+        masks=_load_masks(source, file.masks),
+        recipe=file.recipe,
+        predicted=(Cost(**dict(file.predicted["before"])), Cost(**dict(file.predicted["after"]))),
+        seed=file.seed,
+        versions=file.versions,
+        skipped=tuple(Skipped(entry.get("name", ""), entry.get("reason", "")) for entry in file.skipped),
+    )
+
+
+def _planned(group: _Group, path: Path) -> PlannedGroup:
+    removed = np.array(group.removed, dtype=np.int64)
+    if len(np.unique(removed)) != len(removed) or ((removed < 0) | (removed >= group.size)).any():
+        raise PlanError(f"{path}: group {group.name}: removed channels must be different numbers below {group.size}")
+    if len(removed) >= group.size:
+        raise PlanError(f"{path}: group {group.name}: no channel would be left")
+    members = tuple(
+        PlannedMember(m.tensor, m.axis, m.consumer, m.contracted, np.array(m.removed, dtype=np.int32))
+        for m in group.members
+    )
+    return PlannedGroup(group.name, group.kind, group.size, removed.astype(np.int32), members, group.skipped)
+
+
+def _load_masks(source: Path, entries: Mapping[str, _MaskEntry]) -> dict[str, Mask]:
+    if not entries:
+        return {}
+    path = source / "masks.safetensors"
+    try:
+        bits = safetensors.numpy.load_file(path)
+    except OSError as error:
+        raise PlanError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except safetensors.SafetensorError as error:
+        raise PlanError(f"{path}: is damaged ({error})") from None
+    masks = {}
+    for name, entry in entries.items():
+        count = int(np.prod(entry.shape, dtype=np.int64))
+        if name not in bits or bits[name].dtype != np.uint8 or bits[name].shape != ((count + 7) // 8,):
+            raise PlanError(f"{path}: the mask of {name} is missing or has another size")
+        masks[name] = Mask(tuple(entry.shape), bits[name])
+        if masks[name].kept != entry.kept:
+            raise PlanError(f"{path}: the mask of {name} keeps {masks[name].kept} weights, plan.json says {entry.kept}")
+    return masks
+
+
+def _as_json(plan: Plan) -> dict[str, Any]:
+    before, after = plan.predicted
+    return {
+        "schema": SCHEMA,
+        "pattern": plan.pattern,
+        "structure_digest": plan.structure_digest,
+        "weights_digest": plan.weights_digest,
+        "recipe": dict(plan.recipe),
+        "seed": plan.seed,
+        "versions": dict(plan.versions),
+        "predicted": {"before": _cost(before), "after": _cost(after)},
+        "groups": [
+            {
+                "name": group.name,
+                "kind": group.kind,
+                "size": group.size,
+                "removed": group.removed.tolist(),
+                "skipped": group.skipped,
+                "members": [
+                    {
+                        "tensor": member.tensor,
+                        "axis": member.axis,
+                        "consumer": member.consumer,
+                        "contracted": member.contracted,
+                        "removed": member.removed.tolist(),
+                    }
+                    for member in group.members
+                ],
+            }
+            for group in plan.groups
+        ],
+        "masks": {name: {"shape": list(mask.shape), "kept": mask.kept} for name, mask in plan.masks.items()},
+        "skipped": [{"name": entry.name, "reason": entry.reason} for entry in plan.skipped],
+    }
+
+
+def _cost(cost: Cost) -> dict[str, int]:
+    return {"params": cost.params, "macs": cost.macs, "size_bytes": cost.size_bytes}
+
+
+def _write(path: Path, contents: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _replace_folder(scratch: Path, target: Path) -> None:
+    """Move a finished folder to its place; an old plan there is moved aside first and removed last."""
+    if not target.exists():
+        scratch.rename(target)
+        return
+    old = scratch.with_suffix(".old")
+    target.rename(old)
+    try:
+        scratch.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)

@@ -1,0 +1,189 @@
+"""Does a file hold what its plan declares: zeros in place, sizes as planned, the rest untouched?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.model.stored import consumer_name, stored_tensor, stored_values, tensor_of
+from onnxprune.model.streaming import read_pieces
+from onnxprune.ops.weights import FoundWeight
+from onnxprune.patterns import Pattern, count_bad_blocks, count_bad_runs
+from onnxprune.types import Check, Mask, Plan
+from onnxprune.verify.zeros import nonzero
+
+
+def check_declared_zeros(model: ir.Model, masks: Mapping[str, Mask]) -> Check:
+    """Check that every position that a mask drops is zero in the file."""
+    values = stored_values(model)
+    declared = 0
+    for name, mask in masks.items():
+        problem = _why_not_masked(name, mask, values.get(name, []))
+        if problem is not None:
+            return Check("declared zeros", False, problem)
+        declared += math.prod(mask.shape) - int(np.count_nonzero(mask.unpack()))
+    return Check("declared zeros", True, f"all {declared} zeros of {len(masks)} tensors are there")
+
+
+def _why_not_masked(name: str, mask: Mask, values: Sequence[ir.Value]) -> str | None:
+    if len(values) != 1:
+        return f"{name!r} is masked by the plan; the file has {len(values) or 'no'} tensor of that name"
+    tensor = tensor_of(values[0])
+    shape = tuple(int(size) for size in tensor.shape.numpy())
+    if shape != mask.shape:
+        return f"{name!r} has shape {list(shape)}, the plan's mask {list(mask.shape)}"
+    broken = nonzero(tensor) & ~mask.unpack()
+    count = int(np.count_nonzero(broken))
+    if not count:
+        return None
+    index = [int(position) for position in np.unravel_index(int(np.argmax(broken)), shape)]
+    return f"{name!r}: {count} weights that the plan makes zero are not, the first at {index}"
+
+
+def check_pattern(weights: Sequence[FoundWeight], masks: Mapping[str, Mask], pattern: Pattern) -> Check:
+    """Check the pattern along the axes that the consumers in this file sum over, whatever the plan holds."""
+    by_tensor: dict[str, list[FoundWeight]] = {}
+    for weight in weights:
+        by_tensor.setdefault(weight.use.tensor, []).append(weight)
+    for name, mask in masks.items():
+        if name not in by_tensor:
+            return Check(f"pattern {pattern}", False, f"{name!r}: no consumer that sums over it was found")
+        for weight in by_tensor[name]:
+            problem = _why_no_pattern(weight, mask, pattern)
+            if problem is not None:
+                return Check(
+                    f"pattern {pattern}", False, f"{name!r}, used by {weight.use.consumer}: {problem}"
+                )
+    return Check(
+        f"pattern {pattern}", True, f"holds in {len(masks)} tensors along the axis that is summed over"
+    )
+
+
+def _why_no_pattern(weight: FoundWeight, mask: Mask, pattern: Pattern) -> str | None:
+    axis, output_axis = weight.use.summed_axis, weight.use.output_axis
+    if pattern.kind == "N:M":
+        if weight.summed_length % pattern.run:
+            return f"each output sums over {weight.summed_length} weights, not a multiple of {pattern.run}"
+        kept = nonzero(weight.tensor, weight.zero_point)
+        runs = kept.size // pattern.run
+        bad = count_bad_runs(kept, pattern, axis, weight.groups)
+        return f"{bad} of {runs} runs along axis {axis} keep more than {pattern.keep}" if bad else None
+    if weight.shape != mask.shape:
+        return f"its shape is {list(weight.shape)}, the mask's {list(mask.shape)}"
+    bad = count_bad_blocks(mask.unpack(), pattern, output_axis, axis)
+    return (
+        f"{bad} blocks of axes {output_axis} and {axis} are neither kept nor dropped whole" if bad else None
+    )
+
+
+def check_untouched(model: ir.Model, original: ir.Model, masks: Mapping[str, Mask]) -> Check:
+    """Check that every weight outside the masks has the bits it had in the original, tensor by tensor."""
+    before, after = stored_values(original), stored_values(model)
+    compared = 0
+    for name in masks:
+        if name not in before:
+            return Check(
+                "other weights unchanged", False, f"{name!r} is masked, but the original has no such tensor"
+            )
+    for name, values in before.items():
+        if len(values) != len(after.get(name, [])):
+            continue  # folded or renamed on the way: nothing to compare it with
+        for old, new in zip(values, after[name], strict=True):
+            problem = _first_change(tensor_of(old), tensor_of(new), masks.get(name))
+            if problem is not None:
+                return Check("other weights unchanged", False, f"{name!r} {problem}")
+            compared += 1
+    left = sum(len(values) for values in before.values()) - compared
+    note = f"; {left} were folded or renamed" if left else ""
+    return Check("other weights unchanged", True, f"{compared} tensors are bit-equal outside the masks{note}")
+
+
+def _first_change(old: ir.TensorProtocol, new: ir.TensorProtocol, mask: Mask | None) -> str | None:
+    if old.dtype != new.dtype or tuple(old.shape.numpy()) != tuple(new.shape.numpy()):
+        return (
+            f"was {old.dtype.name.lower()} {list(old.shape.numpy())}, "
+            f"is {new.dtype.name.lower()} {list(new.shape.numpy())}"
+        )
+    start = 0
+    for ours, theirs in zip(read_pieces(new), read_pieces(old), strict=True):
+        changed = _bits(ours) != _bits(theirs)
+        if mask is not None:
+            bits = mask.bits[start // 8 : (start + ours.size + 7) // 8]  # pieces begin at whole bytes
+            changed &= np.unpackbits(bits, count=ours.size).astype(np.bool_)
+        if changed.any():
+            flat = start + int(np.argmax(changed))
+            index = [int(position) for position in np.unravel_index(flat, tuple(old.shape.numpy()))]
+            return (
+                f"was changed outside its mask at {index}" if mask is not None else f"was changed at {index}"
+            )
+        start += ours.size
+    return None
+
+
+def _bits(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Return an array whose equality is that of the bits: NaN equals itself, -0 is not 0."""
+    if array.dtype.kind == "O" or array.dtype.itemsize not in (1, 2, 4, 8):
+        return array
+    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+
+
+def check_shapes(model: ir.Model, original: ir.Model, plan: Plan) -> Check:
+    """Check that every axis that the plan cuts is shorter than in the original by the planned positions."""
+    name = "planned shapes"
+    before = stored_values(original)
+    nodes = {consumer_name(node): node for node in model.graph}
+    compared = 0
+    for (tensor, consumer), removed in _removed_positions(plan).items():
+        node = nodes.get(consumer)
+        shapes = [] if node is None else list(_shapes_read(node, tensor))
+        if not shapes:
+            return Check(name, False, f"{tensor!r}: the file has no node {consumer!r} that reads it")
+        if len(before.get(tensor, [])) != 1:
+            continue  # made while the graph was prepared: the original holds it in another form
+        compared += 1
+        lengths = _expected_lengths(tensor_of(before[tensor][0]), removed)
+        if not any(_wrong_axis(shape, lengths) is None for shape in shapes):
+            axis = _wrong_axis(shapes[0], lengths)
+            wanted = lengths.get(axis or 0)
+            detail = (
+                f"{tensor!r}, read by {consumer}: {list(shapes[0])}, but axis {axis} should have {wanted}"
+            )
+            return Check(name, False, detail)
+    cut = sum(group.removed.size for group in plan.groups)
+    return Check(name, True, f"{compared} tensors have their planned shapes; {cut} channels are gone")
+
+
+def _removed_positions(plan: Plan) -> dict[tuple[str, str], dict[int, set[int]]]:
+    """Return by tensor and consumer the positions that go from each axis; groups may share an axis."""
+    removed: dict[tuple[str, str], dict[int, set[int]]] = {}
+    for group in plan.groups:
+        for member in group.members:
+            axes = removed.setdefault((member.tensor, member.consumer), {})
+            axes.setdefault(member.axis, set()).update(member.removed.tolist())
+    return removed
+
+
+def _expected_lengths(tensor: ir.TensorProtocol, removed: Mapping[int, set[int]]) -> dict[int, int]:
+    shape = tensor.shape.numpy()
+    return {axis: int(shape[axis]) - len(gone) for axis, gone in removed.items() if axis < len(shape)}
+
+
+def _wrong_axis(shape: tuple[int, ...], lengths: Mapping[int, int]) -> int | None:
+    """Return the first axis that is missing or has not its planned length."""
+    return next((a for a, n in lengths.items() if a >= len(shape) or shape[a] != n), None)
+
+
+def _shapes_read(node: ir.Node, tensor: str) -> Iterator[tuple[int, ...]]:
+    """Yield the shapes of the tensors that a node reads under a name, or as an unshared copy of it."""
+    for value in node.inputs:
+        stored = None if value is None else stored_tensor(value)
+        if value is None or stored is None:
+            continue
+        name = str(value.name)
+        suffix = name.removeprefix(f"{tensor}_")
+        if name == tensor or (suffix != name and suffix.isdigit()):
+            yield tuple(int(size) for size in stored.shape.numpy())

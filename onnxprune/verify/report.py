@@ -1,0 +1,223 @@
+"""verify: every check on one saved file, and the table of what it holds."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxprune import runtime
+from onnxprune.errors import OnnxPruneError
+from onnxprune.messages import one_line
+from onnxprune.model.io import EXTERNAL, load
+from onnxprune.model.serialize import recall
+from onnxprune.ops.weights import FoundWeight, locate_weights
+from onnxprune.patterns import Pattern, parse_pattern
+from onnxprune.types import Check, Plan, Report, Skipped
+from onnxprune.verify.container import (
+    check_checker,
+    check_interface,
+    check_size,
+    check_unused,
+    file_bytes,
+    tensor_bytes,
+)
+from onnxprune.verify.optimized import Survival, check_survival, trace_zeros
+from onnxprune.verify.plan import check_declared_zeros, check_pattern, check_shapes, check_untouched
+from onnxprune.verify.running import check_outputs_finite
+from onnxprune.verify.zeros import WeightZeros, count_zeros
+
+#: Below this, ONNX Runtime is given a model in memory; from here on it writes weights to a file of their own.
+_IN_MEMORY_BYTES = 1 << 30
+
+
+def verify(
+    path: str | Path,
+    *,
+    against: str | Path | None = None,
+    plan: Plan | None = None,
+    optimize: bool = True,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    threads: int = 1,
+    runtime_limit_bytes: int | None = None,
+) -> Report:
+    """Check that a saved file is what it claims to be. Nothing that the file gets wrong raises.
+
+    Always: it loads, onnx's checker accepts it, nothing unused is stored, data files hold tensors only, ONNX
+    Runtime runs it with finite outputs, and its optimizer keeps the zeros. Against the original: the
+    interface is the same, the file no larger. With a plan: zeros and shapes as planned, N:M and blocks along
+    the axis that the consumers in this file sum over; with both, every other weight bit for bit as it was.
+
+    Zeros that are added to weights outside a plan's masks show only against the original.
+
+    Args:
+        path: the file.
+        against: the model it was made from.
+        plan: the plan that was applied.
+        optimize: also look at what ONNX Runtime's optimizer ("extended") makes of the file.
+        input_shapes: by input name, for symbolic axes that the defaults do not fit.
+        seeds: one random input each.
+        threads: of ONNX Runtime.
+        runtime_limit_bytes: leave out what needs ONNX Runtime, and say so, where tensors take more than this:
+            it holds them in memory, all other checks read them piece by piece.
+
+    Raises:
+        UsageError: the plan's pattern is unknown.
+    """
+    checking = _Checking(Path(path), None if against is None else Path(against), plan)
+    if checking.load():
+        checking.look_at_file()
+        checking.look_at_plan()
+        if checking.too_large(runtime_limit_bytes):
+            return checking.report()
+        if optimize:
+            checking.look_at_optimized()
+        checking.run("outputs finite", lambda: checking.finite(input_shapes, seeds, threads))
+    return checking.report()
+
+
+@dataclass(slots=True)
+class _Checking:
+    """The state of one verification: what was read, and what was found so far."""
+
+    path: Path
+    against: Path | None
+    plan: Plan | None
+    models: list[ir.Model] = field(default_factory=list)
+    weights: list[FoundWeight] = field(default_factory=list)
+    zeros: list[WeightZeros] = field(default_factory=list)
+    survivals: list[Survival | None] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def model(self) -> ir.Model:
+        return self.models[0]
+
+    @property
+    def original(self) -> ir.Model | None:
+        return self.models[1] if len(self.models) > 1 else None
+
+    def run(self, name: str, step: Callable[[], Check | None]) -> bool:
+        """Make one check; what the file gets wrong in it is a failed check."""
+        start = time.perf_counter()
+        try:
+            check = step()
+        except OnnxPruneError as error:
+            check = Check(name, False, one_line(error))
+        self.seconds[name] = time.perf_counter() - start
+        if check is not None:
+            self.checks.append(check)
+        return check is None or check.passed
+
+    def load(self) -> bool:
+        for what, path in (("loads", self.path), ("original loads", self.against)):
+            if path is not None and not self.run(what, lambda: self._load(what, path)):  # noqa: B023
+                return False
+        return True
+
+    def _load(self, what: str, path: Path) -> Check:
+        self.models.append(load(path))
+        nodes = sum(1 for _ in self.models[-1].graph.all_nodes())
+        return Check(what, True, f"{nodes} nodes, {tensor_bytes(self.models[-1])} bytes of tensors")
+
+    def look_at_file(self) -> None:
+        original = self.original
+        self.run("onnx checker", lambda: check_checker(self.path, self.against))
+        if original is not None:
+            self.run("interface", lambda: check_interface(self.model, original))
+        self.run("no unused weights", lambda: check_unused(self.model, original))
+        self.run("file size", lambda: check_size(self.model, original))
+        self.run("weights", self._count)
+
+    def _count(self) -> None:
+        self.weights, skipped = locate_weights(self.model)
+        self.skipped.extend(dict.fromkeys(skipped))
+        self.zeros = count_zeros(self.weights, self._declared())
+
+    def _declared(self) -> Pattern | None:
+        if self.plan is None or not self.plan.masks:
+            return None
+        return parse_pattern(self.plan.pattern)
+
+    def look_at_plan(self) -> None:
+        plan, pattern, original = self.plan, self._declared(), self.original
+        if plan is None:
+            return
+        if pattern is None:
+            if original is None:
+                self.skipped.append(Skipped("planned shapes", "lengths need the original to compare with"))
+            else:
+                self.run("planned shapes", lambda: check_shapes(self.model, original, plan))
+            return
+        self.run("declared zeros", lambda: check_declared_zeros(self.model, plan.masks))
+        if pattern.kind != "unstructured":
+            self.run(f"pattern {pattern}", lambda: check_pattern(self.weights, plan.masks, pattern))
+        if original is not None:
+            name = "other weights unchanged"
+            self.run(name, lambda: check_untouched(self.model, original, plan.masks))
+
+    def too_large(self, limit_bytes: int | None) -> bool:
+        size = tensor_bytes(self.model)
+        if limit_bytes is None or size <= limit_bytes:
+            return False
+        reason = (
+            f"its tensors take {size} bytes, more than the limit of {limit_bytes} for running it; use verify"
+        )
+        self.skipped.append(Skipped("checks that run the model", reason))
+        return True
+
+    def look_at_optimized(self) -> None:
+        """Let ONNX Runtime write what it makes of the file, and look for the zeros in that."""
+        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+            self.run("zeros survive ONNX Runtime", lambda: self._survive(Path(folder) / "optimized.onnx"))
+
+    def _survive(self, scratch: Path) -> Check:
+        if any(weight.zeros for weight in self.zeros):
+            # ONNX Runtime leaves few external tensors where they are: beside the file, not beside the copy.
+            beside = recall(self.model, EXTERNAL) and tensor_bytes(self.model) < _IN_MEMORY_BYTES
+            runtime.save_optimized(self.model if beside else self.path, scratch, "extended")
+            self.survivals = trace_zeros(self.zeros, load(scratch))
+        return check_survival(self.zeros, self.survivals or [None] * len(self.zeros))
+
+    def finite(
+        self, input_shapes: Mapping[str, Sequence[int]] | None, seeds: Sequence[int], threads: int
+    ) -> Check:
+        return check_outputs_finite(self.model, self.path, self.against, input_shapes, seeds, threads)
+
+    def report(self) -> Report:
+        sections: dict[str, Any] = {}
+        if self.models:
+            sections["file"] = {
+                "path": str(self.path),
+                "size_bytes": file_bytes(self.model),
+                "tensor_bytes": tensor_bytes(self.model),
+                "weights": sum(weight.size for weight in self.zeros),
+                "zeros": sum(weight.zeros for weight in self.zeros),
+            }
+            survivals = self.survivals or [None] * len(self.zeros)
+            sections["weights"] = [_row(w, s) for w, s in zip(self.zeros, survivals, strict=True)]
+        title = f"verify {one_line(self.path.name)}"
+        return Report(title, sections, tuple(self.checks), tuple(self.skipped), self.seconds)
+
+
+def _row(weight: WeightZeros, survival: Survival | None) -> dict[str, Any]:
+    use = weight.weight.use
+    return {
+        "tensor": use.tensor,
+        "consumer": use.consumer,
+        "operator": use.op_type,
+        "shape": list(weight.weight.shape),
+        "summed_axis": use.summed_axis,
+        "zeros": weight.zeros,
+        "sparsity": weight.zeros / max(1, weight.size),
+        "pattern": weight.pattern,
+        "survives": None if survival is None else survival.left,
+    }

@@ -1,0 +1,108 @@
+"""Which weights of a file are zero, and whether they lie where a pattern wants them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.errors import ModelError
+from onnxprune.model.stored import tensor_of
+from onnxprune.model.streaming import read_pieces
+from onnxprune.ops.constant_views import ZeroPoint
+from onnxprune.ops.weights import FoundWeight
+from onnxprune.patterns import Pattern, count_bad_runs, parse_pattern
+from onnxprune.types import BoolArray
+
+#: Looked for in files that declare nothing, the strictest first.
+_KNOWN_RUNS = ("1:4", "2:4", "4:8")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightZeros:
+    """How many zeros one weight use has, and in which pattern.
+
+    Attributes:
+        weight: the weight.
+        zeros: number of weights that are zero (for quantized ones: equal to the zero point).
+        pattern: an N:M pattern that the zeros keep to, "dense", "all zero" or "unstructured".
+    """
+
+    weight: FoundWeight
+    zeros: int
+    pattern: str
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.weight.shape)
+
+
+def nonzero(tensor: ir.TensorProtocol, zero_point: ZeroPoint | None = None) -> BoolArray:
+    """Return where a stored tensor is not zero, bool in its shape; zero is what the zero point says.
+
+    Raises:
+        ModelError: the zero point does not fit the tensor, or a file can't be read.
+    """
+    shape = tuple(int(size) for size in tensor.shape.numpy())
+    if zero_point is not None:
+        return np.asarray(np.asarray(tensor.numpy()) != _zeros_like(tensor, zero_point, shape))
+    kept = np.empty(math.prod(shape), dtype=np.bool_)
+    start = 0
+    for piece in read_pieces(tensor):
+        kept[start : start + piece.size] = piece != 0
+        start += piece.size
+    return kept.reshape(shape)
+
+
+def _zeros_like(tensor: ir.TensorProtocol, zero_point: ZeroPoint, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the zero point in a shape that broadcasts against the stored tensor."""
+    zero = np.asarray(tensor_of(zero_point.value).numpy())
+    if zero_point.axis is None:
+        return zero.reshape(())
+    if zero_point.block_size:
+        spread = np.repeat(zero, zero_point.block_size, axis=zero_point.axis)
+        fitting = tuple(slice(size) for size in shape)
+        spread = spread[fitting]
+    else:
+        along = [1] * len(shape)
+        along[zero_point.axis] = zero.size
+        spread = zero.reshape(along)
+    try:
+        return np.broadcast_to(spread, shape)
+    except ValueError:
+        raise ModelError(
+            f"the zero point of {tensor.name!r} has shape {list(zero.shape)}, the weight {list(shape)}"
+        ) from None
+
+
+def count_zeros(weights: Sequence[FoundWeight], declared: Pattern | None) -> list[WeightZeros]:
+    """Return zeros and pattern of every weight; a declared N:M pattern is tried before the usual ones."""
+    patterns = [parse_pattern(name) for name in _KNOWN_RUNS]
+    if declared is not None and declared.kind == "N:M":
+        patterns = [declared, *(pattern for pattern in patterns if pattern != declared)]
+    counted = []
+    for weight in weights:
+        kept = nonzero(weight.tensor, weight.zero_point)
+        zeros = kept.size - int(np.count_nonzero(kept))
+        counted.append(WeightZeros(weight, zeros, _pattern_of(kept, zeros, weight, patterns)))
+    return counted
+
+
+def _pattern_of(kept: BoolArray, zeros: int, weight: FoundWeight, patterns: Sequence[Pattern]) -> str:
+    if zeros == 0:
+        return "dense"
+    if zeros == kept.size:
+        return "all zero"
+    for pattern in patterns:
+        if (
+            zeros * pattern.run < kept.size * (pattern.run - pattern.keep)
+            or weight.summed_length % pattern.run
+        ):
+            continue  # too few zeros in total: no need to look at each run
+        if count_bad_runs(kept, pattern, weight.use.summed_axis, weight.groups) == 0:
+            return str(pattern)
+    return "unstructured"

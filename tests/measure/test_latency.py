@@ -1,0 +1,218 @@
+import collections
+import itertools
+import json
+import types
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.errors import UsageError
+from onnxprune.measure import latency
+from onnxprune.measure.intervals import Estimate
+from onnxprune.measure.latency import LatencyResult, TurnTimes, benchmark, decide, summarize
+
+
+def product_model(width, name="x", repeats=1) -> ir.Model:
+    """y = x @ w @ w ... with w [width, width]"""
+    weight = np.random.default_rng(0).standard_normal((width, width)).astype(np.float32) / width
+    names = [name, *(f"v{index}" for index in range(repeats - 1)), "y"]
+    nodes = [helper.make_node("MatMul", [a, "w"], [b]) for a, b in itertools.pairwise(names)]
+    info = [helper.make_tensor_value_info(value, TensorProto.FLOAT, ["n", width]) for value in (name, "y")]
+    graph = helper.make_graph(nodes, "g", info[:1], info[1:], [numpy_helper.from_array(weight, "w")])
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8))
+
+
+def synthetic(b_factor=1.0, control_factor=1.0, noise=0.01, cpu_factor=None, rounds=60, drift=0.0, seed=0):
+    """Rounds in which a takes 10 ms, growing by ``drift`` over all rounds, each turn with noise."""
+    generator = np.random.default_rng(seed)
+    base = 0.010 * (1 + drift * np.linspace(0, 1, rounds))
+
+    def turns(factor, noise):
+        return base * factor * np.exp(generator.normal(0, noise, rounds))
+
+    wall = {0: turns(1, noise), 1: turns(b_factor, noise), 2: turns(control_factor, noise)}
+    cpu_factors = {0: 1, 1: cpu_factor or b_factor, 2: control_factor}
+    cpu = {key: turns(2 * factor, noise / 2) for key, factor in cpu_factors.items()}
+    return TurnTimes({key: array[:, None] for key, array in wall.items()}, cpu)
+
+
+def judged(times, witness=False) -> LatencyResult:
+    return summarize(times, witness=witness, seed=0, provider="cpu", threads=1, input_shapes={"x": (1, 2)})
+
+
+class TestVerdicts:
+    def test_the_same_model_is_never_faster_or_slower(self):
+        verdicts = collections.Counter(judged(synthetic(seed=seed)).verdict for seed in range(50))
+        assert set(verdicts) <= {"no difference", "inconclusive"}
+        assert verdicts["no difference"] > 40
+
+    @pytest.mark.parametrize(("factor", "verdict"), [(0.9, "faster"), (1.1, "slower")])
+    def test_a_tenth_is_seen_every_time(self, factor, verdict):
+        assert {judged(synthetic(b_factor=factor, seed=seed)).verdict for seed in range(50)} == {verdict}
+
+    def test_drift_of_the_machine_cancels(self):
+        """Over the rounds everything becomes three times slower: means say nothing, the paired ratios do."""
+        result = judged(synthetic(b_factor=0.9, drift=2.0))
+        assert result.verdict == "faster"
+        assert result.ratio.value == pytest.approx(0.9, abs=0.01)
+
+    def test_a_gain_that_the_control_shows_too_is_none(self):
+        result = judged(synthetic(b_factor=0.95, control_factor=0.95))
+        assert result.verdict == "inconclusive"
+        assert result.ratio.high < 1  # taken alone, the interval would have been convincing
+
+    def test_noise_is_inconclusive_and_not_equality(self):
+        assert {judged(synthetic(noise=0.5, seed=seed)).verdict for seed in range(20)} == {"inconclusive"}
+
+    def test_cpu_time_that_says_the_opposite_overrules(self):
+        result = judged(synthetic(b_factor=0.8, cpu_factor=1.5), witness=True)
+        assert result.verdict == "inconclusive"
+        assert result.cpu_ratio.value == pytest.approx(1.5, abs=0.02)
+        assert judged(synthetic(b_factor=0.8, cpu_factor=0.8), witness=True).verdict == "faster"
+        assert judged(synthetic(b_factor=0.8, cpu_factor=1.5), witness=False).cpu_ratio is None
+
+    def test_a_coarse_cpu_clock_is_no_witness(self):
+        times = synthetic(b_factor=0.8)
+        coarse = TurnTimes(times.wall, {key: np.zeros_like(value) for key, value in times.cpu.items()})
+        result = judged(coarse, witness=True)
+        assert result.cpu_ratio is None
+        assert result.verdict == "faster"
+
+    @pytest.mark.parametrize(
+        ("ratio", "control", "verdict"),
+        [
+            ((0.97, 0.985), (0.999, 1.001), "faster"),
+            ((0.97, 0.985), (0.99, 1.02), "inconclusive"),
+            (
+                (0.985, 0.993),
+                (0.999, 1.001),
+                "no difference",
+            ),  # sessions of one model may differ so
+            ((0.990, 1.010), (0.995, 1.005), "no difference"),
+            ((0.95, 1.05), (0.999, 1.001), "inconclusive"),
+            ((0.99, 1.01), (0.95, 1.0), "inconclusive"),
+            ((1.03, 1.04), (0.98, 1.0), "slower"),
+            ((1.03, 1.04), (0.96, 1.0), "inconclusive"),  # the control's reach counts in both directions
+        ],
+    )
+    def test_decide(self, ratio, control, verdict):
+        def estimate(ends):
+            return Estimate(sum(ends) / 2, *ends, count=60)
+
+        assert decide(estimate(ratio), estimate(control)) == verdict
+
+
+def test_figures():
+    wall = {
+        0: np.array([[0.001, 0.002, 0.009]] * 20),
+        1: np.array([[0.004, 0.001, 0.001]] * 20),
+        2: np.array([[0.002, 0.002, 0.002]] * 20),
+    }
+    result = judged(TurnTimes(wall, {key: value.sum(axis=1) for key, value in wall.items()}))
+    assert (result.a.median_ms, result.a.minimum_ms, result.a.runs) == (2.0, 1.0, 60)
+    assert result.a.p95_ms == pytest.approx(9.0)
+    assert result.ratio == Estimate(0.5, 0.5, 0.5, 20)  # medians of turns, not means
+    assert result.control == Estimate(1, 1, 1, 20)
+    assert (result.pairs, result.repeats) == (20, 3)
+    plain = json.loads(json.dumps(result.as_dict()))
+    assert plain["ratio"] == {"value": 0.5, "low": 0.5, "high": 0.5, "count": 20}
+    assert plain["input_shapes"] == {"x": [1, 2]}
+
+
+@pytest.mark.parametrize("orders", [latency._ORDERS_OF_TWO, latency._ORDERS_OF_THREE])
+def test_orders_treat_everyone_alike(orders):
+    for first, mirrored in zip(orders[::2], orders[1::2], strict=True):
+        assert mirrored == first[::-1]
+    for place in range(len(orders[0])):
+        assert len(set(collections.Counter(order[place] for order in orders).values())) == 1
+    sequence = [key for order in orders for key in order]
+    after_itself = [a for a, b in zip(sequence, sequence[1:] + sequence[:1], strict=True) if a == b]
+    assert sorted(after_itself) == sorted(set(sequence))
+
+
+class TestTurns:
+    def test_sessions_take_turns_and_are_warmed_up(self, monkeypatch):
+        monkeypatch.setattr(latency, "LEAST_SECONDS", 1e-9)
+        monkeypatch.setattr(latency, "_TURN_SECONDS", 0.0)
+        log = []
+
+        class Fake:
+            def __init__(self, key):
+                self.key = key
+
+            def run(self, _):
+                log.append(self.key)
+
+        shares = []
+        times = latency._take_turns({key: Fake(key) for key in (0, 2, 1)}, {}, 25, shares.append)
+        rounds = len(shares)
+        assert rounds == 30  # whole cycles of six orders
+        assert shares == sorted(shares)
+        assert shares[-1] == 1 > shares[-2]
+        warm_up = len(log) - 3 * rounds
+        assert all(log[:warm_up].count(key) >= 3 for key in (0, 1, 2))
+        expected = [latency._ORDERS_OF_THREE[index % 6] for index in range(rounds)]
+        assert log[warm_up:] == [key for order in expected for key in order]
+        assert {key: array.shape for key, array in times.wall.items()} == dict.fromkeys((0, 2, 1), (30, 1))
+
+    def test_short_runs_are_repeated(self, monkeypatch):
+        ticks = itertools.count()
+        clock = types.SimpleNamespace(perf_counter=lambda: next(ticks) * 1.1e-4, process_time=lambda: 0.0)
+        monkeypatch.setattr(latency, "time", clock)  # a run takes 0.11 ms
+
+        class Fake:
+            def run(self, _):
+                pass
+
+        assert latency._repeats(Fake(), {}) == 5
+
+    def test_it_goes_on_until_enough_time_is_over(self):
+        assert latency._share_done(60, 60, elapsed_seconds=0.5, cycle=2) == 0.5
+        assert latency._share_done(30, 60, elapsed_seconds=9.0, cycle=2) == 0.5
+        assert latency._share_done(60, 60, elapsed_seconds=1.0, cycle=6) == 1
+        assert latency._share_done(61, 60, elapsed_seconds=2.0, cycle=2) < 1
+        assert latency._share_done(2000, 60, elapsed_seconds=0.1, cycle=2) == 1
+
+
+class TestBenchmark:
+    @pytest.fixture(autouse=True)
+    def short(self, monkeypatch):
+        monkeypatch.setattr(latency, "LEAST_SECONDS", 1e-9)
+
+    def test_a_model_with_hundred_times_the_work_is_slower(self):
+        light, heavy = product_model(256), product_model(256, repeats=60)
+        forth = benchmark(light, heavy, batch=16, pairs=20)
+        back = benchmark(heavy, light, batch=16, pairs=20)
+        assert (forth.verdict, back.verdict) == ("slower", "faster")
+        assert forth.ratio.value > 5
+        assert back.ratio.value < 0.2
+        assert forth.input_shapes == {"x": (16, 256)}
+        assert forth.pairs >= 20
+
+    def test_alone(self):
+        result = benchmark(product_model(8), pairs=20, threads=2)
+        assert (result.b, result.ratio, result.verdict) == (None, None, None)
+        assert result.control.count == result.pairs
+        assert result.cpu_control is not None
+        assert result.input_shapes == {"x": (1, 8)}
+        json.dumps(result.as_dict())
+
+    def test_feeds_of_the_users_own(self):
+        feeds = {"x": np.ones((5, 8), np.float32)}
+        assert benchmark(product_model(8), pairs=20, feeds=feeds).input_shapes == {"x": (5, 8)}
+
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            ({"pairs": 5}, "between 20 and 2000"),
+            ({"feeds": {}, "batch": 3}, "either feeds"),
+            ({"input_shapes": {"z": (1, 8)}}, "'z', which is no input"),
+            ({"b": product_model(8, name="z")}, "different inputs"),
+            ({"b": product_model(9)}, "disagree on input 'x'"),
+        ],
+    )
+    def test_misuse(self, options, match):
+        with pytest.raises(UsageError, match=match):
+            benchmark(product_model(8), **options)
