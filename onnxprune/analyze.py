@@ -18,7 +18,6 @@ from onnxprune.ops.channels import Block, Channels, Use
 from onnxprune.ops.registry import rule_for
 from onnxprune.types import BoolArray, ChannelGroup, IntArray, Kind, Member, Skipped
 
-
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -90,12 +89,14 @@ def _link(graph: ir.Graph, channels: Channels) -> list[Skipped]:
     unknown = []
     for node in graph:
         rule = rule_for(node)
-        reason = _unknown_reason(node, channels.shapes) if rule is not None else f"nothing is known of {_kind(node)}"
-        if rule is None or reason is not None:
+        reason = (
+            f"nothing is known of {_kind(node)}" if rule is None else _unknown_reason(node, channels.shapes)
+        )
+        if rule is not None and reason is None:
+            rule.link(node, channels)
+        else:
             unknown.append(Skipped(str(node.name), str(reason)))
             _freeze_node(node, channels, f"{node.name}: {reason}")
-        else:
-            rule.link(node, channels)
     return unknown
 
 
@@ -117,7 +118,8 @@ def _freeze_node(node: ir.Node, channels: Channels, reason: str) -> None:
             channels.freeze_all(channels.ref(node, index), reason)
     for attribute in node.attributes.values():
         if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-            graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
+            one = attribute.type == ir.AttributeType.GRAPH
+            graphs = [attribute.as_graph()] if one else attribute.as_graphs()
             for inner in (n for graph in graphs for n in graph.all_nodes()):
                 for value in inner.inputs:
                     if value is not None and not value.is_initializer():
@@ -217,9 +219,9 @@ class _Grouping:
     def run(self) -> tuple[tuple[ChannelGroup, ...], dict[str, IntArray]]:
         signature, first_seen = self._signatures()
         present = np.flatnonzero(first_seen < _NEVER)
-        present = present[np.argsort(first_seen[present], kind="stable")].astype(np.int32)
+        present = present[np.argsort(first_seen[present], kind="stable")]
         # A frozen channel does not freeze those that stand beside it on the same axis: they form two groups.
-        reasons = self.channels.labels.frozen_reason(present)
+        reasons = self.channels.labels.frozen_reason(present.astype(np.int32))
         by_key: dict[tuple[int, str | None], list[int]] = {}
         for label, reason in zip(present.tolist(), reasons, strict=True):
             by_key.setdefault((int(signature[label]), reason), []).append(label)
@@ -273,13 +275,11 @@ class _Grouping:
         group_of = np.full(count, -1, dtype=np.int32)
         channel_of = np.full(count, -1, dtype=np.int32)
         leaders = []
-        for number, labels in enumerate(by_key.values()):
-            group_of[labels] = number
-            channel_of[labels] = np.arange(len(labels))
-            leaders.append(labels[0])
-        contracted = {
-            (c.node, c.operand, c.axis) for c in self.channels.contractions
-        }
+        for number, group in enumerate(by_key.values()):
+            group_of[group] = number
+            channel_of[group] = np.arange(len(group))
+            leaders.append(group[0])
+        contracted = {(c.node, c.operand, c.axis) for c in self.channels.contractions}
         members: dict[int, list[Member]] = {leader: [] for leader in leaders}
         for use, axis, labels in self.places:
             groups_here = group_of[labels] * (labels > 0) - (labels == 0)
@@ -288,9 +288,12 @@ class _Grouping:
                 channel_at = np.where(mine, channel_of[labels], -1).max(axis=1).astype(np.int32)
                 members[leaders[number]].append(
                     Member(
-                        str(use.value.name), axis, channel_at,
-                        (use.node, use.index, axis) in contracted, str(use.node.name),
-                    )  # fmt: skip
+                        tensor=str(use.value.name),
+                        axis=axis,
+                        channel_at=channel_at,
+                        contracted=(use.node, use.index, axis) in contracted,
+                        consumer=str(use.node.name),
+                    )
                 )
         return members
 

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-accumulates, bytes, before and after a cut that is only planned."""
+"""What a model costs: parameters, multiply-accumulates, bytes; now, and after a cut that is only planned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cost_of(graph: ir.Graph, channels: Channels, kept: Kept | None = None) -> Co
         kept: what a plan would leave; None for the graph as it is.
     """
     kept = kept or Kept(channels, np.zeros(channels.labels.count, dtype=np.bool_))
-    params, size_bytes = _weights(graph, channels, kept)
+    params, size_bytes = _weights(graph, kept)
     return Cost(params, _macs(graph, channels, kept), size_bytes)
 
 
@@ -30,7 +30,8 @@ def _macs(graph: ir.Graph, channels: Channels, kept: Kept) -> int:
     total = 0
     for node in graph:
         rule = rule_for(node)
-        if rule is None or any(v not in channels.shapes.dims for v in (*node.inputs, *node.outputs) if v and v.name):
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
+        if rule is None or any(value not in channels.shapes.dims for value in values):
             continue  # nothing is known of it, so nothing is counted: the report lists such operators
 
         def shape_of(value: ir.Value, node: ir.Node = node) -> tuple[int, ...]:
@@ -42,7 +43,7 @@ def _macs(graph: ir.Graph, channels: Channels, kept: Kept) -> int:
     return total
 
 
-def _weights(graph: ir.Graph, channels: Channels, kept: Kept) -> tuple[int, int]:
+def _weights(graph: ir.Graph, kept: Kept) -> tuple[int, int]:
     """Return elements and bytes of all weights; a tied weight that is cut in two ways counts twice."""
     params = size_bytes = 0
     for value in graph.initializers.values():

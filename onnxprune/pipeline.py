@@ -1,11 +1,11 @@
-"""Every stage in order: a model and a wish become a plan, a plan becomes a proved model, a model becomes a file."""
+"""Every stage in order: a wish becomes a plan, a plan a proved model, and that a verified file."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def prune(
     recipe = {key: value for key, value in options.items() if value not in (None, [], {})}
     if pattern in STRUCTURED:
         decision, analysis = _plan_channels(model, recipe, seed, watch)
-        return _cut_and_prove(model, decision, analysis, watch)
+        return _cut_and_prove(decision, analysis, watch)
     return _mask(model, _plan_masks(model, recipe, seed, watch), watch)
 
 
@@ -163,7 +163,7 @@ def apply_plan(model: ir.Model, plan: Plan) -> PruneResult:
     with watch.stage("analyze"):
         analysis = analyze(model, input_shapes=plan.recipe.get("input_shapes"))
     _check_groups(analysis, plan)
-    return _cut_and_prove(model, plan, analysis, watch)
+    return _cut_and_prove(plan, analysis, watch)
 
 
 def save_pruned(
@@ -202,7 +202,13 @@ def save_pruned(
         if failed:
             raise VerificationError(f"{path}: not written, {failed[0].name}: {failed[0].detail}")
 
-    save(result.model, path, external_data=external_data, sparse_storage=sparse_storage, before_commit=check_file)
+    save(
+        result.model,
+        path,
+        external_data=external_data,
+        sparse_storage=sparse_storage,
+        before_commit=check_file,
+    )
     if plan_folder is not None:
         save_plan(result.plan, plan_folder)
     seconds = {**result.report.seconds, "write and verify": time.perf_counter() - started}
@@ -265,7 +271,9 @@ def _budget(recipe: Mapping[str, Any]) -> tuple[Budget | None, str]:
     """Return the budget of a recipe, if it has one, and the field of `Cost` that it limits."""
     given = [name for name in ("amount", "target_macs", "target_params") if recipe.get(name) is not None]
     if len(given) != 1:
-        raise UsageError(f"give one of amount, target_macs, target_params, not {' and '.join(given) or 'none'}")
+        raise UsageError(
+            f"give one of amount, target_macs, target_params, not {' and '.join(given) or 'none'}"
+        )
     if given == ["amount"]:
         return None, "params"
     metric = "macs" if given == ["target_macs"] else "params"
@@ -312,14 +320,18 @@ def _check_groups(analysis: Analysis, plan: Plan) -> None:
     for planned in plan.groups:
         group = groups.get(planned.name)
         if group is None or group.size != planned.size:
-            raise PlanError(f"group {planned.name} of {planned.size} channels is not in this model; prune anew")
+            raise PlanError(
+                f"group {planned.name} of {planned.size} channels is not in this model; prune anew"
+            )
         if len(planned.removed) == 0:
             continue
         expected = _planned(Choice(group, planned.removed))
-        if [asdict(member) for member in expected.members] != [asdict(member) for member in planned.members] and not (
-            _same_members(expected, planned)
-        ):
-            raise PlanError(f"group {planned.name} stands on other tensors or positions in this model; prune anew")
+        if [asdict(member) for member in expected.members] != [
+            asdict(member) for member in planned.members
+        ] and not (_same_members(expected, planned)):
+            raise PlanError(
+                f"group {planned.name} stands on other tensors or positions in this model; prune anew"
+            )
 
 
 def _same_members(a: PlannedGroup, b: PlannedGroup) -> bool:
@@ -330,7 +342,7 @@ def _same_members(a: PlannedGroup, b: PlannedGroup) -> bool:
     )
 
 
-def _cut_and_prove(model: ir.Model, plan: Plan, analysis: Analysis, watch: _Watch) -> PruneResult:
+def _cut_and_prove(plan: Plan, analysis: Analysis, watch: _Watch) -> PruneResult:
     removed = {group.name: group.removed for group in plan.groups if len(group.removed)}
     gone = analysis.removed_labels(removed)
     with watch.stage("cut"):
@@ -348,7 +360,7 @@ def _prove(analysis: Analysis, pruned: ir.Model, gone: BoolArray, seed: int) -> 
 
 
 def _trial_shapes(analysis: Analysis) -> list[dict[str, tuple[int, ...]]]:
-    """The sizes of the analysis; and, where the batch is symbolic, one sample more."""
+    """The sizes of the analysis; and, where the batch is symbolic, another batch."""
     first = analysis.shapes.input_shapes
     symbolic = {
         str(value.name)
@@ -357,8 +369,8 @@ def _trial_shapes(analysis: Analysis) -> list[dict[str, tuple[int, ...]]]:
     }
     if not symbolic:
         return [first]
-    more = {name: (s[0] + 1, *s[1:]) if name in symbolic else s for name, s in first.items()}
-    return [first, more]
+    other = {name: (3 - s[0], *s[1:]) if name in symbolic else s for name, s in first.items()}  # 2 and 1
+    return [first, other] if all(s[0] > 0 for s in other.values()) else [first]
 
 
 def _blame(analysis: Analysis, removed: Mapping[str, IntArray], seed: int) -> str:
@@ -381,7 +393,9 @@ def _plan_masks(model: ir.Model, recipe: Mapping[str, Any], seed: int, watch: _W
     parse_pattern(pattern)
     for name in ("target_macs", "target_params"):
         if recipe.get(name) is not None:
-            raise UsageError(f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount")
+            raise UsageError(
+                f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount"
+            )
     with watch.stage("find weights"):
         uses, unreachable = find_weights(model)
     with watch.stage("choose masks"):

@@ -90,7 +90,9 @@ def save_plan(plan: Plan, folder: str | Path) -> Path:
     if target.exists() and not (target / "plan.json").is_file():
         raise OutputError(f"{target}: exists and is no plan folder; choose another place for the plan")
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".onnxprune-tmp", dir=target.parent))
+        scratch = Path(
+            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".onnxprune-tmp", dir=target.parent)
+        )
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
     try:
@@ -121,13 +123,17 @@ def load_plan(folder: str | Path) -> Plan:
             raise PlanError(f"{path}: is larger than any plan; is it the right file?")
         file = _File.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise PlanError(f"{path}: cannot be read ({error.strerror}); a plan is a folder that prune wrote") from None
+        raise PlanError(
+            f"{path}: cannot be read ({error.strerror}); a plan is a folder that prune wrote"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise PlanError(f"{path}: {where}: {first['msg']}") from None
     if file.schema_number != SCHEMA:
-        raise PlanError(f"{path}: has schema {file.schema_number}, this version reads {SCHEMA}; make the plan anew")
+        raise PlanError(
+            f"{path}: has schema {file.schema_number}, this version reads {SCHEMA}; make the plan anew"
+        )
     if not {"before", "after"} <= file.predicted.keys():
         raise PlanError(f"{path}: predicted: needs before and after")
     return Plan(
@@ -147,7 +153,9 @@ def load_plan(folder: str | Path) -> Plan:
 def _planned(group: _Group, path: Path) -> PlannedGroup:
     removed = np.array(group.removed, dtype=np.int64)
     if len(np.unique(removed)) != len(removed) or ((removed < 0) | (removed >= group.size)).any():
-        raise PlanError(f"{path}: group {group.name}: removed channels must be different numbers below {group.size}")
+        raise PlanError(
+            f"{path}: group {group.name}: removed channels must be different numbers below {group.size}"
+        )
     if len(removed) >= group.size:
         raise PlanError(f"{path}: group {group.name}: no channel would be left")
     members = tuple(
@@ -174,7 +182,9 @@ def _load_masks(source: Path, entries: Mapping[str, _MaskEntry]) -> dict[str, Ma
             raise PlanError(f"{path}: the mask of {name} is missing or has another size")
         masks[name] = Mask(tuple(entry.shape), bits[name])
         if masks[name].kept != entry.kept:
-            raise PlanError(f"{path}: the mask of {name} keeps {masks[name].kept} weights, plan.json says {entry.kept}")
+            raise PlanError(
+                f"{path}: the mask of {name} keeps {masks[name].kept} weights, plan.json says {entry.kept}"
+            )
     return masks
 
 

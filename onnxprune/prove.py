@@ -38,11 +38,11 @@ def prove(
     """
     name = "cut equals its exact twin"
     try:
-        expected_by = open_session(twin, optimize="basic", prepack=False, label="the exact twin")
+        expected_by = open_session(twin, threads=0, optimize="basic", prepack=False, label="the exact twin")
     except RuntimeFailure as error:
         return Check(name, False, str(error))
     try:
-        actual_by = open_session(pruned, optimize="basic", prepack=False, label="the cut model")
+        actual_by = open_session(pruned, threads=0, optimize="basic", prepack=False, label="the cut model")
     except RuntimeFailure as error:
         return Check(name, False, str(error))
     worst, trials = 0.0, 0
@@ -54,10 +54,10 @@ def prove(
             if number == 0:
                 return Check(name, False, str(error))
             continue
-        error_here, why = _compare(expected, actual_by, feeds)
+        difference, why = _compare(expected, actual_by, feeds)
         if why is not None:
             return Check(name, False, why)
-        worst, trials = max(worst, error_here), trials + 1
+        worst, trials = max(worst, difference), trials + 1
     detail = f"largest relative error {worst:.1e} over {trials} random inputs (tolerance {tolerance:.0e})"
     return Check(name, worst <= tolerance, detail)
 
@@ -75,15 +75,15 @@ def _compare(
         result = actual[name]
         if result.shape != reference.shape:
             return np.inf, f"output {name} has shape {result.shape}, the twin's {reference.shape}"
-        error = relative_error(result, reference)
-        if not np.isfinite(error):
+        difference = relative_error(result, reference)
+        if not np.isfinite(difference):
             return np.inf, f"output {name} is not finite where the twin's is, or nowhere"
-        worst = max(worst, error)
+        worst = max(worst, difference)
     return worst, None
 
 
 def relative_error(result: np.ndarray, reference: np.ndarray) -> float:
-    """Return ``max |result - reference| / max |reference|``; infinity if they are not finite in the same places.
+    """Return ``max |result - reference| / max |reference|``; infinity if other places are not finite.
 
     Booleans and integers count as numbers. Two empty arrays are equal; all-zero ones must be equal exactly.
     """

@@ -170,8 +170,10 @@ class Mask:
     @property
     def kept(self) -> int:
         """Number of weights that stay."""
-        return int(np.bitwise_count(self.bits).sum(dtype=np.int64)) if hasattr(np, "bitwise_count") else int(
-            np.unpackbits(self.bits).sum(dtype=np.int64)
+        return (
+            int(np.bitwise_count(self.bits).sum(dtype=np.int64))
+            if hasattr(np, "bitwise_count")
+            else int(np.unpackbits(self.bits).sum(dtype=np.int64))
         )
 
     def unpack(self) -> BoolArray:

@@ -110,7 +110,9 @@ class Builder:
         if self.random.random() < 0.5:  # q, k, v from one product, [3, h, e]
             joint = self.op("Reshape", self.linear(x, d, 3 * h * e), self.ints(0, t, 3, h, e))
             moved = self.op("Transpose", joint, perm=[2, 0, 3, 1, 4])
-            q, k, v = (self.op("Gather", moved, self.constant(np.array(i, np.int64)), axis=0) for i in range(3))
+            q, k, v = (
+                self.op("Gather", moved, self.constant(np.array(i, np.int64)), axis=0) for i in range(3)
+            )
         else:
             q, k, v = (
                 self.op(
@@ -131,7 +133,11 @@ class Builder:
             self.plain, self.residual, self.depthwise, self.grouped, self.dense, self.shuffle, self.split,
             self.squeeze_excite, self.slice,
         ]  # fmt: skip
-        sequences: list[Callable[[str, int], tuple[str, int]]] = [self.feed_forward, self.gated, self.attention]
+        sequences: list[Callable[[str, int], tuple[str, int]]] = [
+            self.feed_forward,
+            self.gated,
+            self.attention,
+        ]
         x, c = self.conv("x", 3, 8), 8
         for _ in range(depth):
             x, c = images[self.random.integers(len(images))](x, c)

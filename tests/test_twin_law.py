@@ -74,7 +74,9 @@ def test_the_proof_fails_when_another_channel_is_cut(seed: int) -> None:
     first = analysis.removed_labels({name: np.array([0], np.int32)})
     other = analysis.removed_labels({name: np.array([1], np.int32)})
     pruned = cut(analysis.model, analysis.channels, first)
-    assert not prove(make_twin(analysis.model, analysis.channels, other), pruned, SHAPES, tolerance=1e-4).passed
+    assert not prove(
+        make_twin(analysis.model, analysis.channels, other), pruned, SHAPES, tolerance=1e-4
+    ).passed
     assert prove(make_twin(analysis.model, analysis.channels, first), pruned, SHAPES, tolerance=1e-4).passed
 
 

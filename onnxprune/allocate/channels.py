@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.errors import LimitMissed, UsageError
-from onnxprune.types import Budget, ChannelGroup, Choice, IntArray, Scores
+from onnxprune.types import Budget, ChannelGroup, Choice, FloatArray, IntArray, Scores
 
 #: From the measured cliffs of ONNX Runtime on x86 (see docs): never an odd count, wide layers in blocks.
 _AUTO_STEPS = ((128, 16), (64, 8), (8, 4))
 
 #: Steps of the search for a target; each halves the uncertainty.
-_BISECTIONS = 24
+_BISECTIONS = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,9 @@ def _reason_to_skip(group: ChannelGroup, options: Options) -> str | None:
 
 
 def _nothing_goes(group: ChannelGroup, options: Options) -> str:
-    return f"of {group.size} channels, all are needed at this amount (kept counts in steps of {_step(group, options)})"
+    return (
+        f"all {group.size} channels stay at this amount (kept counts go in steps of {_step(group, options)})"
+    )
 
 
 def _step(group: ChannelGroup, options: Options) -> int:
@@ -119,7 +121,7 @@ def _step(group: ChannelGroup, options: Options) -> int:
 class _Ranked:
     """The channels of a group, weakest first, and the counts that may be left."""
 
-    def __init__(self, group: ChannelGroup, values: np.ndarray, options: Options) -> None:  # type: ignore[type-arg]
+    def __init__(self, group: ChannelGroup, values: FloatArray, options: Options) -> None:
         self.name = group.name
         self.size = group.size
         self.values = values
@@ -185,4 +187,23 @@ def _meet(
             best, high = removed, middle
         else:
             low = middle
-    return best
+    return _give_back(best, choose(ranked, low), budget, cost)
+
+
+def _give_back(
+    removed: dict[str, IntArray],
+    less: Mapping[str, IntArray],
+    budget: Budget,
+    cost: Callable[[Mapping[str, IntArray]], float],
+) -> dict[str, IntArray]:
+    """Between a choice that meets the budget and the next one, which does not, take group by group.
+
+    Whole groups move by a step at once, so the budget is met with room to spare. Where the larger part of a
+    group still fits, it stays.
+    """
+    for name, fewer in less.items():
+        if len(fewer) < len(removed[name]):
+            trial = {**removed, name: fewer}
+            if cost(trial) <= budget.keep:
+                removed = trial
+    return removed

@@ -104,5 +104,5 @@ class Selector:
         if not gone.all():
             self._ties_left = 0  # the first entry that does not fit ends the cut
         elif taken.size:
-            pass
+            self._ties_left -= int(taken[-1])
         return np.asarray(kept)

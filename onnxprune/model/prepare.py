@@ -64,7 +64,9 @@ def _keep_constant_outputs(graph: ir.Graph) -> None:
     """Put an Identity behind weights that are outputs as well, so that a cut never reaches an output."""
     for position, value in enumerate(graph.outputs):
         if value.is_initializer() and value.uses():
-            copy = ir.Value(name=value.name, shape=value.shape, type=value.type, const_value=value.const_value)
+            copy = ir.Value(
+                name=value.name, shape=value.shape, type=value.type, const_value=value.const_value
+            )
             graph.initializers.pop(str(value.name))
             value.name = f"{copy.name}_weight"
             graph.initializers.add(value)
@@ -108,13 +110,13 @@ class _Sizes:
     def _write_reshape_target(self, node: ir.Node) -> None:
         """Write a computed target in numbers: constants, 0 for a kept axis, -1 for one more symbolic size.
 
-        What is left is read from the input's own shape: ``Where(is_constant, sizes, Gather(Shape(x), axes))``.
+        What is left is read from the input's own shape: ``Where(constant, sizes, Gather(Shape(x), axes))``.
         """
         source, target = node.inputs[:2]
         if source is None or target is None or target.is_initializer():
             return
         content = self.shapes.contents.get(target)
-        if content is None or source not in self.shapes.dims or node.attributes.get_int("allowzero", 0):
+        if content is None or source not in self.shapes.dims or node.attributes.get_int("allowzero", 0) == 1:
             return
         entries, given = content.elements(), self.shapes.dims[source]
         sizes: list[int | None] = [
@@ -136,13 +138,15 @@ class _Sizes:
         if copied:
             axes = [labels.index(dim.label) if axis in copied else 0 for axis, dim in enumerate(entries)]
             known = [axis not in copied for axis in range(len(entries))]
-            constant = self._read_from_shape(node, source, constant, np.array(axes, np.int64), np.array(known))
+            constant = self._read_from_shape(
+                node, source, constant, np.array(axes, np.int64), np.array(known)
+            )
         node.replace_input_with(1, constant)
 
     def _read_from_shape(
         self, node: ir.Node, source: ir.Value, sizes: ir.Value, axes: Array, known: Array
     ) -> ir.Value:
-        """Insert nodes before ``node`` that read the unknown entries of a target from the shape of ``source``."""
+        """Insert nodes before ``node`` that read unknown entries of a target from the shape of ``source``."""
         whole = ir.node("Shape", [source])
         picked = ir.node("Gather", [whole.outputs[0], self._constant(f"{sizes.name}_axes", axes)])
         mask = self._constant(f"{sizes.name}_known", known)
@@ -159,9 +163,10 @@ class _Sizes:
     def _write_expand_target(self, node: ir.Node) -> None:
         """Write 1 wherever an Expand repeats nothing, so that only the repeats are left as numbers."""
         source, target, output = *node.inputs[:2], node.outputs[0]
-        if source is None or target is None or source not in self.shapes.dims or output not in self.shapes.dims:
+        known = self.shapes.dims
+        if source is None or target is None or source not in known or output not in known:
             return
-        given, result = self.shapes.dims[source], self.shapes.dims[output]
+        given, result = known[source], known[output]
         shift = len(result) - len(given)
         sizes = []
         for axis, dim in enumerate(result):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -133,7 +133,7 @@ def _expanded(source: Sequence[Dim], entries: Sequence[Dim], sizes: tuple[int, .
     padded_source = [Dim(1)] * (rank - len(source)) + list(source)
     padded_target = [Dim(1)] * (rank - len(entries)) + list(entries)
     return tuple(
-        given if given.is_constant and given.size != 1 or target == Dim(1) else target
+        given if (given.is_constant and given.size != 1) or target == Dim(1) else target
         for given, target in zip(padded_source, padded_target, strict=True)
     )
 
@@ -249,7 +249,7 @@ def _reshape(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
     return x.reshape(target)
 
 
-def _expand(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
+def _expand(_: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
     target = tuple(int(size) for size in arguments[0].ravel())
     return np.broadcast_to(x, np.broadcast_shapes(x.shape, target))
 
@@ -258,11 +258,11 @@ def _gather(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
     return np.asarray(np.take(x, arguments[0], axis=node.attributes.get_int("axis", 0)))
 
 
-def _transpose(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
+def _transpose(node: ir.Node, x: Array, _: Sequence[Array]) -> Array:
     return np.transpose(x, node.attributes.get_ints("perm", ()) or None)
 
 
-def _identity(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
+def _identity(_: ir.Node, x: Array, __: Sequence[Array]) -> Array:
     return x
 
 
@@ -284,9 +284,8 @@ def _move(node: ir.Node, inputs: Sequence[ShapeValue | None]) -> ShapeValue | No
     if node.op_type == "Concat":
         parts = [content for content in inputs if content is not None]
         axis = node.attributes.get_int("axis", 0)
-        numbers = np.concatenate([part.numbers for part in parts], axis)
-        symbols = np.concatenate([_symbols(part) for part in parts], axis)
-        return _tidy(numbers, symbols)
+        joined = np.concatenate([part.numbers for part in parts], axis)
+        return _tidy(joined, np.concatenate([_symbols(part) for part in parts], axis))
     source, *rest = inputs
     if source is None or any(content is not None and not content.is_constant for content in rest):
         return None
@@ -321,24 +320,34 @@ def _tidy(numbers: Array, symbols: Array | None) -> ShapeValue:
 # --- arithmetic ---------------------------------------------------------------------------------------------
 
 _EVALUATED = frozenset(
-    "Add And Ceil ConstantOfShape Div Equal Floor Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg "
-    "Not Or Pow Range Reciprocal ReduceMax ReduceMin ReduceProd ReduceSum Sqrt Sub Where Xor".split()
+    (
+        "Add And Ceil ConstantOfShape Div Equal Floor Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul "
+        "Neg Not Or Pow Range Reciprocal ReduceMax ReduceMin ReduceProd ReduceSum Sqrt Sub Where Xor"
+    ).split()
 )
 
 
 def _reference(node: ir.Node, inputs: Sequence[ShapeValue | None], opset: int) -> Array | None:
+    """Compute a node's output with numpy, or with ONNX's reference for the rarer operators."""
     arrays = [None if content is None else content.numbers for content in inputs]
+    given = [array for array in arrays if array is not None]
     quick = _QUICK.get(node.op_type)
-    if quick is not None and all(array is not None for array in arrays):
-        return np.asarray(quick(*arrays))
-    if node.op_type == "ConstantOfShape" and math.prod(int(size) for size in arrays[0].ravel()) > 4096:  # type: ignore[union-attr]
+    if quick is not None and len(given) == len(arrays):
+        return np.asarray(quick(*given))
+    if node.op_type == "ConstantOfShape" and math.prod(given[0].ravel().tolist()) > _MADE_LIMIT:
         return None
-    if node.op_type == "Range" and abs((arrays[1] - arrays[0]) / arrays[2]) > 4096:  # type: ignore[operator]
+    if node.op_type == "Range" and abs(float((given[1] - given[0]) / given[2])) > _MADE_LIMIT:
         return None
     evaluator = reference.ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": opset})
-    feeds = {value.name: array for value, array in zip(node.inputs, arrays, strict=True) if value is not None}
+    feeds = {
+        str(value.name): array for value, array in zip(node.inputs, arrays, strict=True) if value is not None
+    }
     (result,) = evaluator.run(None, feeds)
     return np.asarray(result)
+
+
+#: Elements that an operator may make out of a few numbers.
+_MADE_LIMIT = 4096
 
 
 def _divide(a: Array, b: Array) -> Array:
@@ -359,26 +368,22 @@ _QUICK: dict[str, Callable[..., Any]] = {
 
 def _symbolic(node: ir.Node, inputs: Sequence[ShapeValue | None], numbers: Array) -> Array | None:
     """One symbolic size for each element of the result, None for those that are constant."""
+    combine = _ELEMENTWISE.get(node.op_type)
     operands = [
         (np.broadcast_to(content.numbers, numbers.shape), np.broadcast_to(_symbols(content), numbers.shape))
-        if content is not None and _broadcasts(content.numbers.shape, numbers.shape)
-        else None
         for content in inputs
+        if content is not None and _broadcasts(content.numbers.shape, numbers.shape)
     ]
     symbols = np.full(numbers.shape, None, dtype=object)
-    elementwise = all(operand is not None for operand in operands) and node.op_type in _ELEMENTWISE
     for index in np.ndindex(numbers.shape):
-        opaque = Dim(int(numbers[index]), 1, (f"{node.outputs[0].name}{list(index)}",))
-        if not elementwise:
-            symbols[index] = opaque
-            continue
-        dims = [
-            Dim(int(values[index])) if dim[index] is None else dim[index]
-            for values, dim in operands  # type: ignore[misc]
-        ]
-        if all(dim.is_constant for dim in dims):
-            continue
-        result = _ELEMENTWISE[node.op_type](dims, opaque)
+        result = Dim(int(numbers[index]), 1, (f"{node.outputs[0].name}{list(index)}",))
+        if combine is not None and len(operands) == len(inputs):
+            dims = [
+                Dim(int(values[index])) if known[index] is None else cast(Dim, known[index])
+                for values, known in operands
+            ]
+            constant = all(dim.is_constant for dim in dims)
+            result = Dim(result.size) if constant else combine(dims, result)
         symbols[index] = None if result.is_constant else result
     return symbols if any(dim is not None for dim in symbols.ravel().tolist()) else None
 

@@ -91,15 +91,12 @@ def concretise(model: ir.Model, overrides: Mapping[str, Sequence[int]] | None = 
         UsageError: an override names no input, has the wrong rank, or contradicts a static axis.
         ModelError: an input has no rank and no override.
     """
-    best: Shapes | None = None
+    tried = []
     for chosen in _candidates(model, overrides or {}):
-        shapes = _Walk(model, chosen).run()
-        if not shapes.unknown:
-            return shapes
-        if best is None or len(shapes.unknown) < len(best.unknown):
-            best = shapes
-    assert best is not None  # there is always at least one candidate
-    return best
+        tried.append(_Walk(model, chosen).run())
+        if not tried[-1].unknown:
+            break
+    return min(tried, key=lambda shapes: len(shapes.unknown))
 
 
 def graph_inputs(model: ir.Model) -> list[ir.Value]:
@@ -136,7 +133,7 @@ def _concrete_shape(
     if value.shape is None:
         if override is None:
             raise ModelError(
-                f"input {value.name!r} has no rank; give its shape with --input-shape {value.name}=1,3,224,224"
+                f"input {value.name!r} has no rank; give its shape: --input-shape {value.name}=1,3,224,224"
             )
         return tuple(override)
     if override is not None and len(override) != len(value.shape):
@@ -165,11 +162,10 @@ def _concrete_shape(
 
 def _symbol(value: ir.Value, axis: int) -> str | None:
     """Return the name of a symbolic axis of a graph input, None if it is static."""
-    assert value.shape is not None
-    dim = value.shape[axis]
+    dim = None if value.shape is None else value.shape[axis]
     if isinstance(dim, int) and dim > 0:
         return None
-    named = None if isinstance(dim, int) else dim.value
+    named = None if dim is None or isinstance(dim, int) else dim.value
     return named if named and named not in ("?", "-1") else f"{value.name}.{axis}"
 
 
@@ -189,11 +185,7 @@ class _Walk:
         for value in self.graph.inputs:
             if not value.is_initializer():
                 sizes = self.shapes.input_shapes[str(value.name)]
-                symbols = (
-                    [_symbol(value, axis) for axis in range(len(sizes))]
-                    if value.shape is not None
-                    else [f"{value.name}.{axis}" for axis in range(len(sizes))]
-                )
+                symbols = [_symbol(value, axis) for axis in range(len(sizes))]
                 self.shapes.dims[value] = tuple(
                     Dim(size) if symbol is None else Dim(size, 1, (symbol,))
                     for size, symbol in zip(sizes, symbols, strict=True)
@@ -321,18 +313,23 @@ class _Walk:
             if dims is None:
                 return self.shapes.unknown.get(value, f"the shape of {value.name} is not known")
             content = self.shapes.contents.get(value)
-            types[value.name] = onnx.helper.make_tensor_type_proto(
+            types[str(value.name)] = onnx.helper.make_tensor_type_proto(
                 self._element_type(value, content),
                 [dim.label if symbolic and not dim.is_constant else dim.size for dim in dims],
             )
             # Symbolic contents stay out of the symbolic question: at other sizes they are other numbers.
             if content is not None and (content.is_constant or not symbolic):
-                data[value.name] = onnx.numpy_helper.from_array(content.numbers, value.name)
+                data[str(value.name)] = onnx.numpy_helper.from_array(content.numbers, value.name)
         try:
             inferred = shape_inference.infer_node_outputs(
                 schema, ir.serde.serialize_node(node), types, data, opset_imports=self.opset_ids
             )
-        except (shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        except (
+            shape_inference.InferenceError,
+            onnx.checker.ValidationError,
+            ValueError,
+            RuntimeError,
+        ) as error:
             return f"{node.op_type} does not fit its inputs ({str(error).splitlines()[0][:120]})"
         return dict(inferred)
 

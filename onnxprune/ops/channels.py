@@ -1,8 +1,8 @@
 """The labels of every value of a graph, and the few verbs in which op rules speak of them.
 
-A value's axes fall into *blocks*: an axis of its own with labels ``[dim, k]``, or several axes that were split
-from one and not separated yet, with joint labels ``[d1, ..., dm, k]``. An axis in no block is *untracked*:
-batch, space, time and whatever else is never cut. A constant has labels for each of its uses, so that weights
+The axes of a value fall into *blocks*: one axis with labels ``[dim, k]``, or several axes that were split from
+one and not separated yet, with joint labels ``[d1, ..., dm, k]``. An axis in no block is *untracked*: batch,
+space, time and whatever else is never cut. A constant has labels for each of its uses, so that weights
 which happen to be shared do not tie layers together; they appear when a rule first asks for them.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +19,8 @@ from onnxprune.model.shapes import Shapes
 from onnxprune.ops.labels import LabelArray, Labels
 
 
-class Use(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Use:
     """One use of a constant: input ``index`` of ``node``."""
 
     node: ir.Node

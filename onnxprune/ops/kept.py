@@ -47,7 +47,7 @@ class Kept:
                 # Most values share the label array of another one.
                 key = id(block.labels)
                 if key not in self._by_labels:
-                    gone = self._removed[block.labels].any(axis=-1)
+                    gone: BoolArray = np.asarray(self._removed[block.labels].any(axis=-1))
                     self._by_labels[key] = _rectangle(~gone, ref) if gone.any() else None
                 masks = self._by_labels[key]
                 if masks is not None:

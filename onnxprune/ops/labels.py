@@ -245,7 +245,9 @@ class Labels:
         while (expanded := self._product[sets] >= 0).any():
             table = self._factor_table()
             columns = []
-            for column, is_product in zip(np.moveaxis(sets, -1, 0), np.moveaxis(expanded, -1, 0), strict=True):
+            for column, is_product in zip(
+                np.moveaxis(sets, -1, 0), np.moveaxis(expanded, -1, 0), strict=True
+            ):
                 if not is_product.any():
                     columns.append(column[..., None])
                     continue
@@ -302,9 +304,7 @@ def _left(sets: LabelArray) -> LabelArray:
 
 def _same_sets(a: LabelArray, b: LabelArray) -> npt.NDArray[np.bool_]:
     width = max(a.shape[1], b.shape[1])
-    padded = [
-        np.sort(np.pad(sets, ((0, 0), (0, width - sets.shape[1]))), axis=1) for sets in (a, b)
-    ]
+    padded = [np.sort(np.pad(sets, ((0, 0), (0, width - sets.shape[1]))), axis=1) for sets in (a, b)]
     return np.asarray((padded[0] == padded[1]).all(axis=1))
 
 
@@ -312,7 +312,10 @@ def _best_columns(a: LabelArray, b: LabelArray) -> list[tuple[int, int]]:
     """Pair the columns so that the fewest different labels meet: heads with heads, offsets with offsets."""
     width = a.shape[1]
     meetings = np.array(
-        [[len(np.unique(a[:, i].astype(np.int64) << 32 | b[:, j])) for j in range(width)] for i in range(width)]
+        [
+            [len(np.unique(a[:, i].astype(np.int64) << 32 | b[:, j])) for j in range(width)]
+            for i in range(width)
+        ]
     )
     best = min(permutations(range(width)), key=lambda order: sum(meetings[i, j] for i, j in enumerate(order)))
     return list(enumerate(best))

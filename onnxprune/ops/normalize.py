@@ -80,7 +80,9 @@ class LpNormalization(OpRule):
     """y = x / norm(x) along one axis"""
 
     def link(self, node: ir.Node, channels: Channels) -> None:
-        """The norm changes when a position goes, unless that position is zero: it is exact for zeroed ones."""
+        """A position less changes the norm."""
         x = channels.ref(node, 0)
-        channels.freeze_axis(x, node.attributes.get_int("axis", -1), f"{node.name} takes a norm along this axis")
+        channels.freeze_axis(
+            x, node.attributes.get_int("axis", -1), f"{node.name} takes a norm along this axis"
+        )
         channels.copy(x, node.outputs[0])

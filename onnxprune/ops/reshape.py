@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -127,9 +128,9 @@ def refine(source: tuple[int, ...], target: tuple[int, ...]) -> Factors:
 
 def _common(source: tuple[int, ...], target: tuple[int, ...]) -> list[int] | None:
     borders = sorted({int(border) for shape in (source, target) for border in np.cumprod(shape)} | {1})
-    if any(after % before for before, after in zip(borders, borders[1:], strict=False)):
+    if any(after % before for before, after in pairwise(borders)):
         return None
-    return [after // before for before, after in zip(borders, borders[1:], strict=False)]
+    return [after // before for before, after in pairwise(borders)]
 
 
 def _assign(
@@ -171,9 +172,7 @@ def merge_blocks(channels: Channels, y: Ref, blocks: list[Block], factors: Facto
         waiting = [axis for axis in waiting if axis not in axes]
 
 
-def _put_merged(
-    channels: Channels, y: Ref, axes: list[int], members: list[Block], factors: Factors
-) -> None:
+def _put_merged(channels: Channels, y: Ref, axes: list[int], members: list[Block], factors: Factors) -> None:
     parts = [part for axis in axes for part in factors.of_target[axis]]
     shape = tuple(factors.sizes[part] for part in parts)
     columns = []

@@ -21,7 +21,7 @@ def as_json(value: object) -> Any:
     """Return ``value`` made of dict, list, str, int, float, bool and None alone.
 
     Numpy scalars and arrays become numbers and lists, paths become text, and the results of this package (any
-    dataclass) become objects of their fields. A float that is not finite has no place in JSON: it becomes null.
+    dataclass) become objects of their fields. A float that is not finite has no place in JSON: it turns null.
 
     Raises:
         TypeError: for anything else; a model, say, is no JSON value.

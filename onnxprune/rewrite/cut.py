@@ -1,4 +1,4 @@
-"""Channel removal: every tensor is compressed along its axes, then each operator repairs what sizes it holds."""
+"""Channel removal: tensors are compressed along their axes, then operators repair the sizes they hold."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def _cut_initializer(
     if tensor is None or not any(masks for masks, _ in versions.values()):
         return
     old = graph.initializers[str(value.name)]
-    shrinks_in_place = len(versions) == 1 and len(value.uses()) == sum(len(uses) for _, uses in versions.values())
+    shrinks_in_place = len(versions) == 1 and len(value.uses()) == sum(
+        len(uses) for _, uses in versions.values()
+    )
     for masks, uses in versions.values():
         if not masks:
             continue
@@ -79,7 +81,7 @@ def _cut_initializer(
         graph.initializers.pop(str(value.name))
 
 
-def compress(array: np.ndarray, masks: dict[int, BoolArray]) -> np.ndarray:  # type: ignore[type-arg]
+def compress(array: np.ndarray, masks: dict[int, BoolArray]) -> np.ndarray:
     """Return an array without the positions that are False in the mask of an axis."""
     for axis, mask in sorted(masks.items(), key=lambda item: item[1].mean()):  # the largest cut first
         array = np.take(array, np.flatnonzero(mask), axis=axis)

@@ -29,7 +29,9 @@ def make_twin(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Mod
         gone = _gone(channels, contraction, removed)
         if gone is not None and gone.any():
             rank = channels.rank(channels.ref(contraction.node, contraction.operand))
-            _zero(copies[contraction.node], contraction, gone, rank, copy.graph, names.fresh(f"twin_{number}"))
+            _zero(
+                copies[contraction.node], contraction, gone, rank, copy.graph, names.fresh(f"twin_{number}")
+            )
     return copy
 
 

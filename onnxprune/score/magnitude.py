@@ -34,27 +34,27 @@ def score(model: ir.Model, groups: Iterable[ChannelGroup], scorer: str = "l2", *
 
 
 @CHANNEL_SCORERS.register("l2")
-def l2_norm(model: ir.Model, groups: Iterable[ChannelGroup], seed: int) -> Mapping[str, FloatArray]:
+def l2_norm(model: ir.Model, groups: Iterable[ChannelGroup], _seed: int) -> Mapping[str, FloatArray]:
     """score[c] = sqrt(sum of w**2 over every weight that goes away with channel c)"""
     energies = _reduce(model, groups, _energy)
     return {name: np.sqrt(energy) for name, energy in energies.items()}
 
 
 @CHANNEL_SCORERS.register("l1")
-def l1_norm(model: ir.Model, groups: Iterable[ChannelGroup], seed: int) -> Mapping[str, FloatArray]:
+def l1_norm(model: ir.Model, groups: Iterable[ChannelGroup], _seed: int) -> Mapping[str, FloatArray]:
     """score[c] = sum of |w| over every weight that goes away with channel c"""
     return _reduce(model, groups, np.abs)
 
 
 @CHANNEL_SCORERS.register("random")
-def uniform_noise(model: ir.Model, groups: Iterable[ChannelGroup], seed: int) -> Mapping[str, FloatArray]:
+def uniform_noise(_model: ir.Model, groups: Iterable[ChannelGroup], seed: int) -> Mapping[str, FloatArray]:
     """score[c] is drawn uniformly from [0, 1): what a method has to beat"""
     generator = np.random.default_rng(seed)
     return {group.name: generator.random(group.size) for group in groups}
 
 
 def _energy(weights: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    return np.multiply(weights, weights)
+    return np.asarray(np.multiply(weights, weights))
 
 
 def _reduce(

@@ -19,7 +19,9 @@ def leaves(labels: Labels) -> np.ndarray:
     labels.flush()
     every = labels.resolve(np.arange(1, labels.count, dtype=np.int32)[:, None])
     plain = np.unique(every[every > 0])
-    return np.array([label for label in plain if labels.frozen_reason(np.array([label]))[0] is None], dtype=np.int32)
+    return np.array(
+        [label for label in plain if labels.frozen_reason(np.array([label]))[0] is None], dtype=np.int32
+    )
 
 
 class Story:
@@ -56,7 +58,11 @@ class Story:
             case 2:
                 a, b = self.pick(2), self.pick(3)
                 grid = np.concatenate(
-                    [np.broadcast_to(a[:, None], (2, 3, a.shape[1])), np.broadcast_to(b[None], (2, 3, b.shape[1]))], -1
+                    [
+                        np.broadcast_to(a[:, None], (2, 3, a.shape[1])),
+                        np.broadcast_to(b[None], (2, 3, b.shape[1])),
+                    ],
+                    -1,
                 ).reshape(6, -1)
                 self.pool.append(np.ascontiguousarray(grid))
             case 3:

@@ -1,0 +1,245 @@
+"""A report as tables: for a terminal, and as plain text of a fixed width.
+
+What stands in a report may come from a model file, so nothing in it is read as markup or reaches a terminal
+unescaped.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from onnxprune.model.wording import visible
+from onnxprune.report.reasons import gather
+from onnxprune.types import Check, Report, Skipped
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+#: Rows that a section shows unless all are asked for.
+MOST_ROWS = 20
+
+#: Names that are listed beside one reason, unless all are asked for.
+MOST_NAMES = 3
+
+_LONGEST_CELL = 400
+_PLAIN_WIDTH = 100
+_COLUMN_GAP = 2
+_LEAST_COLUMN = 8
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def render(
+    report: Report, *, width: int = _PLAIN_WIDTH, verbose: bool = False, hint: str = ""
+) -> list[RenderableType]:
+    """Return what a terminal shows of a report, in order.
+
+    Args:
+        report: any report.
+        width: columns to fill; longer names are shortened in their middle.
+        verbose: all rows of long sections, names in full, and what was skipped one by one.
+        hint: how to see the rest, where rows are left out.
+    """
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(visible(report.title, _LONGEST_CELL), style="bold")]
+    for name, section in report.sections.items():
+        if isinstance(section, Mapping):
+            parts.append(_pairs(name, section))
+        elif section:
+            most = len(section) if verbose else MOST_ROWS
+            parts.append(_rows(name, section[:most], 0 if verbose else width))
+            if len(section) > most:
+                parts.append(Text(f"... and {len(section) - most} more{hint}", style="dim"))
+    if report.checks:
+        parts.append(_checks(report.checks))
+    if report.skipped:
+        parts.append(_each(report.skipped) if verbose else _by_reason(report.skipped))
+    if report.seconds:
+        parts.append(Text(f"\n{_seconds(report.seconds, verbose)}", style="dim"))
+    return parts
+
+
+def plain_text(report: Report, *, width: int = _PLAIN_WIDTH, verbose: bool = False, hint: str = "") -> str:
+    """Return a report as text without colours, at most ``width`` columns wide."""
+    from rich.console import Console
+
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    for part in render(report, width=width, verbose=verbose, hint=hint):
+        console.print(part)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def cell(key: str, value: object) -> str:
+    """Return one value as people read it; the end of its key says the unit (``_bytes``, ``ratio``, ...)."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return _mapping(key, value)
+    if isinstance(value, (list, tuple)):
+        return "x".join(visible(str(size), _LONGEST_CELL) for size in value) or "scalar"
+    if isinstance(value, (int, float)):
+        return _number(key, value)
+    return visible(str(value), _LONGEST_CELL)
+
+
+def _mapping(key: str, value: Mapping[str, Any]) -> str:
+    if {"value", "low", "high"} <= value.keys():
+        ends = f"{_number(key, value['low'])} to {_number(key, value['high'])}"
+        return f"{_number(key, value['value'])} ({ends})"
+    return ", ".join(
+        f"{visible(str(name), _LONGEST_CELL)} {cell(str(name), entry)}" for name, entry in value.items()
+    )
+
+
+def _number(key: str, value: float) -> str:
+    if key.endswith("bytes"):
+        return size_text(int(value))
+    if key.endswith(("sparsity", "share")):
+        return f"{value:.1%}"
+    if key.endswith("ratio"):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a number of bytes with a binary unit and about three digits."""
+    size, unit = float(size_bytes), 0
+    while abs(size) >= 1024 and unit < len(_UNITS) - 1:
+        size, unit = size / 1024, unit + 1
+    return f"{size_bytes} B" if unit == 0 else f"{size:.{_digits(size)}f} {_UNITS[unit]}"
+
+
+def _digits(size: float) -> int:
+    return 2 if size < 10 else 1 if size < 100 else 0
+
+
+def heading(key: str) -> str:
+    """Return a key as a heading: ``size_bytes`` is ``size``, whose cells say their unit."""
+    return visible("size" if key == "size_bytes" else key.replace("_", " "))
+
+
+def shortened(text: str, width: int) -> str:
+    """Return ``text`` in at most ``width`` characters, cut in the middle: names differ most at their end."""
+    if len(text) <= width:
+        return text
+    tail = (width - 3) * 2 // 3
+    return f"{text[: width - 3 - tail]}...{text[len(text) - tail :]}"
+
+
+# --- parts --------------------------------------------------------------------------------------------------
+
+
+def _pairs(name: str, section: Mapping[str, Any]) -> Table:
+    from rich.text import Text
+
+    table = _table(name)
+    table.show_header = False
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in section.items():
+        table.add_row(Text(heading(key)), Text(cell(key, value)))
+    return table
+
+
+def _rows(name: str, rows: Sequence[Mapping[str, Any]], width: int) -> Table:
+    """Make a table of rows; its text columns are shortened to fit ``width``, or folded if that is 0."""
+    from rich.text import Text
+
+    table = _table(name)
+    columns: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values = [row.get(key) for row in rows]
+        if all(value is None for value in values):
+            continue
+        columns[key] = [cell(key, value) for value in values]
+        numeric = all(value is None or isinstance(value, (int, float)) for value in values)
+        table.add_column(
+            Text(_broken(heading(key), columns[key])),
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=numeric or width > 0,
+        )
+    if width:
+        _shorten(columns, width)
+    for entries in zip(*columns.values(), strict=True):
+        table.add_row(*(Text(entry) for entry in entries))
+    return table
+
+
+def _broken(title: str, entries: Sequence[str]) -> str:
+    """Return a heading with a line for each word where it would be wider than what stands below it."""
+    return title.replace(" ", "\n") if len(title) > max(map(len, entries)) else title
+
+
+def _shorten(columns: dict[str, list[str]], width: int) -> None:
+    """Shorten the entries of the widest columns, one character at a time, until a row fits."""
+    widest = {
+        key: max(*map(len, entries), *map(len, _broken(heading(key), entries).split("\n")))
+        for key, entries in columns.items()
+    }
+    first = next(iter(columns))  # names what the row is about, so it gets twice the room of the others
+    spare = width - _COLUMN_GAP * (len(columns) - 1)
+    while sum(widest.values()) > spare and max(widest.values()) > _LEAST_COLUMN:
+        widest[max(widest, key=lambda key: widest[key] * (1 if key == first else 2))] -= 1
+    for key, entries in columns.items():
+        columns[key] = [shortened(entry, widest[key]) for entry in entries]
+
+
+def _seconds(seconds: Mapping[str, float], verbose: bool) -> str:
+    total = sum(seconds.values())
+    shown = {name: taken for name, taken in seconds.items() if verbose or taken >= 0.05 * total}
+    steps = ", ".join(f"{visible(name)} {taken:.2f}" for name, taken in shown.items())
+    return f"{total:.2f} s ({steps})"
+
+
+def _checks(checks: Sequence[Check]) -> Table:
+    from rich.text import Text
+
+    table = _table("checks")
+    for name in ("", "check", "found"):
+        table.add_column(name, overflow="fold")
+    for check in checks:
+        mark = Text("ok", style="green") if check.passed else Text("FAILED", style="bold red")
+        table.add_row(mark, Text(visible(check.name)), Text(visible(check.detail, _LONGEST_CELL)))
+    return table
+
+
+def _by_reason(skipped: Sequence[Skipped]) -> Table:
+    from rich.text import Text
+
+    table = _table("left alone")
+    table.add_column("count", justify="right")
+    table.add_column("why", overflow="fold", ratio=3)
+    table.add_column("which", overflow="fold", ratio=2)
+    for together in gather(skipped):
+        names = ", ".join(visible(name, 60) for name in together.names[:MOST_NAMES])
+        more = ", ..." if len(together.names) > MOST_NAMES else ""
+        why = visible(together.reason, _LONGEST_CELL)
+        table.add_row(str(len(together.names)), Text(why), Text(names + more))
+    return table
+
+
+def _each(skipped: Sequence[Skipped]) -> Table:
+    return _rows("left alone", [{"which": entry.name, "why": entry.reason} for entry in skipped], 0)
+
+
+def _table(name: str) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    return Table(
+        title=Text(f"\n{heading(name)}", style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+        header_style="dim",
+    )
