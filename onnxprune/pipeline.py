@@ -326,9 +326,7 @@ def _check_groups(analysis: Analysis, plan: Plan) -> None:
         if len(planned.removed) == 0:
             continue
         expected = _planned(Choice(group, planned.removed))
-        if [asdict(member) for member in expected.members] != [
-            asdict(member) for member in planned.members
-        ] and not (_same_members(expected, planned)):
+        if not _same_members(expected, planned):
             raise PlanError(
                 f"group {planned.name} stands on other tensors or positions in this model; prune anew"
             )

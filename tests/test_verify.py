@@ -322,6 +322,21 @@ def test_a_changed_interface(original: Path, edit: Callable[[onnx.ModelProto], N
     assert (check.name, check.detail) == ("interface", detail)
 
 
+def test_where_nothing_was_declared_outputs_may_say_more_but_inputs_may_not(original: Path) -> None:
+    def forget(values: Any) -> Callable[[onnx.ModelProto], None]:
+        def edit(model: onnx.ModelProto) -> None:
+            dim = getattr(model.graph, values)[0].type.tensor_type.shape.dim[0]
+            dim.ClearField("dim_param")
+
+        return edit
+
+    pruned, _ = prune(original, "2:4")
+    change(original, forget("output"))
+    assert verify(pruned, against=original).passed
+    change(original, forget("input"))
+    assert failed(verify(pruned, against=original)).name == "interface"
+
+
 def test_a_weight_that_nothing_reads(original: Path) -> None:
     pruned, plan = prune(original, "2:4")
 
@@ -356,9 +371,10 @@ def test_a_data_file_with_more_than_its_tensors(original: Path) -> None:
 # --- running ----------------------------------------------------------------------------------------------
 
 
-def test_outputs_that_are_no_numbers(original: Path) -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_no_numbers(original: Path, value: float) -> None:
     def edit(array: Any) -> None:
-        array[0, 0] = np.nan
+        array[0] = value
 
     change(original, edit_array("head", edit))
     check = failed(verify(original))
@@ -419,6 +435,20 @@ def test_zeros_that_the_runtime_loses(original: Path, monkeypatch: pytest.Monkey
     )
     row = next(row for row in verify(pruned).sections["weights"] if row["tensor"] == "conv")
     assert (row["zeros"], row["survives"]) == (576, 571)
+
+
+def test_zeros_elsewhere_do_not_make_up_for_lost_ones(
+    original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned, plan = prune(original, "2:4")
+
+    def move_zeros(_: str, array: Any) -> Any:
+        return np.roll(array, 1, axis=0) if array.ndim == 4 else array
+
+    tamper_with_optimized(monkeypatch, move_zeros)
+    kept = plan.masks["conv"].unpack()
+    lost = np.count_nonzero(~kept & np.roll(kept, 1, axis=0))
+    assert failed(verify(pruned, plan=plan)).detail.endswith(f"conv_node: {lost} of 576 zeros are lost")
 
 
 def test_more_zeros_than_before_are_no_loss(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,3 +615,11 @@ def test_a_tensor_that_was_unshared_is_found_under_its_new_name(original: Path) 
 
     change(path, edit)
     assert verify(path, against=original, plan=cut_plan()).passed
+
+
+def test_the_public_function_is_not_hidden_by_its_module(original: Path) -> None:
+    import onnxprune
+    import onnxprune.verify.zeros  # binds the name verify in the package
+
+    assert onnxprune.verify(original).passed
+    assert onnxprune.verify.verify is verify  # type: ignore[attr-defined]

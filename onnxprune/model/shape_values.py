@@ -319,12 +319,11 @@ def _tidy(numbers: Array, symbols: Array | None) -> ShapeValue:
 
 # --- arithmetic ---------------------------------------------------------------------------------------------
 
-_EVALUATED = frozenset(
-    (
-        "Add And Ceil ConstantOfShape Div Equal Floor Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul "
-        "Neg Not Or Pow Range Reciprocal ReduceMax ReduceMin ReduceProd ReduceSum Sqrt Sub Where Xor"
-    ).split()
-)
+_EVALUATED = frozenset((
+    "Add", "And", "Ceil", "ConstantOfShape", "Div", "Equal", "Floor", "Greater", "GreaterOrEqual",
+    "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Range", "Reciprocal",
+    "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Sqrt", "Sub", "Where", "Xor",
+))  # fmt: skip
 
 
 def _reference(node: ir.Node, inputs: Sequence[ShapeValue | None], opset: int) -> Array | None:

@@ -334,11 +334,17 @@ class _Walk:
         return dict(inferred)
 
     def _element_type(self, value: ir.Value, content: ShapeValue | None) -> int:
+        """Return the type that ONNX is told.
+
+        All floats are float32: shapes don't depend on the precision, and old opsets refuse the newer types.
+        """
         if content is not None:
             return int(onnx.helper.np_dtype_to_tensor_dtype(content.numbers.dtype))
         tensor = value.const_value
         dtype = value.dtype or (tensor.dtype if tensor is not None else None)
-        return self.types.get(value, int(dtype) if dtype is not None else int(onnx.TensorProto.FLOAT))
+        if dtype is None:
+            return self.types.get(value, int(ir.DataType.FLOAT))
+        return int(ir.DataType.FLOAT if dtype.is_floating_point() else dtype)
 
     def _fail(self, node: ir.Node, reason: str) -> None:
         for output in node.outputs:

@@ -1,8 +1,8 @@
 """The labels of every value of a graph, and the few verbs in which op rules speak of them.
 
-The axes of a value fall into *blocks*: one axis with labels ``[dim, k]``, or several axes that were split from
-one and not separated yet, with joint labels ``[d1, ..., dm, k]``. An axis in no block is *untracked*: batch,
-space, time and whatever else is never cut. A constant has labels for each of its uses, so that weights
+The axes of a value fall into *blocks*: one axis with labels ``[dim, k]``, or several axes that were split
+from one and not separated yet, with joint labels ``[d1, ..., dm, k]``. An axis in no block is *untracked*:
+batch, space, time and whatever else is never cut. A constant has labels for each of its uses, so that weights
 which happen to be shared do not tie layers together; they appear when a rule first asks for them.
 """
 

@@ -33,7 +33,15 @@ def cut(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Model:
         rule = rule_for(node)
         if rule is not None:
             rule.fix(node, kept)
+    _drop_unused(copy.graph)
     return copy
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    """Remove constants that held the sizes of before."""
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            graph.initializers.pop(name)
 
 
 def _declare_shapes(node: ir.Node, copy: ir.Node, kept: Kept) -> None:

@@ -98,7 +98,9 @@ def _sums_along(
 
 
 def _sum_others(values: npt.NDArray[np.floating], axis: int) -> FloatArray:
+    """Sum over all axes but one, as products with ones: far faster than a reduction over short axes."""
     before = int(np.prod(values.shape[:axis], dtype=np.int64))
-    rows = values.reshape(before * values.shape[axis], -1)
-    inner = rows @ np.ones(rows.shape[1], dtype=values.dtype) if rows.shape[1] > 1 else rows[:, 0]
-    return np.asarray(inner.reshape(before, values.shape[axis]).sum(axis=0, dtype=np.float64))
+    rows = values.reshape(before, -1)
+    flat = np.ones(before, dtype=values.dtype) @ rows if before > 1 else rows[0]
+    table = flat.reshape(values.shape[axis], -1)
+    return np.asarray(table @ np.ones(table.shape[1], dtype=values.dtype), dtype=np.float64)

@@ -67,7 +67,7 @@ def check_checker(path: Path, against: Path | None) -> Check:
 def check_interface(model: ir.Model, original: ir.Model) -> Check:
     """Check that inputs and outputs have the same names, types and shapes in the same order."""
     differences = [
-        *_differences("input", graph_inputs(original), graph_inputs(model), exact=False),
+        *_differences("input", graph_inputs(original), graph_inputs(model), exact=True),
         *_differences("output", original.graph.outputs, model.graph.outputs, exact=False),
     ]
     if differences:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.allocate.masks import choose_masks
 from onnxprune.errors import PlanError
 from onnxprune.model.io import load, save
 from onnxprune.model.stored import stored_values, tensor_of
+from onnxprune.ops.weights import find_weights
 from onnxprune.rewrite.mask import apply_masks
+from onnxprune.score.weights import WEIGHT_SCORERS
 from onnxprune.types import Mask
 
 
@@ -127,3 +131,42 @@ def test_masks_that_do_not_fit_change_nothing(masks: dict[str, tuple[int, ...]],
 def test_integers_are_refused() -> None:
     with pytest.raises(PlanError, match="prune before quantizing"):
         apply_masks(model_with(np.ones((4, 4), np.int8)), {"w": Mask.pack(np.zeros((4, 4), bool))})
+
+
+@pytest.mark.long
+def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
+    """Load, choose, mask and save a model of 24 tensors: what is allocated at any time is a few tensors."""
+    count, size = 24, 1024
+    tensor_bytes = size * size * 4
+    names = [f"w{number}" for number in range(count)]
+    values = [f"h{number}" for number in range(count + 1)]
+    nodes = [helper.make_node("MatMul", [values[k], names[k]], [values[k + 1]]) for k in range(count)]
+    generator = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(generator.standard_normal((size, size), dtype=np.float32), name)
+        for name in names
+    ]
+    ends = [
+        helper.make_tensor_value_info(value, TensorProto.FLOAT, ["n", size])
+        for value in (values[0], values[-1])
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, ir_version=9), str(tmp_path / "a.onnx"), save_as_external_data=True)
+    del weights, graph
+
+    tracemalloc.start()
+    try:
+        model = load(tmp_path / "a.onnx")
+        uses, _ = find_weights(model)
+        scorer = WEIGHT_SCORERS.get("l1")
+        masks, _ = choose_masks(
+            model, uses, pattern="unstructured", amount=0.5, scorer=scorer, scope="global"
+        )
+        apply_masks(model, masks)
+        save(model, tmp_path / "b.onnx")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    mask_bytes = count * tensor_bytes // 32
+    assert peak_bytes < mask_bytes + 10 * tensor_bytes  # pieces of 4 MiB, and what is computed from them
+    assert len(masks) == count

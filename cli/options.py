@@ -1,0 +1,139 @@
+"""Options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+#: A file or folder; whether it is there and sound is for the library to say, which knows what to do about it.
+FILE = click.Path(path_type=Path)
+
+#: As click's, with the default in the help text.
+option = functools.partial(click.option, show_default=True)
+
+share = functools.partial(option, type=click.FloatRange(0, 1), metavar="SHARE")
+count = functools.partial(option, type=click.IntRange(min=1), metavar="N")
+name = functools.partial(option, metavar="NAME")
+
+
+def example(*lines: str) -> str:
+    """Return the epilog of a command's help: a command line that works."""
+    return "\b\nExample:\n  " + " \\\n    ".join(lines)
+
+
+def input_shapes() -> _Decorator:
+    """``--input-shape``, which becomes a mapping from names to sizes, or None."""
+    return click.option(
+        "--input-shape", "input_shapes", multiple=True, callback=_input_shapes, metavar="NAME=SIZES",
+        help="Sizes of an input with symbolic axes, such as x=1,3,224,224; repeat it for each input.",
+    )  # fmt: skip
+
+
+def _input_shapes(
+    ctx: click.Context, param: click.Parameter, texts: Sequence[str]
+) -> Mapping[str, tuple[int, ...]] | None:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name_, _, sizes = text.rpartition("=")  # a name may hold anything, an equals sign too
+        numbers = sizes.split(",")
+        if not name_ or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+            form = "NAME=SIZE,SIZE,... such as x=1,3,224,224"
+            raise click.BadParameter(f"{text!r} is not of the form {form}", ctx, param)
+        if name_ in shapes:
+            raise click.BadParameter(f"{name_!r} is named twice", ctx, param)
+        shapes[name_] = tuple(int(number) for number in numbers)
+    return shapes or None
+
+
+def alignment() -> _Decorator:
+    """``--align``, which becomes ``auto`` or a positive number."""
+    return option(
+        "--align", default="auto", callback=_alignment, metavar="auto|N",
+        help="Kept channel counts are multiples of this; auto avoids counts that are slow on CPUs.",
+    )  # fmt: skip
+
+
+def _alignment(ctx: click.Context, param: click.Parameter, text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) == 0:
+        raise click.BadParameter(f"{text!r} is neither auto nor a positive number", ctx, param)
+    return int(text)
+
+
+def of_forward(texts: Sequence[str]) -> Any:
+    """Return the shapes of the inputs of a PyTorch module: by name, in order, or None if there are none.
+
+    Raises:
+        UsageError: a text is malformed, or some inputs are named and some are not.
+    """
+    from onnxprune.errors import UsageError
+    from onnxprune.importers import parse_input_shape
+
+    pairs = [parse_input_shape(text) for text in texts]
+    named = {name: shape for name, shape in pairs if name is not None}
+    if len(named) == len(pairs):
+        return named or None
+    if named:
+        raise UsageError("name all inputs, each once, or none: NAME=SIZES, or SIZES in the order of forward")
+    return [shape for _, shape in pairs]
+
+
+def only_one(given: Mapping[str, Any], *names: str) -> None:
+    """Refuse two options that say the same in two ways.
+
+    Raises:
+        click.UsageError: naming those that were given.
+    """
+    present = [f"--{name.replace('_', '-')}" for name in names if given.get(name) is not None]
+    if len(present) > 1:
+        raise click.UsageError(f"{' and '.join(present)} exclude each other; give one")
+
+
+def output_file() -> _Decorator:
+    """``-o``: the file that is written."""
+    return click.option(
+        "-o", "--output", type=FILE, required=True, metavar="OUT", help="The file to write; never an input."
+    )
+
+
+def external_data() -> _Decorator:
+    """``--external-data``; None where neither form is asked for."""
+    return click.option(
+        "--external-data/--inline", default=None,
+        help="Keep weights in a file beside the model, or in it. [default: as it was]",
+    )  # fmt: skip
+
+
+def sparse_storage() -> _Decorator:
+    """``--sparse-storage``; None where neither form is asked for."""
+    return click.option(
+        "--sparse-storage/--dense-storage", default=None,
+        help="Store weights as sparse tensors where that is smaller, or never. This saves disk, not time or "
+        "memory: ONNX Runtime makes them dense. [default: as they were]",
+    )  # fmt: skip
+
+
+def threads() -> _Decorator:
+    """``--threads`` of ONNX Runtime."""
+    return option(
+        "--threads", type=click.IntRange(min=0), default=1, metavar="N",
+        help="Threads of ONNX Runtime; 0 for one per core.",
+    )  # fmt: skip
+
+
+def provider() -> _Decorator:
+    """``--provider``: where models run."""
+    known = "cpu, cuda, tensorrt, openvino, coreml, directml ..."
+    return name("--provider", default="cpu", help=f"Where models run: {known}")
+
+
+def seed() -> _Decorator:
+    """``--seed`` of everything random."""
+    return option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Of everything random.")

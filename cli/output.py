@@ -1,0 +1,101 @@
+"""What a command prints: tables for people, or one JSON document for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+
+import click
+
+from onnxprune_cli.progress import Progress
+
+if TYPE_CHECKING:
+    from onnxprune.types import Report
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_WIDTH_WITHOUT_TERMINAL = 100
+
+
+@dataclass(slots=True)
+class Output:
+    """Where the results of one command go.
+
+    Attributes:
+        command: its name.
+        stream: the real stdout; while a command runs, ``sys.stdout`` is stderr, whoever prints.
+        as_json: print one JSON document and nothing else.
+        quiet: print nothing but errors (and JSON, if asked for).
+        verbose: leave nothing out.
+        progress: of long work.
+    """
+
+    command: str
+    stream: TextIO
+    as_json: bool
+    quiet: bool
+    verbose: bool
+    progress: Progress
+
+    def step(self, text: str) -> None:
+        """Say what is being done."""
+        self.progress.step(text)
+
+    def show(self, report: Report, *, title: str | None = None, **sections: Any) -> None:
+        """Print a report, under another title and with more sections if any are given."""
+        self.progress.close()
+        report = replace(report, title=title or report.title, sections={**report.sections, **sections})
+        if self.as_json:
+            from onnxprune.report.as_json import document, to_text
+
+            self._write(to_text(document(self.command, metadata.version("onnxprune"), report)) + "\n")
+        elif not self.quiet:
+            self._show_tables(report)
+
+    def fail(self, message: str, *, status: int) -> NoReturn:
+        """End the command with a status, after its results were shown."""
+        from onnxprune.messages import one_line
+
+        click.echo(f"error: {one_line(message)}", err=True)
+        raise click.exceptions.Exit(status)
+
+    def _show_tables(self, report: Report) -> None:
+        from onnxprune.report.table import plain_text, render
+
+        hint = " (--verbose or --json shows them)"
+        if not self.stream.isatty():
+            self._write(plain_text(report, width=_WIDTH_WITHOUT_TERMINAL, verbose=self.verbose, hint=hint))
+            return
+        from rich.console import Console
+
+        console = Console(file=self.stream, markup=False, highlight=False, emoji=False)
+        for part in render(report, width=console.width, verbose=self.verbose, hint=hint):
+            console.print(part)
+
+    def _write(self, text: str) -> None:
+        self.stream.write(text)
+        self.stream.flush()
+
+
+def reporting(command: _Command) -> _Command:
+    """Add ``--json``, ``--quiet`` and ``--verbose``; the command gets an `Output` as its first argument."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+    @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+    @click.option("-v", "--verbose", is_flag=True, help="Leave nothing out of the tables.")
+    @click.pass_context
+    @functools.wraps(command)
+    def wrapped(ctx: click.Context, /, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
+        name = ctx.info_name or ""
+        out = Output(name, sys.stdout, as_json, quiet, verbose, Progress(name, quiet))
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                return command(out, **options)
+        finally:
+            out.progress.close()
+
+    return wrapped  # type: ignore[return-value] # click replaces the signature

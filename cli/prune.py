@@ -1,0 +1,54 @@
+"""onnxprune prune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxprune_cli import options
+from onnxprune_cli.options import name, option, share
+from onnxprune_cli.output import Output, reporting
+
+EXAMPLE = options.example("onnxprune prune model.onnx -o small.onnx --target-macs 0.5 --plan small.plan")
+PATTERNS = "channels or heads (shapes shrink); unstructured, N:M such as 2:4, or block:RxC (zeros)."
+
+
+@click.command(short_help="Remove what matters least, prove it, write it.", epilog=EXAMPLE)
+@click.argument("model", type=options.FILE)
+@options.output_file()
+@option("--pattern", default="channels", metavar="PATTERN", help=PATTERNS)
+@share("--amount", help="Share of the channels or weights to remove.")
+@share("--target-macs", help="Share of the multiply-accumulates that may stay.")
+@share("--target-params", help="Share of the parameters that may stay.")
+@name("--score", default="l2", help="What matters: l1, l2 or random.")
+@name("--scope", default="uniform", help="uniform: the same share everywhere; global: one threshold.")
+@options.alignment()
+@option("--protect", multiple=True, metavar="GLOB", help="Groups or tensors that stay whole; repeatable.")
+@share("--floor", default=0.1, help="Least share of a group that stays.")
+@option("--plan", type=options.FILE, metavar="DIR", help="Save what was decided, to apply it again.")
+@options.input_shapes()
+@options.seed()
+@options.external_data()
+@options.sparse_storage()
+@reporting
+def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: Any) -> None:
+    """Remove what matters least from MODEL, prove the result, and write it.
+
+    Give one of --amount, --target-macs and --target-params; N:M needs none of them. Nothing is written unless
+    the pruned model computes what the original computes with zeros in the same places, and passes verify.
+    Patterns of zeros save room on disk, not time: ONNX Runtime computes with zeros as with any number.
+    """
+    options.only_one(choices, "amount", "target_macs", "target_params")
+    storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}
+    from onnxprune import load, save_pruned
+    from onnxprune import prune as run
+
+    out.step(f"reading {model}")
+    original = load(model)
+    out.step("deciding, removing and proving")
+    result = run(original, **choices)
+    out.step(f"verifying and writing {output}")
+    report = save_pruned(result, output, against=model, plan_folder=plan, **storage)
+    out.show(report, title=f"prune {model} -> {output}", written={"model": output, "plan": plan})

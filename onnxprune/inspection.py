@@ -1,0 +1,140 @@
+"""A model -> what is in it: its interface, its cost, what can be pruned, and what can't and why."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from onnxprune.analyze import Analysis, analyze
+from onnxprune.cost import cost_of
+from onnxprune.model.io import load, model_files
+from onnxprune.model.shapes import graph_inputs
+from onnxprune.model.size import tensor_bytes
+from onnxprune.model.stored import all_nodes
+from onnxprune.ops.registry import rule_for
+from onnxprune.ops.weights import locate_weights
+from onnxprune.types import ChannelGroup, Report, Skipped
+from onnxprune.verify.zeros import WeightZeros, count_zeros
+
+#: Which channel groups a report lists.
+Which = Literal["all", "open", "frozen"]
+
+
+def inspect_model(
+    path: str | Path, *, groups: Which = "all", input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> Report:
+    """Return what a model file holds: interface, cost, operators, channel groups, and zeros of its weights.
+
+    Args:
+        path: the file.
+        groups: which channel groups are listed; frozen ones stand in ``skipped``, with the reason.
+        input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
+
+    Raises:
+        ModelError: the file is missing, damaged or not supported.
+        UsageError: an input shape is missing or does not fit.
+    """
+    started = time.perf_counter()
+    model = load(path)
+    analysis = analyze(model, input_shapes=input_shapes)
+    analyzed = time.perf_counter()
+    weights, not_followed = locate_weights(model)
+    zeros = count_zeros(weights, None)
+    listed = [group for group in analysis.groups if _is_listed(group, groups)]
+    skipped = [Skipped(group.name, group.frozen) for group in listed if group.frozen is not None]
+    sections = {
+        "model": _model(path, model, analysis),
+        "inputs": [_value(value, analysis) for value in graph_inputs(model)],
+        "outputs": [_value(value, analysis) for value in model.graph.outputs],
+        "operators": _operators(model),
+        "groups": [_group(group) for group in listed],
+        "weights": [_weight(weight) for weight in zeros],
+    }
+    return Report(
+        title=f"inspect {path}",
+        sections=sections,
+        skipped=tuple(dict.fromkeys((*skipped, *analysis.unknown, *not_followed))),
+        seconds={"load and analyze": analyzed - started, "read weights": time.perf_counter() - analyzed},
+    )
+
+
+def _is_listed(group: ChannelGroup, which: Which) -> bool:
+    return which == "all" or (group.frozen is None) == (which == "open")
+
+
+def _model(path: str | Path, model: ir.Model, analysis: Analysis) -> dict[str, Any]:
+    cost = cost_of(analysis.model.graph, analysis.channels)
+    shapes = analysis.shapes.input_shapes
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in model.opset_imports.items())
+    producer = " ".join(part for part in (model.producer_name, model.producer_version) if part)
+    return {
+        "size_bytes": sum(file.stat().st_size for file in model_files(path)),
+        "files": len(model_files(path)),
+        "tensor_bytes": tensor_bytes(model),
+        "opsets": opsets,
+        "ir_version": model.ir_version,
+        "producer": producer or None,
+        "nodes": sum(1 for _ in all_nodes(model)),
+        "functions": len(model.functions),
+        "parameters": cost.params,
+        "macs": cost.macs,
+        "counted_at": {name: "x".join(map(str, shape)) for name, shape in shapes.items()},
+    }
+
+
+def _value(value: ir.Value, analysis: Analysis) -> dict[str, Any]:
+    dims = None if value.shape is None else [_size(size) for size in value.shape]
+    return {
+        "name": value.name,
+        "type": None if value.dtype is None else value.dtype.name.lower(),
+        "shape": dims,
+        "analyzed_at": analysis.shapes.input_shapes.get(str(value.name)),
+    }
+
+
+def _size(size: int | ir.SymbolicDim) -> int | str:
+    return size if isinstance(size, int) else size.value or "?"
+
+
+def _operators(model: ir.Model) -> list[dict[str, Any]]:
+    """Count nodes by operator, in subgraphs and functions too; the most frequent ones first."""
+    counts: Counter[str] = Counter()
+    known = {}
+    for node in all_nodes(model):
+        domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
+        name = f"{domain}{node.op_type}"
+        counts[name] += 1
+        known[name] = rule_for(node) is not None
+    return [
+        {"operator": name, "nodes": count, "known": known[name]}
+        for name, count in sorted(counts.items(), key=lambda entry: (known[entry[0]], -entry[1], entry[0]))
+    ]
+
+
+def _group(group: ChannelGroup) -> dict[str, Any]:
+    return {
+        "group": group.name,
+        "kind": group.kind,
+        "channels": group.size,
+        "multiple_of": group.multiple_of,
+        "weights": len({member.tensor for member in group.members}),
+        "open": group.frozen is None,
+    }
+
+
+def _weight(found: WeightZeros) -> dict[str, Any]:
+    use = found.weight.use
+    return {
+        "tensor": use.tensor,
+        "operator": use.op_type,
+        "shape": list(found.weight.shape),
+        "summed_axis": use.summed_axis,
+        "zeros": found.zeros,
+        "sparsity": found.zeros / max(1, found.size),
+        "pattern": found.pattern,
+    }

@@ -1,0 +1,55 @@
+"""A copy of a model that computes in float32 what the model computes in another floating-point type.
+
+Sums in 16 bits depend so much on their order that a wrong index could hide in the rounding, and ONNX Runtime
+lacks many bfloat16 and float64 kernels on CPU. Weights keep their values (float64 ones are rounded), so two
+models that were made from each other can be compared.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+OTHER_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
+
+
+def in_float32(model: ir.Model) -> ir.Model:
+    """Return the model itself if it holds no other floats than float32, else a copy in float32.
+
+    Subgraphs and functions are left alone: where they hold other floats, the copy does not run.
+    """
+    if not any((v.const_value.dtype if v.const_value else v.dtype) in OTHER_FLOATS for v in _values(model)):
+        return model
+    copy = model.clone()
+    for value in copy.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype in OTHER_FLOATS:
+            value.const_value = _converted(tensor)
+    nodes = list(copy.graph)
+    for node in nodes:
+        _convert_attributes(node)
+    for value in (*_values(copy), *(output for node in nodes for output in node.outputs)):
+        if value.dtype in OTHER_FLOATS:
+            value.type = ir.TensorType(ir.DataType.FLOAT)  # types are shared with the original: never changed
+    return copy
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    return [*model.graph.inputs, *model.graph.initializers.values()]
+
+
+def _converted(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy().astype("float32"), name=tensor.name)
+
+
+def _convert_attributes(node: ir.Node) -> None:
+    for name in _TYPE_ATTRIBUTES:
+        attribute = node.attributes.get(name)
+        is_type = attribute is not None and attribute.type == ir.AttributeType.INT
+        if attribute is not None and is_type and attribute.as_int() in OTHER_FLOATS:
+            node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+    constant = node.attributes.get("value")
+    if constant is not None and constant.type == ir.AttributeType.TENSOR:
+        tensor = constant.as_tensor()
+        if tensor.dtype in OTHER_FLOATS:
+            node.attributes["value"] = ir.AttrTensor("value", _converted(tensor))
