@@ -59,8 +59,12 @@ class Ending:
         except BaseException as error:  # noqa: BLE001 # the last stop: everything becomes a status here
             self.status = self._fail(error)
 
+    @property
+    def _command(self) -> str | None:
+        return None if self.context is None else self.context.invoked_subcommand
+
     def _fail(self, error: BaseException) -> int:
-        status, message = describe(error)
+        status, message = describe(error, self._command)
         if message is None:
             traceback.print_exception(error)
             message = f"internal error, please report it: {type(error).__name__}: {error}"
@@ -76,16 +80,16 @@ class Ending:
     def _document(self, error: BaseException, status: int, message: str) -> dict[str, Any]:
         reasons = list(error.reasons) if isinstance(error, NothingToPrune) else []
         kind = "UsageError" if isinstance(error, click.UsageError) else type(error).__name__
-        command = None if self.context is None else self.context.invoked_subcommand
         details = {"type": kind, "message": message, "exit_status": status, "reasons": reasons}
-        return {"schema": 1, "command": command, "error": details}
+        return {"schema": 1, "command": self._command, "error": details}
 
 
-def describe(error: BaseException) -> tuple[int, str | None]:
+def describe(error: BaseException, command: str | None) -> tuple[int, str | None]:
     """Return the exit status that an exception means, and its message; no message if it is a bug of ours."""
+    if isinstance(error, UsageError):
+        return error.exit_status, f"{error} (see onnxprune {command} --help)"
     if isinstance(error, OnnxPruneError):
-        hint = " (see --help)" if isinstance(error, UsageError) else ""
-        return error.exit_status, f"{error}{hint}"
+        return error.exit_status, str(error)
     if isinstance(error, click.UsageError):
         path = "onnxprune" if error.ctx is None else error.ctx.command_path
         return 2, f"{error.format_message().rstrip('.')} (see {path} --help)"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
+from onnxprune.errors import NothingToPrune, OutputError
+from onnxprune.messages import one_line
 from onnxprune_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -56,10 +58,17 @@ class Output:
         elif not self.quiet:
             self._show_tables(report)
 
+    def list_reasons(self, error: NothingToPrune) -> None:
+        """Print why nothing could be pruned, unless the error itself becomes the JSON document."""
+        from onnxprune.types import Report, Skipped
+
+        if not self.as_json and error.reasons:
+            pairs = (reason.partition(": ") for reason in error.reasons)
+            skipped = tuple(Skipped(name, reason) for name, _, reason in pairs)
+            self.show(Report("nothing could be pruned", skipped=skipped))
+
     def fail(self, message: str, *, status: int) -> NoReturn:
         """End the command with a status, after its results were shown."""
-        from onnxprune.messages import one_line
-
         click.echo(f"error: {one_line(message)}", err=True)
         raise click.exceptions.Exit(status)
 
@@ -77,8 +86,13 @@ class Output:
             console.print(part)
 
     def _write(self, text: str) -> None:
-        self.stream.write(text)
-        self.stream.flush()
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"standard output: cannot be written ({error.strerror})") from None
 
 
 def reporting(command: _Command) -> _Command:
@@ -95,6 +109,9 @@ def reporting(command: _Command) -> _Command:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 return command(out, **options)
+        except NothingToPrune as error:
+            out.list_reasons(error)
+            raise
         finally:
             out.progress.close()
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from onnxprune.model.io import load, save
     from onnxprune.pipeline import PruneResult, apply_plan, plan, prune, save_pruned
     from onnxprune.plans import load_plan, save_plan
-    from onnxprune.score.magnitude import score
-    from onnxprune.verify import verify
+    from onnxprune.scores.magnitude import score
+    from onnxprune.verification import verify
 
 #: Every public name, and the module it lives in.
 _HOMES = {
@@ -43,9 +43,9 @@ _HOMES = {
     "save": "onnxprune.model.io",
     "save_plan": "onnxprune.plans",
     "save_pruned": "onnxprune.pipeline",
-    "score": "onnxprune.score.magnitude",
+    "score": "onnxprune.scores.magnitude",
     "validate": "onnxprune.measure.accuracy",
-    "verify": "onnxprune.verify",
+    "verify": "onnxprune.verification",
 }
 
 __all__ = [

@@ -19,7 +19,7 @@ from onnxprune.model.stored import all_nodes
 from onnxprune.ops.registry import rule_for
 from onnxprune.ops.weights import locate_weights
 from onnxprune.types import ChannelGroup, Report, Skipped
-from onnxprune.verify.zeros import WeightZeros, count_zeros
+from onnxprune.verification.zeros import WeightZeros, count_zeros
 
 #: Which channel groups a report lists.
 Which = Literal["all", "open", "frozen"]
@@ -69,7 +69,6 @@ def _is_listed(group: ChannelGroup, which: Which) -> bool:
 
 def _model(path: str | Path, model: ir.Model, analysis: Analysis) -> dict[str, Any]:
     cost = cost_of(analysis.model.graph, analysis.channels)
-    shapes = analysis.shapes.input_shapes
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in model.opset_imports.items())
     producer = " ".join(part for part in (model.producer_name, model.producer_version) if part)
     return {
@@ -83,7 +82,7 @@ def _model(path: str | Path, model: ir.Model, analysis: Analysis) -> dict[str, A
         "functions": len(model.functions),
         "parameters": cost.params,
         "macs": cost.macs,
-        "counted_at": {name: "x".join(map(str, shape)) for name, shape in shapes.items()},
+        "counted_at": analysis.shapes.input_shapes,
     }
 
 

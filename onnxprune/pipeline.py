@@ -30,8 +30,8 @@ from onnxprune.prove import TOLERANCE, prove
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.mask import apply_masks
 from onnxprune.rewrite.twin import make_twin
-from onnxprune.score.magnitude import score
-from onnxprune.score.weights import WEIGHT_SCORERS
+from onnxprune.scores.magnitude import score
+from onnxprune.scores.weights import WEIGHT_SCORERS
 from onnxprune.types import (
     BoolArray,
     Budget,
@@ -45,7 +45,7 @@ from onnxprune.types import (
     Report,
     Skipped,
 )
-from onnxprune.verify import verify
+from onnxprune.verification import verify
 
 #: What each structured pattern may remove.
 STRUCTURED: Mapping[str, frozenset[str]] = {
@@ -196,7 +196,12 @@ def save_pruned(
     started = time.perf_counter()
 
     def check_file(temporary: Path) -> None:
-        report = verify(temporary, against=against, plan=result.plan)
+        report = verify(
+            temporary,
+            against=against,
+            plan=result.plan,
+            input_shapes=result.plan.recipe.get("input_shapes"),
+        )
         checks.extend(report.checks)
         failed = [check for check in report.checks if not check.passed]
         if failed:
@@ -299,6 +304,7 @@ def _planned(choice: Choice) -> PlannedGroup:
         PlannedMember(
             member.tensor,
             member.axis,
+            len(member.channel_at),
             member.consumer,
             member.contracted,
             np.flatnonzero(np.isin(member.channel_at, choice.removed)).astype(np.int32),
@@ -334,7 +340,8 @@ def _check_groups(analysis: Analysis, plan: Plan) -> None:
 
 def _same_members(a: PlannedGroup, b: PlannedGroup) -> bool:
     return len(a.members) == len(b.members) and all(
-        (x.tensor, x.axis, x.consumer, x.contracted) == (y.tensor, y.axis, y.consumer, y.contracted)
+        (x.tensor, x.axis, x.size, x.consumer, x.contracted)
+        == (y.tensor, y.axis, y.size, y.consumer, y.contracted)
         and np.array_equal(x.removed, y.removed)
         for x, y in zip(a.members, b.members, strict=True)
     )

@@ -20,8 +20,10 @@ import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onnxprune.errors import OutputError, PlanError
+from onnxprune.messages import one_line
 from onnxprune.types import (
     Cost,
+    IntArray,
     Kind,
     Mask,
     Plan,
@@ -41,6 +43,7 @@ class _Strict(BaseModel):
 class _Member(_Strict):
     tensor: str
     axis: int = Field(ge=0)
+    size: int = Field(ge=1)
     consumer: str
     contracted: bool
     removed: list[int]
@@ -121,12 +124,14 @@ def load_plan(folder: str | Path) -> Plan:
     try:
         if path.stat().st_size > _LARGEST_JSON_BYTES:
             raise PlanError(f"{path}: is larger than any plan; is it the right file?")
-        file = _File.model_validate_json(path.read_bytes())
+        file = _File.model_validate(_parse(path.read_bytes()))
     except OSError as error:
         raise PlanError(
             f"{path}: cannot be read ({error.strerror}); a plan is a folder that prune wrote"
         ) from None
-    except ValidationError as error:
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, ValidationError):
+            raise PlanError(f"{path}: is no JSON: {one_line(error)}") from None
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise PlanError(f"{path}: {where}: {first['msg']}") from None
@@ -150,6 +155,21 @@ def load_plan(folder: str | Path) -> Plan:
     )
 
 
+def _parse(contents: bytes) -> Any:
+    """Parse JSON, refusing what Python's parser lets through: NaN, infinities, keys that stand twice."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key stands twice in one object")
+        return result
+
+    return json.loads(contents, parse_constant=refuse, object_pairs_hook=unique)
+
+
 def _planned(group: _Group, path: Path) -> PlannedGroup:
     removed = np.array(group.removed, dtype=np.int64)
     if len(np.unique(removed)) != len(removed) or ((removed < 0) | (removed >= group.size)).any():
@@ -159,10 +179,18 @@ def _planned(group: _Group, path: Path) -> PlannedGroup:
     if len(removed) >= group.size:
         raise PlanError(f"{path}: group {group.name}: no channel would be left")
     members = tuple(
-        PlannedMember(m.tensor, m.axis, m.consumer, m.contracted, np.array(m.removed, dtype=np.int32))
+        PlannedMember(m.tensor, m.axis, m.size, m.consumer, m.contracted, _positions(m, path))
         for m in group.members
     )
     return PlannedGroup(group.name, group.kind, group.size, removed.astype(np.int32), members, group.skipped)
+
+
+def _positions(member: _Member, path: Path) -> IntArray:
+    """Return the removed positions of a member, checked against the length of its axis."""
+    positions = np.array(member.removed, dtype=np.int64)
+    if (np.diff(positions) <= 0).any() or ((positions < 0) | (positions >= member.size)).any():
+        raise PlanError(f"{path}: {member.tensor}: removed positions must ascend below {member.size}")
+    return positions.astype(np.int32)
 
 
 def _load_masks(source: Path, entries: Mapping[str, _MaskEntry]) -> dict[str, Mask]:
@@ -210,6 +238,7 @@ def _as_json(plan: Plan) -> dict[str, Any]:
                     {
                         "tensor": member.tensor,
                         "axis": member.axis,
+                        "size": member.size,
                         "consumer": member.consumer,
                         "contracted": member.contracted,
                         "removed": member.removed.tolist(),

@@ -222,6 +222,7 @@ class PlannedMember:
     Attributes:
         tensor: name of the initializer.
         axis: the axis.
+        size: positions along the axis before the cut.
         consumer: name of the node that uses the tensor.
         contracted: the node sums over the axis.
         removed: int32 [removed positions], ascending.
@@ -229,6 +230,7 @@ class PlannedMember:
 
     tensor: str
     axis: int
+    size: int
     consumer: str
     contracted: bool
     removed: IntArray

@@ -38,13 +38,13 @@ def graph_proto(
     Args:
         body: the nodes, as in ``h = Conv(x, a_w)`` (``com.microsoft.NAME`` works too).
         inputs: typed inputs; symbolic axes have names.
-        outputs: names of float outputs (or typed ones), separated by commas; their shapes are inferred, as
+        outputs: names of float outputs (or typed ones), separated by semicolons; their shapes are inferred, as
             are those of all values, so that a cut has declared shapes to repair.
         constants: initializers by name.
         opset: version of the standard operators.
         seed: of the random weights.
     """
-    typed = ", ".join(name if " " in name.strip() else f"float {name.strip()}" for name in outputs.split(","))
+    typed = ", ".join(name if " " in name.strip() else f"float {name.strip()}" for name in outputs.split(";"))
     imports = f'"" : {opset}, "com.microsoft" : 1'
     text = f"<ir_version: 8, opset_import: [{imports}]> small ({inputs}) => ({typed}) {{{body}}}"
     proto = onnx.parser.parse_model(text)

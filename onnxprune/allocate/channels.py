@@ -134,10 +134,11 @@ class _Ranked:
         return np.sort(self.order[: self.size - self._allowed(self.size - wanted)])
 
     def _allowed(self, kept: float) -> int:
-        """Round a kept count to the nearest multiple of the step, within the floor and the size."""
+        """Return the count nearest to ``kept`` that is whole or a multiple of the step above the floor."""
         lowest = min(self.size, math.ceil(self.least / self.step) * self.step)
-        rounded = math.floor(kept / self.step + 0.5 - 1e-9) * self.step
-        return self.size if rounded >= self.size else max(rounded, lowest)
+        below = math.floor(kept / self.step) * self.step
+        counts = [min(max(count, lowest), self.size) for count in (below, below + self.step, self.size)]
+        return min(counts, key=lambda count: (abs(count - kept), count))
 
 
 def _uniform(ranked: Sequence[_Ranked], amount: float) -> dict[str, IntArray]:

@@ -151,29 +151,47 @@ class _Sizes:
         picked = ir.node("Gather", [whole.outputs[0], self._constant(f"{sizes.name}_axes", axes)])
         mask = self._constant(f"{sizes.name}_known", known)
         chosen = ir.node("Where", [mask, sizes, picked.outputs[0]])
-        for new in (whole, picked, chosen):
+        self._insert(
+            node, [whole, picked, chosen], sizes, [len(self.shapes.dims[source]), len(axes), len(axes)]
+        )
+        return chosen.outputs[0]
+
+    def _insert(
+        self, before: ir.Node, nodes: Sequence[ir.Node], sizes: ir.Value, lengths: Sequence[int]
+    ) -> None:
+        """Insert nodes that compute sizes: int64 vectors of the given lengths."""
+        for new, length in zip(nodes, lengths, strict=True):
             (output,) = new.outputs
             output.name = new.name = self.names.fresh(f"{sizes.name}_{new.op_type.lower()}")
             output.dtype = ir.DataType.INT64
-            length = len(self.shapes.dims[source]) if new is whole else len(axes)
             self.shapes.dims[output] = (Dim(length),)
-        self.graph.insert_before(node, [whole, picked, chosen])
-        return chosen.outputs[0]
+        self.graph.insert_before(before, nodes)
 
     def _write_expand_target(self, node: ir.Node) -> None:
-        """Write 1 wherever an Expand repeats nothing, so that only the repeats are left as numbers."""
+        """Write 1 wherever an Expand repeats nothing, so that only the repeats are left as numbers.
+
+        Repeats that depend on the input are still computed: ``Where(constant, sizes, computed)``.
+        """
         source, target, output = *node.inputs[:2], node.outputs[0]
         known = self.shapes.dims
         if source is None or target is None or source not in known or output not in known:
             return
         given, result = known[source], known[output]
         shift = len(result) - len(given)
-        sizes = []
-        for axis, dim in enumerate(result):
-            if axis >= shift and given[axis - shift] == dim:
-                sizes.append(1)
-            elif dim.is_constant:
-                sizes.append(dim.size)
-            else:
-                return
-        node.replace_input_with(1, self._constant(f"{output.name}_sizes", np.array(sizes, np.int64)))
+        sizes = [
+            1 if axis >= shift and given[axis - shift] == dim else dim.size if dim.is_constant else None
+            for axis, dim in enumerate(result)
+        ]
+        numbers = np.array([1 if size is None else size for size in sizes], np.int64)
+        if None not in sizes:
+            node.replace_input_with(1, self._constant(f"{output.name}_sizes", numbers))
+            return
+        # A multiple of a symbol may count channels, and those that a cut removes must not be repeated.
+        multiple = any(size is None and dim.factor != 1 for size, dim in zip(sizes, result, strict=True))
+        if multiple or self.shapes.shape(target) != (len(sizes),):
+            return
+        constant = self._constant(f"{output.name}_sizes", numbers)
+        mask = self._constant(f"{output.name}_known", np.array([size is not None for size in sizes]))
+        chosen = ir.node("Where", [mask, constant, target])
+        self._insert(node, [chosen], constant, [len(sizes)])
+        node.replace_input_with(1, chosen.outputs[0])

@@ -13,6 +13,7 @@ from onnxprune.ops.channels import Channels, Ref, Use
 from onnxprune.ops.elementwise import link_broadcast
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.labels import LabelArray
+from onnxprune.ops.reshape import written_target
 
 
 @op_rule("Transpose")
@@ -265,9 +266,9 @@ class Repeat(OpRule):
         """Axes that keep their size keep their labels; a repeated axis of size 1 has none."""
         x, y = channels.ref(node, 0), node.outputs[0]
         if node.op_type == "Expand":
-            if channels.constant(node, 1) is None:
-                channels.freeze_all(x, f"{node.name} has a computed target shape")
             link_broadcast(channels, [x], y, "")
+            if written_target(node) is None:
+                channels.freeze_all(y, f"{node.name} has a computed target shape")
             return
         for axis in range(channels.rank(x)):
             if channels.shape(x)[axis] != channels.shape(y)[axis]:
@@ -279,14 +280,15 @@ class Repeat(OpRule):
         """An Expand target that repeats nothing along a cut axis asks for size 1 there."""
         if node.op_type != "Expand" or not kept.masks(node.outputs[0]):
             return
-        target = kept.old_ints(node, 1)
-        if target is None:
+        target = written_target(node)
+        sizes = None if target is None else kept.old_ints(*target)
+        if target is None or sizes is None:
             raise AssertionError(f"{node.name}: a computed target was cut")
-        shift = len(target) - len(kept.shape(node.outputs[0]))
+        shift = len(sizes) - len(kept.shape(node.outputs[0]))
         for axis in kept.masks(node.outputs[0]):
             if axis + shift >= 0:
-                target[axis + shift] = 1
-        kept.set_ints(node, 1, target)
+                sizes[axis + shift] = 1
+        kept.set_ints(*target, sizes)
 
 
 @op_rule("Pad")
@@ -294,15 +296,35 @@ class Pad(OpRule):
     """y = x with positions added at both ends of some axes"""
 
     def link(self, node: ir.Node, channels: Channels) -> None:
-        """An axis that grows is kept whole; the others pass."""
+        """An axis that is padded or cropped is kept whole; the others pass."""
         x, y = channels.ref(node, 0), node.outputs[0]
-        same = []
-        for axis in range(channels.rank(x)):
-            if channels.shape(x)[axis] == channels.shape(y)[axis]:
-                same.append(axis)
-            else:
-                channels.freeze_axis(x, axis, f"{node.name} pads this axis")
-        channels.copy(x, y, {axis: axis for axis in same})
+        rank = channels.rank(x)
+        padded = _padded_axes(node, channels, rank)
+        if padded is None:
+            channels.freeze_all(x, f"{node.name} pads by computed counts")
+            return
+        for axis in padded:
+            channels.freeze_axis(x, axis, f"{node.name} pads this axis")
+        channels.copy(x, y, {axis: axis for axis in range(rank) if axis not in padded})
+
+
+def _padded_axes(node: ir.Node, channels: Channels, rank: int) -> set[int] | None:
+    """Return the axes where anything is added or taken away, None if that is computed.
+
+    Sizes alone do not tell: one position less in front and one more behind move all the others.
+    """
+    if channels.has(node, 1):
+        content = channels.constant(node, 1)
+        listed = channels.constant(node, 3)
+        if content is None or (listed is None and channels.has(node, 3)):
+            return None
+        counts = content.ravel()
+        axes = list(range(rank)) if listed is None else [int(axis) % rank for axis in listed.ravel()]
+    else:
+        counts = np.array(node.attributes.get_ints("pads", node.attributes.get_ints("paddings", ())))
+        axes = list(range(rank))
+    moved = counts.reshape(2, -1).any(axis=0)
+    return {axis for axis, some in zip(axes, moved, strict=True) if some}
 
 
 def _label_constant(channels: Channels, ref: Ref, skip: int | None = None) -> None:

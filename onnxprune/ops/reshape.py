@@ -32,13 +32,13 @@ class Reshape(OpRule):
             else:
                 blocks.append(block)
         merge_blocks(channels, y, blocks, factors)
-        if node.op_type == "Reshape" and channels.constant(node, 1) is None and _target(node) is None:
+        if node.op_type == "Reshape" and channels.constant(node, 1) is None and written_target(node) is None:
             channels.freeze_all(y, f"{node.name} has a computed target shape")
 
     def fix(self, node: ir.Node, kept: Kept) -> None:
         """Sizes written in the target become the kept counts; 0 and -1 stay what they are."""
         masks = kept.masks(node.outputs[0])
-        target = _target(node) if node.op_type == "Reshape" else None
+        target = written_target(node) if node.op_type == "Reshape" else None
         if not masks or target is None:
             return
         holder, index = target
@@ -51,7 +51,7 @@ class Reshape(OpRule):
         kept.set_ints(holder, index, sizes)
 
 
-def _target(node: ir.Node) -> tuple[ir.Node, int] | None:
+def written_target(node: ir.Node) -> tuple[ir.Node, int] | None:
     """Return where the constant sizes of a target stand: the node's own input, or that of a Where before it.
 
     A target with symbolic sizes in several places is written as ``Where(is_constant, sizes, computed)``.

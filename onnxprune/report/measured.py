@@ -7,7 +7,7 @@ from typing import Any
 
 from onnxprune.types import Report
 
-_SETTING = ("provider", "threads", "pairs", "repeats")
+_SETTING = ("provider", "threads", "pairs", "repeats", "input_shapes")
 
 
 def latency_report(
@@ -26,7 +26,6 @@ def latency_report(
         sizes: ``size_bytes`` and ``zstd_bytes`` of each model, or nothing.
     """
     timings = [latency["a"], *([latency["b"]] if latency["b"] is not None else [])]
-    shapes = {name: "x".join(map(str, shape)) for name, shape in latency["input_shapes"].items()}
     sections: dict[str, Any] = {"latency": _by_model(names, timings)}
     if latency["b"] is not None:
         sections["comparison"] = _without_none(
@@ -44,7 +43,7 @@ def latency_report(
         sections["memory"] = _by_model(names, memory)
     if sizes:
         sections["size on disk"] = _by_model(names, sizes)
-    sections["setting"] = {**{key: latency[key] for key in _SETTING}, "input_shapes": shapes}
+    sections["setting"] = {key: latency[key] for key in _SETTING}
     return Report(f"bench {' against '.join(reversed(names[: len(timings)]))}", sections)
 
 

@@ -7,6 +7,7 @@ unescaped.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ MOST_NAMES = 3
 
 _LONGEST_CELL = 400
 _PLAIN_WIDTH = 100
+#: Where the key itself would not do: cells of sizes say their unit.
+_HEADINGS = {"size_bytes": "size", "tensor_bytes": "tensors", "zstd_bytes": "as zstd", "macs": "MACs"}
+
 _COLUMN_GAP = 2
 _LEAST_COLUMN = 8
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -46,9 +50,11 @@ def render(
 
     parts: list[RenderableType] = [Text(visible(report.title, _LONGEST_CELL), style="bold")]
     for name, section in report.sections.items():
+        if not section:
+            continue
         if isinstance(section, Mapping):
             parts.append(_pairs(name, section))
-        elif section:
+        else:
             most = len(section) if verbose else MOST_ROWS
             parts.append(_rows(name, section[:most], 0 if verbose else width))
             if len(section) > most:
@@ -80,21 +86,28 @@ def cell(key: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return _mapping(key, value)
+        return _mapping(value)
     if isinstance(value, (list, tuple)):
-        return "x".join(visible(str(size), _LONGEST_CELL) for size in value) or "scalar"
+        listed = (", " if key.endswith("sizes") else "x").join(str(entry) for entry in value)
+        return visible(listed, _LONGEST_CELL) or "scalar"
     if isinstance(value, (int, float)):
         return _number(key, value)
     return visible(str(value), _LONGEST_CELL)
 
 
-def _mapping(key: str, value: Mapping[str, Any]) -> str:
+def _mapping(value: Mapping[str, Any]) -> str:
     if {"value", "low", "high"} <= value.keys():
-        ends = f"{_number(key, value['low'])} to {_number(key, value['high'])}"
-        return f"{_number(key, value['value'])} ({ends})"
+        return _estimate(value["value"], value["low"], value["high"])
     return ", ".join(
-        f"{visible(str(name), _LONGEST_CELL)} {cell(str(name), entry)}" for name, entry in value.items()
+        f"{visible(str(name), _LONGEST_CELL)}: {cell(str(name), entry)}" for name, entry in value.items()
     )
+
+
+def _estimate(value: float, low: float, high: float) -> str:
+    """Return a figure and its interval, with two digits of the interval's width."""
+    width = high - low
+    decimals = min(max(1 - math.floor(math.log10(width)), 0), 9) if width > 0 else 4
+    return f"{value:.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})"
 
 
 def _number(key: str, value: float) -> str:
@@ -120,8 +133,8 @@ def _digits(size: float) -> int:
 
 
 def heading(key: str) -> str:
-    """Return a key as a heading: ``size_bytes`` is ``size``, whose cells say their unit."""
-    return visible("size" if key == "size_bytes" else key.replace("_", " "))
+    """Return a key as a heading."""
+    return _HEADINGS.get(key) or visible(key.replace("_", " ").replace("mib", "MiB"))
 
 
 def shortened(text: str, width: int) -> str:
@@ -148,7 +161,7 @@ def _pairs(name: str, section: Mapping[str, Any]) -> Table:
 
 
 def _rows(name: str, rows: Sequence[Mapping[str, Any]], width: int) -> Table:
-    """Make a table of rows; its text columns are shortened to fit ``width``, or folded if that is 0."""
+    """Make a table of rows; cells are broken and shortened to fit ``width``, or folded if that is 0."""
     from rich.text import Text
 
     table = _table(name)
@@ -166,7 +179,7 @@ def _rows(name: str, rows: Sequence[Mapping[str, Any]], width: int) -> Table:
             no_wrap=numeric or width > 0,
         )
     if width:
-        _shorten(columns, width)
+        _fit(columns, rows, width)
     for entries in zip(*columns.values(), strict=True):
         table.add_row(*(Text(entry) for entry in entries))
     return table
@@ -177,18 +190,28 @@ def _broken(title: str, entries: Sequence[str]) -> str:
     return title.replace(" ", "\n") if len(title) > max(map(len, entries)) else title
 
 
-def _shorten(columns: dict[str, list[str]], width: int) -> None:
-    """Shorten the entries of the widest columns, one character at a time, until a row fits."""
-    widest = {
-        key: max(*map(len, entries), *map(len, _broken(heading(key), entries).split("\n")))
-        for key, entries in columns.items()
-    }
-    first = next(iter(columns))  # names what the row is about, so it gets twice the room of the others
+def _fit(columns: dict[str, list[str]], rows: Sequence[Mapping[str, Any]], width: int) -> None:
+    """Make rows at most ``width`` wide: intervals go below their figures, then names lose their middle."""
     spare = width - _COLUMN_GAP * (len(columns) - 1)
-    while sum(widest.values()) > spare and max(widest.values()) > _LEAST_COLUMN:
-        widest[max(widest, key=lambda key: widest[key] * (1 if key == first else 2))] -= 1
-    for key, entries in columns.items():
-        columns[key] = [shortened(entry, widest[key]) for entry in entries]
+    widths = {key: _column_width(key, entries) for key, entries in columns.items()}
+    for key in columns:
+        if sum(widths.values()) > spare and any(isinstance(row.get(key), Mapping) for row in rows):
+            columns[key] = [entry.replace(" (", "\n(") for entry in columns[key]]
+            widths[key] = _column_width(key, columns[key])
+    names = [key for key in columns if any(isinstance(row.get(key), str) for row in rows)]
+    first = next(iter(columns))  # says what the row is about, so it gets twice the room of the others
+    while sum(widths.values()) > spare:
+        long = [key for key in names if widths[key] > _LEAST_COLUMN]
+        if not long:
+            break
+        widths[max(long, key=lambda key: widths[key] * (1 if key == first else 2))] -= 1
+    for key in names:
+        columns[key] = [shortened(entry, widths[key]) for entry in columns[key]]
+
+
+def _column_width(key: str, entries: Sequence[str]) -> int:
+    lines = [line for text in (*entries, _broken(heading(key), entries)) for line in text.split("\n")]
+    return max(map(len, lines))
 
 
 def _seconds(seconds: Mapping[str, float], verbose: bool) -> str:

@@ -20,12 +20,13 @@ from torch.nn import functional
 import onnxprune
 
 HELD_OUT = 600
+MEAN, DEVIATION = 0.305, 0.376  # of the pixels, which lie between 0 and 1
 CALIBRATION = 256
 BATCH = 64
 
 
 class Digits(NamedTuple):
-    """Images float32 [n, 1, 8, 8] in [0, 1], and their labels int64 [n]."""
+    """Images float32 [n, 1, 8, 8], normalised, and their labels int64 [n]."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -40,8 +41,8 @@ class Recipe(NamedTuple):
     epochs: int
 
 
-# The weight decay of the residual network is stronger than usual. Together with batch norm it lets filters that the
-# task does not need fade, which is why half of the work can go later without any repair.
+# The weight decay of the residual network is stronger than usual. Together with batch norm it lets filters
+# fade that the task does not need, which is why half of the work can go later without any repair.
 RECIPES = {
     "residual": Recipe(
         torch.optim.SGD, 0.2, {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-2}, epochs=40
@@ -54,7 +55,7 @@ NETWORKS = {"residual": ResidualNetwork, "vit": VisionTransformer}
 def load_splits(seed: int = 0) -> tuple[Digits, Digits]:
     """Return the digits to train on and those held out, split at random."""
     data = load_digits()
-    images = torch.tensor(data.images / 16, dtype=torch.float32)[:, None]
+    images = torch.tensor((data.images / 16 - MEAN) / DEVIATION, dtype=torch.float32)[:, None]
     labels = torch.tensor(data.target, dtype=torch.int64)
     order = torch.tensor(np.random.default_rng(seed).permutation(len(labels)))
     held_out, train = order[:HELD_OUT], order[HELD_OUT:]
@@ -64,7 +65,7 @@ def load_splits(seed: int = 0) -> tuple[Digits, Digits]:
 def shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Move the whole batch by up to a pixel in each direction."""
     top, left = torch.randint(0, 3, (2,), generator=generator).tolist()
-    return functional.pad(images, (1, 1, 1, 1))[:, :, top : top + 8, left : left + 8]
+    return functional.pad(images, (1, 1, 1, 1), value=-MEAN / DEVIATION)[:, :, top : top + 8, left : left + 8]
 
 
 def train(model: nn.Module, digits: Digits, recipe: Recipe, seed: int = 0) -> nn.Module:
@@ -112,7 +113,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
 
-    torch.set_num_threads(min(2, torch.get_num_threads()))  # more does not help networks of this size
+    torch.set_num_threads(1)  # as fast as several for networks of this size, and the same result everywhere
     train_split, held_out = load_splits()
     write_data(options.out, train_split, held_out)
     for name, network in NETWORKS.items():
@@ -124,8 +125,9 @@ def main() -> None:
         onnxprune.save(imported.model, options.out / f"{name}.onnx")
         parameters = sum(parameter.numel() for parameter in model.parameters())
         print(
-            f"{name}: {parameters:,} parameters, {accuracy(model, held_out):.1%} of {HELD_OUT} held-out digits, "
-            f"trained in {seconds:.0f} s; the export differs by {imported.max_relative_difference:.1e}",
+            f"{name}: {parameters:,} parameters, trained in {seconds:.0f} s, "
+            f"{accuracy(model, held_out):.1%} of {HELD_OUT} held-out digits right, "
+            f"the export differs by {imported.max_relative_difference:.1e}",
             flush=True,
         )
 

@@ -16,7 +16,7 @@ from onnxprune.allocate.masks import choose_masks
 from onnxprune.allocate.selection import Selector, find_cut
 from onnxprune.errors import ModelError, PlanError, UsageError
 from onnxprune.ops.weights import find_weights
-from onnxprune.score.weights import WEIGHT_SCORERS
+from onnxprune.scores.weights import WEIGHT_SCORERS
 from onnxprune.types import Mask, Skipped, WeightUse
 
 

@@ -75,19 +75,19 @@ def test_matmul_with_the_weight_on_the_left() -> None:
 
 
 def test_matmul_with_stacks_of_weights() -> None:
-    """Three experts: the stack axis of both weights goes together, and so does the hidden axis."""
-    constants = {"a_w": (3, 6, 8), "c_w": (3, 8, 4), "d_w": (3, 1, 1)}
-    body = (
-        "u = Unsqueeze(x, one) h = MatMul(u, a_w) r = Relu(h) m = MatMul(r, c_w)"
-        " w = Mul(m, d_w) y = ReduceSum<keepdims = 0>(w, one)"
-    )
-    analysis = check_cut(graph(body, inputs=SEQUENCE, constants={**constants, "one": [1]}))
-    assert sorted(open_groups(analysis).values()) == [3, 8]
-    assert ("d_w", 0, True) in positions(group_of(analysis, "a_w", 0)) or (
-        "a_w",
-        0,
-        False,
-    ) in positions(group_of(analysis, "a_w", 0))
+    """Three experts over the same input: their hidden channels go together."""
+    constants = {"a_w": (3, 6, 8), "a_b": (3, 1, 8), "c_w": (3, 8, 4), "one": [1]}
+    body = """
+        u = Unsqueeze(x, one) h = MatMul(u, a_w) s = Add(h, a_b) r = Relu(s) m = MatMul(r, c_w)
+        y = ReduceSum<keepdims = 0>(m, one)
+    """
+    analysis = check_cut(graph(body, inputs=SEQUENCE, constants=constants))
+    assert open_groups(analysis) == {"a_w": 8}
+    assert positions(group_of(analysis, "a_w", 2)) == {
+        ("a_w", 2, False),
+        ("a_b", 2, False),
+        ("c_w", 1, True),
+    }
 
 
 def test_matmul_with_a_vector() -> None:

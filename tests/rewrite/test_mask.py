@@ -19,7 +19,7 @@ from onnxprune.model.io import load, save
 from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.ops.weights import find_weights
 from onnxprune.rewrite.mask import apply_masks
-from onnxprune.score.weights import WEIGHT_SCORERS
+from onnxprune.scores.weights import WEIGHT_SCORERS
 from onnxprune.types import Mask
 
 

@@ -14,12 +14,12 @@ import onnx_ir as ir
 from onnxprune import runtime
 from onnxprune.errors import OnnxPruneError
 from onnxprune.messages import one_line
-from onnxprune.model.io import EXTERNAL, load
+from onnxprune.model.io import EXTERNAL, SPARSE, load
 from onnxprune.model.serialize import recall
 from onnxprune.ops.weights import FoundWeight, locate_weights
 from onnxprune.patterns import Pattern, parse_pattern
 from onnxprune.types import Check, Plan, Report, Skipped
-from onnxprune.verify.container import (
+from onnxprune.verification.container import (
     check_checker,
     check_interface,
     check_size,
@@ -27,10 +27,16 @@ from onnxprune.verify.container import (
     file_bytes,
     tensor_bytes,
 )
-from onnxprune.verify.optimized import Survival, check_survival, trace_zeros
-from onnxprune.verify.plan import check_declared_zeros, check_pattern, check_shapes, check_untouched
-from onnxprune.verify.running import check_outputs_finite
-from onnxprune.verify.zeros import WeightZeros, count_zeros
+from onnxprune.verification.optimized import Survival, check_survival, trace_zeros
+from onnxprune.verification.plan import (
+    check_declared_zeros,
+    check_pattern,
+    check_same_graph,
+    check_shapes,
+    check_untouched,
+)
+from onnxprune.verification.running import check_outputs_finite
+from onnxprune.verification.zeros import WeightZeros, count_zeros
 
 #: Below this, ONNX Runtime is given a model in memory; from here on it writes weights to a file of their own.
 _IN_MEMORY_BYTES = 1 << 30
@@ -152,11 +158,9 @@ class _Checking:
         if plan is None:
             return
         if pattern is None:
-            if original is None:
-                self.skipped.append(Skipped("planned shapes", "lengths need the original to compare with"))
-            else:
-                self.run("planned shapes", lambda: check_shapes(self.model, original, plan))
+            self.run("planned shapes", lambda: check_shapes(self.model, plan))
             return
+        self.run("graph unchanged", lambda: check_same_graph(self.model, original, plan))
         self.run("declared zeros", lambda: check_declared_zeros(self.model, plan.masks))
         if pattern.kind != "unstructured":
             self.run(f"pattern {pattern}", lambda: check_pattern(self.weights, plan.masks, pattern))
@@ -181,9 +185,11 @@ class _Checking:
 
     def _survive(self, scratch: Path) -> Check:
         if any(weight.zeros for weight in self.zeros):
-            # ONNX Runtime leaves few external tensors where they are: beside the file, not beside the copy.
-            beside = recall(self.model, EXTERNAL) and tensor_bytes(self.model) < _IN_MEMORY_BYTES
-            runtime.save_optimized(self.model if beside else self.path, scratch, "extended")
+            # Given a path, ONNX Runtime leaves external tensors where they are (not beside the copy), and
+            # writes sparse ones with int16 indices, which the format does not allow.
+            special = recall(self.model, EXTERNAL) or recall(self.model, SPARSE)
+            in_memory = special and tensor_bytes(self.model) < _IN_MEMORY_BYTES
+            runtime.save_optimized(self.model if in_memory else self.path, scratch, "extended")
             self.survivals = trace_zeros(self.zeros, load(scratch))
         return check_survival(self.zeros, self.survivals or [None] * len(self.zeros))
 

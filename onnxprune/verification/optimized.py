@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.ops.weights import FoundWeight, locate_weights
 from onnxprune.types import BoolArray, Check
-from onnxprune.verify.zeros import WeightZeros, nonzero
+from onnxprune.verification.zeros import WeightZeros, nonzero
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,136 @@
+"""Sizes of all values: concrete at the chosen inputs, and which of them depend on the input."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from cutting import graph
+from generated import generated_model
+
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.model.shapes import Shapes, concretise, graph_inputs, input_shapes
+from onnxprune.runtime import open_session, random_feeds
+
+
+def value(model: ir.Model, name: str) -> ir.Value:
+    return next(v for node in model.graph for v in node.outputs if v.name == name)
+
+
+def described(shapes: Shapes, model: ir.Model, name: str) -> list[str]:
+    return [dim.label for dim in shapes.dims[value(model, name)]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_shape_is_the_one_that_runs(seed: int) -> None:
+    proto = generated_model(seed, 5)
+    model = ir.from_proto(proto)
+    shapes = concretise(model)
+    assert shapes.unknown == {}
+    names = [out for node in proto.graph.node for out in node.output]
+    known = {out.name for out in proto.graph.output}
+    proto.graph.output.extend(type(proto.graph.output[0])(name=name) for name in names if name not in known)
+    observed = ir.from_proto(proto)
+    session = open_session(observed, threads=1, label="all values")
+    run = session.run(random_feeds(observed, shapes.input_shapes, 0))
+    for node in model.graph:
+        for out in node.outputs:
+            assert shapes.shape(out) == run[str(out.name)].shape, out.name
+
+
+def test_symbolic_and_static_axes() -> None:
+    model = graph("h = Conv<strides = [2, 2]>(x, w) f = Flatten(h) y = Relu(h)", constants={"w": (8, 3, 2, 2)})
+    shapes = concretise(model)
+    assert described(shapes, model, "h") == ["N", "8", "3", "3"]
+    assert described(shapes, model, "f") == ["N", "72"]
+
+
+def test_symbols_are_multiplied_and_divided_by_reshapes() -> None:
+    model = graph(
+        "a = Reshape(x, merge) b = Reshape(a, split) c = Reshape(x, keep) y = Relu(b)",
+        inputs="float[N,T,12] x",
+        constants={"merge": [-1, 4], "split": [-1, 12], "keep": [0, 0, 3, -1]},
+    )
+    shapes = concretise(model)
+    assert described(shapes, model, "a") == ["3*N*T", "4"]
+    assert described(shapes, model, "b") == ["N*T", "12"]
+    assert described(shapes, model, "c") == ["N", "T", "3", "4"]
+
+
+def test_the_same_symbol_has_the_same_size_everywhere() -> None:
+    model = graph("y = Add(x, z)", inputs="float[N,T] x, float[N,T] z")
+    shapes = input_shapes(model)
+    assert shapes["x"] == shapes["z"]
+
+
+def test_axes_without_names_are_symbolic_too() -> None:
+    model = graph("y = Relu(x)", inputs="float[?,3] x")
+    shapes = concretise(model)
+    assert not shapes.dims[model.graph.inputs[0]][0].is_constant
+
+
+def test_sizes_are_tried_until_the_graph_fits() -> None:
+    """Only 32 x 32 images flatten to what the head takes."""
+    model = graph(
+        "h = MaxPool<kernel_shape = [8, 8], strides = [8, 8]>(x) f = Flatten(h) y = MatMul(f, w)",
+        inputs="float[N,3,H,W] x",
+        constants={"w": (48, 5)},
+    )
+    assert input_shapes(model)["x"][1:] == (3, 32, 32)
+
+
+def test_given_sizes_win() -> None:
+    model = graph("y = Relu(x)", inputs="float[N,3,H,W] x")
+    assert input_shapes(model, {"x": [5, 3, 7, 9]}) == {"x": (5, 3, 7, 9)}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"z": [1, 3]}, "no input"), ({"x": [1, 3, 4]}, "rank 2"), ({"x": [1, 4]}, "axis 1 of input 'x' is 3")],
+)
+def test_sizes_that_do_not_fit_are_refused(given: dict[str, list[int]], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        input_shapes(graph("y = Relu(x)", inputs="float[N,3] x"), given)
+
+
+def test_an_input_without_a_rank_needs_a_shape() -> None:
+    model = graph("y = Relu(x)", inputs="float[N,3] x")
+    model.graph.inputs[0].shape = None
+    with pytest.raises(ModelError, match="--input-shape x="):
+        input_shapes(model)
+    assert input_shapes(model, {"x": [2, 3]}) == {"x": (2, 3)}
+
+
+def test_initializers_that_are_inputs_need_not_be_fed() -> None:
+    model = graph("y = Add(x, w)", inputs="float[N,3] x, float[3] w", constants={"w": (3,)})
+    assert [v.name for v in graph_inputs(model)] == ["x"]
+    assert list(input_shapes(model)) == ["x"]
+
+
+def test_unknown_operators_have_unknown_shapes_with_the_reason() -> None:
+    model = graph("h = com.microsoft.NoSuchOp(x) y = Relu(h)", inputs="float[N,3] x")
+    shapes = concretise(model)
+    assert "com.microsoft.NoSuchOp is not a standard operator" in shapes.unknown[value(model, "h")]
+    assert shapes.shape(value(model, "y")) is None
+
+
+def test_declared_shapes_help_behind_unknown_operators() -> None:
+    model = graph("h = com.microsoft.NoSuchOp(x) y = Relu(h)", inputs="float[2,3] x")
+    value(model, "h").shape = ir.Shape([2, 7])
+    assert concretise(model).shape(value(model, "y")) == (2, 7)
+
+
+def test_operands_that_do_not_fit_are_reported() -> None:
+    model = graph("y = Relu(x)", inputs="float[2,3] x")
+    matmul = ir.node("MatMul", [model.graph.inputs[0], model.graph.inputs[0]])
+    matmul.outputs[0].name = "z"
+    model.graph.append(matmul)
+    shapes = concretise(model)
+    assert "MatMul does not fit its inputs" in shapes.unknown[matmul.outputs[0]]
+
+
+def test_contents_of_small_constants() -> None:
+    model = graph("y = Reshape(x, s)", inputs="float[N,6] x", constants={"s": [-1, 3]})
+    shapes = concretise(model)
+    np.testing.assert_array_equal(shapes.constant(model.graph.initializers["s"]), [-1, 3])
+    assert shapes.constant(None) is None

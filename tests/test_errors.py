@@ -1,0 +1,57 @@
+"""The tree of errors is as its module draws it: scripts depend on the exit statuses."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+from onnxprune import errors
+from onnxprune.errors import NothingToPrune, OnnxPruneError
+
+CLASSES = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if inspect.isclass(kind) and issubclass(kind, OnnxPruneError) and kind is not OnnxPruneError
+}
+
+#: Name -> (depth, status), as drawn.
+DRAWN = {
+    match[2]: (len(match[1]) // 4, int(match[3]))
+    for match in re.finditer(
+        r"^([|` -]+)-- (\w+) +\((\d)\)", inspect.cleandoc(errors.__doc__ or ""), re.MULTILINE
+    )
+}
+
+
+def test_every_error_is_drawn():
+    assert DRAWN.keys() == CLASSES.keys()
+    assert len(DRAWN) == 12
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_status_is_as_drawn(name):
+    assert CLASSES[name].exit_status == DRAWN[name][1]
+
+
+def test_proof_errors_are_verification_errors():
+    roots = {name for name, kind in CLASSES.items() if kind.__bases__ == (OnnxPruneError,)}
+    assert (
+        roots == {name for name, (depth, _) in DRAWN.items() if depth == 1} == CLASSES.keys() - {"ProofError"}
+    )
+    assert issubclass(errors.ProofError, errors.VerificationError)
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_every_error_says_when_it_happens(name):
+    assert (inspect.getdoc(CLASSES[name]) or "").endswith(".") or "Attributes" in str(
+        inspect.getdoc(CLASSES[name])
+    )
+
+
+def test_reasons_are_kept():
+    error = NothingToPrune("nothing", ["a: frozen", "b: frozen"])
+    assert str(error) == "nothing"
+    assert error.reasons == ("a: frozen", "b: frozen")
+    assert NothingToPrune("nothing").reasons == ()

@@ -1,0 +1,250 @@
+"""Plans on disk: what is saved comes back, and what is damaged is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxprune.errors import OutputError, PlanError
+from onnxprune.plans import load_plan, save_plan
+from onnxprune.types import Cost, Mask, Plan, PlannedGroup, PlannedMember, Skipped
+
+# --- any plan -----------------------------------------------------------------------------------------------
+
+texts = st.text(max_size=12)
+names = st.text(min_size=1, max_size=12)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+costs = st.builds(Cost, *[st.integers(0, 2**60)] * 3)
+positions = st.sets(st.integers(0, 2**31 - 2), max_size=5).map(lambda s: np.array(sorted(s), dtype=np.int32))
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> PlannedGroup:
+    size = draw(st.integers(1, 30))
+    gone = sorted(draw(st.sets(st.integers(0, size - 1), max_size=size - 1)))
+    members = st.builds(
+        PlannedMember, names, st.integers(0, 7), st.just(2**31 - 1), names, st.booleans(), positions
+    )
+    kind = draw(st.sampled_from(["channels", "heads", "head_dim", "hidden", "experts"]))
+    removed = np.array(gone, dtype=np.int32)
+    found = tuple(draw(st.lists(members, max_size=3)))
+    return PlannedGroup(draw(names), kind, size, removed, found, draw(st.none() | texts))
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> Mask:
+    shape = tuple(draw(st.lists(st.integers(0, 5), max_size=3)))
+    return Mask.pack(np.random.default_rng(draw(st.integers(0, 99))).random(shape) < 0.5)
+
+
+plans = st.builds(
+    Plan,
+    pattern=st.sampled_from(["channels", "2:4", "block:4x4"]),
+    structure_digest=texts,
+    weights_digest=texts,
+    groups=st.lists(groups(), max_size=3).map(tuple),
+    masks=st.dictionaries(names, masks(), max_size=3),
+    recipe=st.dictionaries(texts, json_values, max_size=3),
+    predicted=st.tuples(costs, costs),
+    seed=st.integers(0, 2**32),
+    versions=st.dictionaries(texts, texts, max_size=3),
+    skipped=st.lists(st.builds(Skipped, texts, texts), max_size=3).map(tuple),
+)
+
+
+def comparable(plan: Plan) -> object:
+    """The plan with its arrays as lists, so that == compares contents."""
+    return (
+        plan.pattern, plan.structure_digest, plan.weights_digest, plan.recipe, plan.predicted, plan.seed,
+        plan.versions, plan.skipped,
+        [
+            (g.name, g.kind, g.size, g.removed.tolist(), g.skipped,
+             [(m.tensor, m.axis, m.size, m.consumer, m.contracted, m.removed.tolist()) for m in g.members])
+            for g in plan.groups
+        ],
+        {name: (mask.shape, mask.bits.tolist()) for name, mask in plan.masks.items()},
+    )  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans)
+def test_a_plan_comes_back_as_it_was(plan):
+    with tempfile.TemporaryDirectory() as folder:
+        again = load_plan(save_plan(plan, Path(folder) / "any.plan"))
+    assert comparable(again) == comparable(plan)
+    assert all(group.removed.dtype == np.int32 for group in again.groups)
+    assert all(member.removed.dtype == np.int32 for group in again.groups for member in group.members)
+
+
+# --- one plan, damaged --------------------------------------------------------------------------------------
+
+
+def example() -> Plan:
+    member = PlannedMember("conv.weight", 0, 8, "conv_node", False, np.array([1, 3], dtype=np.int32))
+    group = PlannedGroup("conv", "channels", 8, np.array([1, 3], dtype=np.int32), (member,))
+    mask = Mask.pack(np.arange(15).reshape(3, 5) % 2 == 0)
+    return Plan(
+        "channels", "s" * 64, "w" * 64, (group,), {"fc.weight": mask}, {"amount": 0.25},
+        (Cost(100, 1000, 400), Cost(75, 750, 300)), 0, {"numpy": "2"}, (Skipped("fc", "output"),),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return save_plan(example(), tmp_path / "example.plan")
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises(PlanError) as raised:
+        load_plan(folder)
+    message = str(raised.value)
+    assert "\n" not in message
+    for word in (str(folder), *words):
+        assert word in message, message
+
+
+def rewrite(folder: Path, change) -> None:
+    path = folder / "plan.json"
+    contents = json.loads(path.read_text())
+    change(contents)
+    path.write_text(json.dumps(contents))
+
+
+def test_the_file_is_readable(folder):
+    contents = json.loads((folder / "plan.json").read_text())
+    assert contents["schema"] == 1
+    assert contents["groups"][0]["members"] == [
+        {
+            "tensor": "conv.weight",
+            "axis": 0,
+            "size": 8,
+            "consumer": "conv_node",
+            "contracted": False,
+            "removed": [1, 3],
+        }
+    ]
+    assert contents["masks"] == {"fc.weight": {"shape": [3, 5], "kept": 8}}
+
+
+@pytest.mark.parametrize("key", [
+    "schema", "pattern", "structure_digest", "weights_digest", "recipe", "seed", "versions", "predicted",
+    "groups", "masks", "skipped",
+])  # fmt: skip
+def test_a_missing_key_is_named(folder, key):
+    rewrite(folder, lambda contents: contents.pop(key))
+    refused(folder, key)
+
+
+@pytest.mark.parametrize("key", ["name", "kind", "size", "removed", "members"])
+def test_a_missing_key_of_a_group_is_named(folder, key):
+    rewrite(folder, lambda contents: contents["groups"][0].pop(key))
+    refused(folder, f"groups.0.{key}")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "word"),
+    [
+        (("schema",), 2, "schema 2"),
+        (("seed",), "zero", "seed"),
+        (("pattern",), 7, "pattern"),
+        (("surprise",), 1, "surprise"),
+        (("groups", 0, "kind"), "chanels", "groups.0.kind"),
+        (("groups", 0, "size"), 0, "groups.0.size"),
+        (("groups", 0, "removed"), [1, 1], "conv"),
+        (("groups", 0, "removed"), [8], "conv"),
+        (("groups", 0, "removed"), [-1], "conv"),
+        (("groups", 0, "removed"), list(range(8)), "conv"),
+        (("groups", 0, "members", 0, "axis"), -1, "groups.0.members.0.axis"),
+        (("groups", 0, "members", 0, "removed"), ["one"], "groups.0.members.0.removed"),
+        (("groups", 0, "members", 0, "removed"), [-1], "conv"),
+        (("groups", 0, "members", 0, "removed"), [8], "conv"),
+        (("groups", 0, "members", 0, "removed"), [1, 1], "conv"),
+        (("groups", 0, "members", 0, "removed"), [3, 1], "conv"),
+        (("groups", 0, "members", 0, "removed"), [2**40], "conv"),
+        (("groups", 0, "members", 0, "size"), 2**70, "size"),
+        (("groups", 0, "removed"), [2**70], "groups.0.removed"),
+        (("predicted",), {}, "predicted"),
+        (("predicted", "after", "macs"), 0.5, "macs"),
+        (("masks", "fc.weight", "kept"), 9, "fc.weight"),
+        (("masks", "fc.weight", "shape"), [3, 500], "fc.weight"),
+        (("masks", "fc.weight", "shape"), [-3, -5], "fc.weight"),
+        (("masks", "fc.weight", "shape"), [2**40, 2**40], "fc.weight"),
+        (("skipped",), [{"title": "x"}], "skipped.0"),
+        (("masks", "other"), {"shape": [2], "kept": 1}, "other"),
+    ],
+)
+def test_a_wrong_value_is_named(folder, path, value, word):
+    def change(contents):
+        for step in path[:-1]:
+            contents = contents[step]
+        contents[path[-1]] = copy.copy(value)
+
+    rewrite(folder, change)
+    refused(folder, word)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": NaN}', "\x00", '{"schema": 1'])
+def test_what_is_no_plan_is_refused(folder, text):
+    (folder / "plan.json").write_text(text)
+    refused(folder)
+
+
+def test_numbers_that_are_no_numbers_are_refused(folder):
+    path = folder / "plan.json"
+    path.write_text(path.read_text().replace("0.25", "NaN"))
+    refused(folder)
+
+
+def test_a_missing_plan_is_refused(tmp_path):
+    refused(tmp_path / "nowhere.plan", "cannot be read")
+
+
+def test_missing_or_damaged_masks_are_refused(folder):
+    path = folder / "masks.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    refused(folder)
+    path.write_bytes(safetensors.numpy.save({"fc.weight": np.zeros(1, dtype=np.uint8)}))
+    refused(folder, "fc.weight")
+    path.unlink()
+    refused(folder, "masks.safetensors")
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_replaces_an_older_plan_and_leaves_nothing_behind(folder):
+    (folder / "note.txt").write_text("of the older plan")
+    save_plan(example(), folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["masks.safetensors", "plan.json"]
+    assert [path.name for path in folder.parent.iterdir()] == ["example.plan"]
+
+
+@pytest.mark.parametrize("taken", ["file", "folder"])
+def test_what_is_no_plan_is_never_replaced(tmp_path, taken):
+    target = tmp_path / "taken"
+    if taken == "file":
+        target.write_text("mine")
+    else:
+        target.mkdir()
+        (target / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is no plan folder"):
+        save_plan(example(), target)
+    assert (target if taken == "file" else target / "mine.txt").read_text() == "mine"
+
+
+def test_a_missing_parent_is_one_line(tmp_path):
+    with pytest.raises(OutputError, match="cannot be written"):
+        save_plan(example(), tmp_path / "no" / "such" / "x.plan")
