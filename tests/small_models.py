@@ -162,6 +162,13 @@ def frozen_net(seed: int = 0, name: str = "only") -> onnx.ModelProto:
     return net.model(["n", 3, 8, 8], ["n", 8, 8, 8])
 
 
+def int_constant(name: str, *numbers: int) -> onnx.TensorProto:
+    """An int64 initializer: a scalar for one number, else a list."""
+    return numpy_helper.from_array(
+        np.array(numbers[0] if len(numbers) == 1 else numbers, dtype=np.int64), name
+    )
+
+
 def save_model(model: onnx.ModelProto, path: Path) -> Path:
     """Write a model to a file, and return the file."""
     onnx.save(model, path)

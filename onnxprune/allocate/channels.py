@@ -67,6 +67,10 @@ def choose_channels(
         raise UsageError(f"unknown scope {options.scope!r}; known: {', '.join(_RANKINGS)}")
     if amount is not None and not 0 <= amount < 1:
         raise UsageError(f"the amount must lie in [0, 1), not {amount}")
+    if options.align != "auto" and (not isinstance(options.align, int) or options.align < 1):
+        raise UsageError(f"align is 'auto' or a whole number from 1 on, not {options.align!r}")
+    if not 0 <= options.floor <= 1:
+        raise UsageError(f"the floor is a share of each group, in [0, 1], not {options.floor}")
     reasons = {group.name: _reason_to_skip(group, options) for group in groups}
     ranked = [
         _Ranked(group, scores.channels[group.name], options)

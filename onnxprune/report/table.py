@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from onnxprune.model.wording import visible
 from onnxprune.report.reasons import gather
@@ -31,7 +31,7 @@ _PLAIN_WIDTH = 100
 _HEADINGS = {"size_bytes": "size", "tensor_bytes": "tensors", "zstd_bytes": "as zstd", "macs": "MACs"}
 
 _COLUMN_GAP = 2
-_LEAST_COLUMN = 8
+_LEAST_COLUMN = 12
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -56,9 +56,12 @@ def render(
             parts.append(_pairs(name, section))
         else:
             most = len(section) if verbose else MOST_ROWS
-            parts.append(_rows(name, section[:most], 0 if verbose else width))
-            if len(section) > most:
-                parts.append(Text(f"... and {len(section) - most} more{hint}", style="dim"))
+            table, dropped = _rows(name, section[:most], 0 if verbose else width)
+            parts.append(table)
+            left_out = [f"{len(section) - most} more"] if len(section) > most else []
+            left_out += [f"no room for {', '.join(map(heading, dropped))}"] if dropped else []
+            if left_out:
+                parts.append(Text(f"... {'; '.join(left_out)}{hint}", style="dim"))
     if report.checks:
         parts.append(_checks(report.checks))
     if report.skipped:
@@ -160,29 +163,26 @@ def _pairs(name: str, section: Mapping[str, Any]) -> Table:
     return table
 
 
-def _rows(name: str, rows: Sequence[Mapping[str, Any]], width: int) -> Table:
-    """Make a table of rows; cells are broken and shortened to fit ``width``, or folded if that is 0."""
+def _rows(name: str, rows: Sequence[Mapping[str, Any]], width: int) -> tuple[Table, list[str]]:
+    """Make a table of rows, fitted to ``width`` or folded if that is 0; return what found no room, too."""
     from rich.text import Text
 
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    columns = {
+        key: [cell(key, row.get(key)) for row in rows]
+        for key in keys
+        if any(row.get(key) is not None for row in rows)
+    }
+    dropped = _fit(columns, rows, width) if width else []
     table = _table(name)
-    columns: dict[str, list[str]] = {}
-    for key in dict.fromkeys(key for row in rows for key in row):
-        values = [row.get(key) for row in rows]
-        if all(value is None for value in values):
-            continue
-        columns[key] = [cell(key, value) for value in values]
-        numeric = all(value is None or isinstance(value, (int, float)) for value in values)
-        table.add_column(
-            Text(_broken(heading(key), columns[key])),
-            justify="right" if numeric else "left",
-            overflow="fold",
-            no_wrap=numeric or width > 0,
-        )
-    if width:
-        _fit(columns, rows, width)
-    for entries in zip(*columns.values(), strict=True):
-        table.add_row(*(Text(entry) for entry in entries))
-    return table
+    for key, entries in columns.items():
+        numeric = all(row.get(key) is None or isinstance(row.get(key), (int, float)) for row in rows)
+        title = Text(_broken(heading(key), entries))
+        justify: Literal["right", "left"] = "right" if numeric else "left"
+        table.add_column(title, justify=justify, overflow="fold", no_wrap=numeric or width > 0)
+    for line in zip(*columns.values(), strict=True):
+        table.add_row(*(Text(entry) for entry in line))
+    return table, dropped
 
 
 def _broken(title: str, entries: Sequence[str]) -> str:
@@ -190,23 +190,39 @@ def _broken(title: str, entries: Sequence[str]) -> str:
     return title.replace(" ", "\n") if len(title) > max(map(len, entries)) else title
 
 
-def _fit(columns: dict[str, list[str]], rows: Sequence[Mapping[str, Any]], width: int) -> None:
-    """Make rows at most ``width`` wide: intervals go below their figures, then names lose their middle."""
-    spare = width - _COLUMN_GAP * (len(columns) - 1)
+def _fit(columns: dict[str, list[str]], rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """Make rows at most ``width`` wide, and return the keys of columns that had to go for it.
+
+    Intervals go below their figures, then names lose their middle, then columns of names go, from the left
+    but for the first, which says what a row is about.
+    """
     widths = {key: _column_width(key, entries) for key, entries in columns.items()}
+
+    def spare() -> int:
+        return width - _COLUMN_GAP * (len(widths) - 1) - sum(widths.values())
+
     for key in columns:
-        if sum(widths.values()) > spare and any(isinstance(row.get(key), Mapping) for row in rows):
+        if spare() < 0 and any(isinstance(row.get(key), Mapping) for row in rows):
             columns[key] = [entry.replace(" (", "\n(") for entry in columns[key]]
             widths[key] = _column_width(key, columns[key])
-    names = [key for key in columns if any(isinstance(row.get(key), str) for row in rows)]
-    first = next(iter(columns))  # says what the row is about, so it gets twice the room of the others
-    while sum(widths.values()) > spare:
+    first = next(iter(columns))
+    dropped = []
+    while spare() < 0:
+        names = [key for key in columns if any(isinstance(row.get(key), str) for row in rows)]
         long = [key for key in names if widths[key] > _LEAST_COLUMN]
-        if not long:
+        if long:  # the first column gets twice the room of the others
+            widths[max(long, key=lambda key: widths[key] * (1 if key == first else 2))] -= 1
+            continue
+        others = [key for key in names if key != first]
+        if not others:
             break
-        widths[max(long, key=lambda key: widths[key] * (1 if key == first else 2))] -= 1
-    for key in names:
-        columns[key] = [shortened(entry, widths[key]) for entry in columns[key]]
+        dropped.append(others[0])
+        del columns[dropped[-1]]
+        widths = {key: _column_width(key, entries) for key, entries in columns.items()}
+    for key in columns:
+        if any(isinstance(row.get(key), str) for row in rows):
+            columns[key] = [shortened(entry, widths[key]) for entry in columns[key]]
+    return dropped
 
 
 def _column_width(key: str, entries: Sequence[str]) -> int:
@@ -249,7 +265,7 @@ def _by_reason(skipped: Sequence[Skipped]) -> Table:
 
 
 def _each(skipped: Sequence[Skipped]) -> Table:
-    return _rows("left alone", [{"which": entry.name, "why": entry.reason} for entry in skipped], 0)
+    return _rows("left alone", [{"which": entry.name, "why": entry.reason} for entry in skipped], 0)[0]
 
 
 def _table(name: str) -> Table:

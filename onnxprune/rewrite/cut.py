@@ -85,7 +85,7 @@ def _cut_initializer(
         new.metadata_props.update(value.metadata_props)
         for use in uses:
             copies[use.node].replace_input_with(use.index, new)
-    if not old.uses() and not old.is_graph_output():
+    if not old.uses() and not old.is_graph_output() and not old.is_graph_input():
         graph.initializers.pop(str(value.name))
 
 

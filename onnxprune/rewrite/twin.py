@@ -53,7 +53,7 @@ def _zero(
         array[(slice(None),) * contraction.axis + (gone,)] = 0
         tensor = ir.Tensor(array, dtype=value.const_value.dtype, name=name)
         node.replace_input_with(contraction.operand, add_constant(graph, tensor, name))
-        if not value.uses() and not value.is_graph_output():
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
             graph.initializers.pop(str(value.name))
         return
     dtype = value.dtype or ir.DataType.FLOAT

@@ -8,12 +8,24 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from compare import compare, finish
 from fetch import fetch_model
 from lines import write_data
+
+#: The early layers are narrow, and the squeeze-and-excitation blocks steer all others: they stay whole.
+PROTECTED = ("conv[1-6]_*", "*_se_*")
+
+
+def ways(target_macs: float) -> dict[str, dict[str, Any]]:
+    """Return how to prune: what a network as lean as this one bears without repair."""
+    return {
+        f"channels, {target_macs:.0%} of MACs": {"target_macs": target_macs, "protect": PROTECTED},
+        "unstructured, 25% zeros": {"pattern": "unstructured", "amount": 0.25, "scope": "global"},
+    }
 
 
 def main() -> None:
@@ -27,11 +39,7 @@ def main() -> None:
     model = fetch_model(options.out)
     if not (options.out / "eval.npz").exists():
         write_data(options.out)
-    ways = {
-        f"channels, {options.target_macs:.0%} of MACs": {"target_macs": options.target_macs},
-        "2:4": {"pattern": "2:4"},
-    }
-    rows = compare(model, options.out / "eval.npz", options.out, ways)
+    rows = compare(model, options.out / "eval.npz", options.out, ways(options.target_macs))
     finish(rows, "Text direction: upright or upside down", options.json)
 
 

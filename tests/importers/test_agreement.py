@@ -31,13 +31,14 @@ def test_an_equal_export_differs_by_nothing() -> None:
     assert agreement.max_relative_difference == 0
 
 
-def test_reports_the_largest_difference_of_all_inputs() -> None:
+@pytest.mark.parametrize("order", [1, -1])
+def test_reports_the_largest_difference_of_all_inputs(order: int) -> None:
     other = Example((torch.tensor([[0.5, 0.5, 0.5]]),), {})
 
-    agreement = measure_agreement(doubling(), lambda x: 2 * x + 2e-4, [X, other])
+    agreement = measure_agreement(doubling(), lambda x: 2 * x + 2e-4 * x.sum(), [X, other][::order])
 
-    assert agreement.max_abs_difference == pytest.approx(2e-4, rel=1e-2)
-    assert agreement.max_relative_difference == pytest.approx(2e-4 / 1.0002, rel=1e-2)
+    assert agreement.max_abs_difference == pytest.approx(6e-4, rel=1e-2)  # of X
+    assert agreement.max_relative_difference == pytest.approx(3e-4 / 1.0003, rel=1e-2)  # of the other
 
 
 @pytest.mark.parametrize("wrong", [1.01, float("nan"), float("inf"), 0.0])
@@ -46,11 +47,12 @@ def test_a_different_export_is_refused(wrong: float) -> None:
         measure_agreement(doubling(), lambda x: 2 * x * wrong, [X])
 
 
-def test_an_export_that_is_not_finite_is_refused() -> None:
-    export = doubling("zero = Constant <value_float = 0.0> () y = Div (x, zero)")
+@pytest.mark.parametrize("x", [1.0, 0.0])
+def test_an_export_that_is_not_finite_is_refused(x: float) -> None:
+    export = doubling("zero = Constant <value_float = 0.0> () y = Div (x, zero)")  # infinity, or NaN
 
     with pytest.raises(ImporterError, match="differs"):
-        measure_agreement(export, lambda x: 2 * x, [X])
+        measure_agreement(export, lambda x: 2 * x + 1, [Example((torch.full((1, 3), x),), {})])
 
 
 def test_equal_infinities_agree() -> None:

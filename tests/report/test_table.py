@@ -85,7 +85,7 @@ def test_no_line_is_wider_than_asked(report, width, verbose):
 def test_a_long_model_stays_readable(report):
     text = plain_text(report, hint=" (--verbose)")
     assert len(text.splitlines()) < 60
-    assert "... and 280 more (--verbose)" in text
+    assert "... 280 more (--verbose)" in text
     assert "300" in text
     assert "layer0, layer1, layer2, ..." in text
     assert "3.50 s (analyze 1.00, prove 2.50)" in text
@@ -142,3 +142,16 @@ def test_names_from_models_are_no_markup_and_no_escapes():
     text = stream.getvalue()
     assert not {"\x1b", "\r", "\u202e"} & set(text)
     assert text.count("[bold red]x[/]") >= 14
+
+
+def test_columns_without_room_go_and_are_named():
+    wide = [
+        {"tensor": "a" * 30, "consumer": "b" * 30, "operator": "Conv", **{f"n{i}": 10**9 for i in range(3)}}
+    ]
+    text = plain_text(Report("t", {"weights": wide}), width=80, hint=" (--verbose)")
+    assert max(map(len, text.splitlines())) <= 80
+    assert "... no room for consumer (--verbose)" in text
+    assert text.count("1,000,000,000") == 3
+    assert "Conv" in text
+    assert "b" * 30 in plain_text(Report("t", {"weights": wide}), width=140)
+    assert "consumer" not in plain_text(Report("t", {"weights": wide}), width=80).split("... no")[0]

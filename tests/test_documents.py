@@ -1,0 +1,114 @@
+"""What the documents say is so: commands parse, code runs, tables are complete."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import small_models
+
+import onnxprune
+from onnxprune.ops import base, registry
+from onnxprune.scores import magnitude
+from onnxprune_cli.main import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+COMMAND_LINES = re.findall(r"^\$ (onnxprune .*)$", README, re.MULTILINE)
+
+
+def code_blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_every_command_line_parses(line):
+    _, name, *arguments = shlex.split(line)
+    command = main.get_command(click.Context(main), name)
+    with command.make_context(name, arguments) as context:
+        assert context.params
+
+
+def test_every_command_is_shown():
+    assert {line.split()[1] for line in COMMAND_LINES} == set(COMMANDS)
+    assert set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_every_operator_with_a_rule_is_in_the_table():
+    table = README.split("### Operators known")[1].split("\n\n")[1]
+    listed = [name for row in table.splitlines()[2:] for name in row.split("|")[2].strip().split(", ")]
+    known = [f"{domain}.{name}" if domain else name for domain, name in base._RULES]
+    assert registry.FAMILIES
+    assert len(listed) == len(set(listed))
+    assert sorted(set(known) - set(listed)) == [], "add these to the table of README.md"
+    assert sorted(set(listed) - set(known)) == [], "these are in the table of README.md and have no rule"
+
+
+def test_every_public_name_is_mentioned():
+    assert [name for name in onnxprune.__all__ if name[0].islower() and name not in README] == []
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_models.save_model(small_models.residual_net(), Path("model.onnx"))
+    (code,) = code_blocks(README)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 # our own text
+    assert Path("small.onnx").stat().st_size < Path("model.onnx").stat().st_size
+    assert Path("small.plan/plan.json").is_file()
+
+
+def example_of(word: str) -> str:
+    (code,) = (block for block in code_blocks(CONTRIBUTING) if word in block)
+    return code
+
+
+def test_the_example_of_an_operator_works(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        base, "_RULES", {key: rule for key, rule in base._RULES.items() if key[1] != "CumSum"}
+    )
+    proto = small_models.concat_net()
+    for node in proto.graph.node:
+        if node.op_type == "Relu" and node.output[0] == "stem_relu":
+            node.op_type = "CumSum"
+            node.input.append("axis")
+    proto.graph.initializer.append(small_models.int_constant("axis", 3))
+    path = small_models.save_model(proto, tmp_path / "m.onnx")
+
+    def stem() -> str | None:
+        groups = {group.name: group.frozen for group in onnxprune.find_groups(onnxprune.load(path))}
+        return groups["stem"]
+
+    assert "nothing is known of CumSum" in str(stem())
+    code = example_of("@op_rule")
+    assert len(code.splitlines()) <= 12
+    exec(compile(code, "CONTRIBUTING.md", "exec"), dict(vars(base)))  # noqa: S102 # our own text
+    assert stem() is None
+    result = onnxprune.prune(onnxprune.load(path), amount=0.5)  # raises where the rule is wrong
+    assert result.report.passed
+
+
+def test_the_example_of_a_score_works(tmp_path, monkeypatch):
+    monkeypatch.setattr(magnitude.CHANNEL_SCORERS, "_entries", dict(magnitude.CHANNEL_SCORERS._entries))
+    exec(compile(example_of("@CHANNEL_SCORERS"), "CONTRIBUTING.md", "exec"), dict(vars(magnitude)))  # noqa: S102
+    path = small_models.save_model(small_models.mlp(), tmp_path / "m.onnx")
+    model = onnxprune.load(path)
+    scores = onnxprune.score(model, onnxprune.find_groups(model), "l4")
+    assert {name: values.shape for name, values in scores.channels.items()} == {"fc1": (32,), "fc2": (32,)}
+
+
+def test_examples_are_python():
+    for text in (README, CONTRIBUTING):
+        for code in code_blocks(text):
+            ast.parse(code)
+
+
+def test_links_inside_the_project_lead_somewhere():
+    for text in (README, CONTRIBUTING):
+        for name in re.findall(r"`((?:onnxprune|cli|tests|samples|benchmarks)/[\w/.-]*)`", text):
+            assert (ROOT / name).exists(), name
