@@ -26,7 +26,8 @@ class Analysis:
     """Everything the later stages need to know of a model.
 
     Attributes:
-        model: the working copy that was analysed; cuts are made on clones of it.
+        original: the model that was given.
+        model: its working copy, which was analysed; cuts are made on clones of it.
         shapes: sizes of all its values.
         channels: labels of all its values, solved.
         groups: channel groups, in order of the graph.
@@ -34,6 +35,7 @@ class Analysis:
         unknown: operators that were frozen because nothing is known of them, with reasons.
     """
 
+    original: ir.Model
     model: ir.Model
     shapes: Shapes
     channels: Channels
@@ -79,7 +81,7 @@ def analyze(model: ir.Model, *, input_shapes: Mapping[str, Sequence[int]] | None
     _make_rectangular(channels)
     channels.finish()
     groups, units = _Grouping(work.graph, channels).run()
-    return Analysis(work, shapes, channels, groups, units, tuple(unknown))
+    return Analysis(model, work, shapes, channels, groups, units, tuple(unknown))
 
 
 # --- linking ------------------------------------------------------------------------------------------------

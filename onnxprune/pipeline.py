@@ -20,7 +20,7 @@ from onnxprune.cost import cost_of
 from onnxprune.errors import NothingToPrune, PlanError, ProofError, UsageError, VerificationError
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.io import save
-from onnxprune.model.shapes import graph_inputs
+from onnxprune.model.shapes import trial_shapes
 from onnxprune.ops.channels import Channels
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.weights import find_weights
@@ -360,22 +360,9 @@ def _cut_and_prove(plan: Plan, analysis: Analysis, watch: _Watch) -> PruneResult
 
 
 def _prove(analysis: Analysis, pruned: ir.Model, gone: BoolArray, seed: int) -> Check:
-    twin = make_twin(analysis.model, analysis.channels, gone)
-    return prove(twin, pruned, _trial_shapes(analysis), tolerance=TOLERANCE, seed=seed)
-
-
-def _trial_shapes(analysis: Analysis) -> list[dict[str, tuple[int, ...]]]:
-    """The sizes of the analysis; and, where the batch is symbolic, another batch."""
-    first = analysis.shapes.input_shapes
-    symbolic = {
-        str(value.name)
-        for value in graph_inputs(analysis.model)
-        if analysis.shapes.dims[value] and not analysis.shapes.dims[value][0].is_constant
-    }
-    if not symbolic:
-        return [first]
-    other = {name: (3 - s[0], *s[1:]) if name in symbolic else s for name, s in first.items()}  # 2 and 1
-    return [first, other] if all(s[0] > 0 for s in other.values()) else [first]
+    twin = make_twin(analysis.original, analysis.channels, gone)
+    shapes = trial_shapes(analysis.original, analysis.shapes.input_shapes)
+    return prove(twin, pruned, shapes, tolerance=TOLERANCE, seed=seed)
 
 
 def _blame(analysis: Analysis, removed: Mapping[str, IntArray], seed: int) -> str:

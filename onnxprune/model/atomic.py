@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ _WRITE_BUFFER_BYTES = 1 << 20
 
 
 class NewFile:
-    """A file on its way: write to ``stream``, then ``commit``; leaving the ``with`` block otherwise discards it.
+    """A file on its way: write to ``stream``, ``finish``, ``commit``; leaving the block before discards it.
 
     Attributes:
         target: the name it shall have.
@@ -56,8 +57,8 @@ class NewFile:
         try:
             self.stream.close()
         except OSError:
-            # The rest of the buffer did not fit. Discarding makes that harmless, and after a commit the stream
-            # is closed already, so nothing is hidden.
+            # The rest of the buffer did not fit. Discarding makes that harmless, and after ``finish`` the
+            # stream is closed already, so nothing is hidden.
             pass
         finally:
             if self._present:
@@ -83,7 +84,8 @@ class NewFile:
             name: another name in the same folder than the target's.
 
         Raises:
-            OutputError: the name can't be taken, or (``renamed`` is set then) may not outlive a power failure.
+            OutputError: the name can't be taken, or (``renamed`` is set then) may not outlive a power
+                failure.
         """
         with output_errors(self.target):
             os.replace(self.temporary, name or self.target)  # noqa: PTH105 (the name says what happens)
@@ -143,6 +145,21 @@ def output_errors(target: Path) -> Iterator[None]:
         raise OutputError(
             f"{visible(target)}: can't be written: {reason}; free space or choose another folder"
         ) from error
+
+
+def check_room(target: Path, size_bytes: int) -> None:
+    """Refuse to start writing what can't fit, rather than fill the disk first.
+
+    Raises:
+        OutputError: the file system of ``target`` has less than ``size_bytes`` left.
+    """
+    with output_errors(target):
+        free = shutil.disk_usage(target.parent).free
+    if free < size_bytes:
+        raise OutputError(
+            f"{visible(target)}: needs {size_bytes} bytes, but its disk has {free} left; free space or choose "
+            "another folder"
+        )
 
 
 def flush_folder(folder: Path) -> None:

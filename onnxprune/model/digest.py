@@ -21,9 +21,9 @@ _FLOAT_CONSTANTS = ("value_float", "value_floats")
 def weights_digest(model: ir.Model) -> str:
     """Return the SHA-256, in hexadecimal, of all stored tensors: names, types, shapes and bytes.
 
-    The order of tensors does not matter, nor whether one is an initializer or a Constant of the same name, inline
-    or external. Contents are read piece by piece, at the speed of SHA-256 (1 to 2 GB/s where the processor knows
-    it, which beats BLAKE2 there).
+    The order of tensors does not matter, nor whether one is an initializer or a Constant of the same name,
+    inline or external. Contents are read piece by piece, at the speed of SHA-256 (1 to 2 GB/s where the
+    processor knows it, which beats BLAKE2 there).
 
     Raises:
         ModelError: the file of an external tensor is missing or has changed.
@@ -55,10 +55,10 @@ def _stored(model: ir.Model) -> Iterator[tuple[Body, str, ir.TensorProtocol]]:
 def structure_digest(model: ir.Model) -> str:
     """Return the SHA-256, in hexadecimal, of everything but the weights.
 
-    That is: the interface (names, types, shapes), opsets, and for each node in graph order its operator, what it
-    reads and writes (values are numbered as they come up, so their names don't matter) and its attributes;
-    stored tensors count with type and shape, and small int64 ones, which are shapes and axes, with their
-    contents. Functions and subgraphs are included, documentation and metadata are not.
+    That is: the interface (names, types, shapes), opsets, and for each node in graph order its operator,
+    what it reads and writes (values are numbered as they come up, so their names don't matter) and its
+    attributes; stored tensors count with type and shape, and small int64 ones, which are shapes and axes,
+    with their contents. Functions and subgraphs are included, documentation and metadata are not.
     """
     digest = hashlib.sha256()
     numbers: dict[ir.Value, int] = {}
@@ -88,20 +88,36 @@ def structure_digest(model: ir.Model) -> str:
         lines.append(repr([number(value) for value in body.inputs]))
         for node in body:
             attributes = [
-                (name, "numbers" if _is_constant(node) and name in _FLOAT_CONSTANTS else _attribute(attribute))
+                (
+                    name,
+                    "numbers" if _is_constant(node) and name in _FLOAT_CONSTANTS else _attribute(attribute),
+                )
                 for name, attribute in sorted(node.attributes.items())
             ]
-            inputs = [number(value) for value in node.inputs]
-            outputs = [number(value) if value.name else None for value in node.outputs]
+            inputs = _without_trailing([number(value) for value in node.inputs])
+            outputs = _without_trailing([number(value) if value.name else None for value in node.outputs])
             lines.append(repr((node.domain, node.op_type, node.overload, inputs, outputs, attributes)))
         lines.append(repr([number(value) for value in body.outputs]))
         if not isinstance(body, ir.Function):
             unused = [value for value in body.initializers.values() if value not in numbers]
             lines.append(
-                repr(sorted((int(v.const_value.dtype), _dims(v.const_value.shape)) for v in unused if v.const_value))
+                repr(
+                    sorted(
+                        (int(v.const_value.dtype), _dims(v.const_value.shape))
+                        for v in unused
+                        if v.const_value
+                    )
+                )
             )
     digest.update("\n".join(lines).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _without_trailing(numbers: list[object]) -> list[object]:
+    """Leave out missing inputs and outputs at the end: to name none there, or to name nothing, is the same."""
+    while numbers and numbers[-1] is None:
+        numbers.pop()
+    return numbers
 
 
 def _is_constant(node: ir.Node) -> bool:

@@ -1,13 +1,13 @@
 """External data: where a tensor's file may lie, whether it fits, and how it is read.
 
 A model file is somebody else's text, and a location in it is a path that we are asked to open. It must be a
-plain relative path that ends, after all links, in a regular file below the model's folder (or below the folder
-the model file itself is a link to, which is how the Hugging Face cache is laid out), with a single name on the
-file system, so that a hard link can't smuggle another file in.
+plain relative path that ends, after all links, in a regular file below the model's folder (or below the
+folder the model file itself is a link to, which is how the Hugging Face cache is laid out), with a single
+name on the file system, so that a hard link can't smuggle another file in.
 
-Data files are neither mapped nor kept open. A mapped file that somebody truncates kills the process, its pages
-count as resident memory, and one descriptor per tensor runs into the limit. So each reading opens the file,
-makes sure that it is still the file that was checked, and copies out what is asked for.
+Data files are neither mapped nor kept open. A mapped file that somebody truncates kills the process, its
+pages count as resident memory, and one descriptor per tensor runs into the limit. So each reading opens the
+file, makes sure that it is still the file that was checked, and copies out what is asked for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
-from onnxprune.model.wording import quoted, visible
+from onnxprune.messages import quoted
+from onnxprune.model.wording import visible
 
 #: Bytes of one piece when a tensor is copied from file to file.
 PIECE_BYTES = 1 << 22
@@ -66,15 +67,15 @@ class DataFile:
             ModelError: it is missing, not a regular file, or has several names.
         """
         try:
-            found = os.stat(path, follow_symlinks=False)
+            found = Path(path).lstat()
         except FileNotFoundError as error:
-            raise ModelError(f"{shown} is missing; put it where the model expects it") from error
+            raise ModelError(f"{shown} is missing; check the path") from error
         except OSError as error:
             raise ModelError(
                 f"{shown} can't be opened: {error.strerror}; check its name and permissions"
             ) from error
         if not stat.S_ISREG(found.st_mode):
-            raise ModelError(f"{shown} is not a regular file; put the data file itself there")
+            raise ModelError(f"{shown} is a folder or a device, not a regular file; check the path")
         if single and found.st_nlink != 1:
             raise ModelError(
                 f"{shown} has {found.st_nlink} names (hard links), so it may be another file than it seems; "
@@ -182,7 +183,7 @@ class FileTensor(ir.ExternalTensor):
         stored = np.empty(self.nbytes, dtype=np.uint8)
         if stored.size:
             with self._file.open() as stream:
-                self._file.read_into(stream, memoryview(stored), self.offset or 0)
+                self._file.read_into(stream, stored.data, self.offset or 0)
         array = as_array(stored, self.dtype, self.shape.numpy())
         array.flags.writeable = False
         return array
@@ -271,7 +272,8 @@ class DataFolder:
         length = _number(entries, "length", size_bytes, what)
         if length != size_bytes:
             raise ModelError(
-                f"{what} claims {length} bytes, but its type and shape need {size_bytes}; export the model again"
+                f"{what} claims {length} bytes, but its type and shape need {size_bytes}; "
+                "export the model again"
             )
         if offset + length > file.size:
             raise ModelError(
@@ -292,7 +294,8 @@ class DataFolder:
             real = os.path.realpath(self.folder / location)
             if not any(real.startswith(os.path.join(folder, "")) for folder in self.allowed):  # noqa: PTH118
                 raise ModelError(
-                    f"{shown} leads out of the model's folder through a link; keep data files beside the model"
+                    f"{shown} leads out of the model's folder through a link; "
+                    "keep data files beside the model"
                 )
             self._files[location] = DataFile.examine(real, shown)
         return self._files[location]

@@ -1,9 +1,12 @@
 """Read a model from a file that nobody vouches for, and write one so that it appears whole or not at all.
 
-What a round trip changes, and nothing else: sparse indices become linear; nodes that stood before their inputs
-are put in order; tensors below 1 KiB of external data move into the model; offsets within data files change, and
-``checksum`` entries go; fields set to their default value are left out; ``value_info`` of values that no longer
-exist, or that are graph outputs, goes; protobuf fields that this version of onnx does not know go.
+What a round trip changes, and nothing else: tensors of 1 KiB and more whose data is a list of numbers are
+written as ``raw_data``; sparse indices become linear; nodes that stood before their inputs are put in order;
+trailing outputs without a name go; tensors below 1 KiB of external data move into the model, offsets within
+data files change, ``checksum`` entries go; fields set to their default value are left out; ``value_info`` is
+in graph order, and that of values that do not exist, or are graph inputs or outputs, goes; of metadata with
+the same key the last is kept; protobuf fields that this version of onnx does not know go. Training
+information goes if the shape of an initializer has changed since the model was read.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from onnxprune.errors import ModelError, OutputError
-from onnxprune.model.atomic import NewFile, check_target
+from onnxprune.model.atomic import NewFile, check_room, check_target
 from onnxprune.model.parse import MOST_MODEL_BYTES, parse
 from onnxprune.model.places import places
 from onnxprune.model.serialize import (
@@ -34,8 +37,8 @@ from onnxprune.model.wording import visible
 #: From this many bytes of tensors on, a model is written with external data.
 INLINE_BYTES = 3 << 29
 
-#: Keys in the meta of a loaded model (and of its graph): names of values that were sparse in the file; paths of
-#: the files it was read from; whether any tensor was external.
+#: Keys in the meta of a loaded model (and of its graph): names of values that were sparse in the file;
+#: paths of the files it was read from; whether any tensor was external.
 SPARSE = "onnxprune.sparse"
 SOURCE = "onnxprune.source"
 EXTERNAL = "onnxprune.external"
@@ -58,8 +61,9 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         try:
             model = serde.deserialize_model(parsed.proto)
             if not parsed.found.sorted:
-                for graph in (model.graph, *model.functions.values()):
-                    graph.sort()
+                model.graph.sort()
+                for function in model.functions.values():
+                    function.sort()
         except (serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
             # What onnx_ir raises for models it does not accept; the structure has been checked before.
             raise ModelError(f"{root_cause(error)}; export the model again") from error
@@ -97,15 +101,15 @@ def save(
     """Write a model. The old file at ``path``, if any, stays as it is until the new one is complete.
 
     Tensors are written one after the other, straight from where they are; lazy ones are computed when their
-    turn comes (twice if they are stored sparse). External data goes into one file beside the model, named after
-    its contents, so no earlier model can ever point into it by mistake. A data file that the replaced model used
-    is left where it is: others may use it.
+    turn comes (twice if they are stored sparse). External data goes into one file beside the model, named
+    after its contents, so no earlier model can ever point into it by mistake. A data file that the replaced
+    model used is left where it is: others may use it.
 
     Args:
         model: any model; it is not changed.
         path: the model file.
-        external_data: store tensors of 1 KiB and more beside the model; None: if they were when it was read, or
-            if all tensors together exceed 1.5 GiB.
+        external_data: store tensors of 1 KiB and more beside the model; None: if they were when it was
+            read, or if all tensors together exceed 1.5 GiB.
         sparse_storage: store every float weight sparse for which this takes less space; None: those that were
             sparse when it was read; False: none. Shape inference and the full checker of onnx refuse some
             valid sparse models; ONNX Runtime reads them all, and makes them dense.
@@ -124,20 +128,23 @@ def save(
     _refuse_inputs(model, target)
     sparse_names: frozenset[str] = recall(model, SPARSE) or frozenset()
     kept_sparse = sparse_names if sparse_storage is None else frozenset()
-    serialized = serialize(model, kept_sparse.__contains__)
-    storage = Storage(serialized, target)
-    storage.make_sparse(kept_sparse, past_break_even=bool(sparse_storage))
+    with _named(target):
+        storage = Storage(serialize(model, kept_sparse.__contains__), target)
+        storage.make_sparse(kept_sparse, past_break_even=bool(sparse_storage))
     if external_data is None:
         external_data = bool(recall(model, EXTERNAL)) or storage.size_bytes() > INLINE_BYTES
+    check_room(target, storage.size_bytes())
     with contextlib.ExitStack() as cleanup:
-        data = storage.write_external(cleanup) if external_data else None
+        with _named(target):
+            data = storage.write_external(cleanup) if external_data else None
         size = storage.file_bytes()
         if size > MOST_MODEL_BYTES:
             raise OutputError(
                 f"{visible(target)}: {size} bytes are too many for one ONNX file (2 GiB); use external data"
             )
         with NewFile(target) as file:
-            storage.write_model(file.stream)
+            with _named(target):
+                storage.write_model(file.stream)
             file.finish()
             if before_commit is not None:
                 before_commit(file.temporary)

@@ -1,11 +1,12 @@
 """From a file to a checked proto whose large tensors wait outside it.
 
-The file is examined before it is opened, its large payloads go straight into arrays of their own (aligned, and
-freed one by one), and external tensors are found, checked and left where they are.
+The file is examined before it is opened, its large payloads go straight into arrays of their own (aligned,
+and freed one by one), and external tensors are found, checked and left where they are.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir import serde
 
 from onnxprune.errors import ModelError
 from onnxprune.model.external import DataFile, DataFolder, as_array
 from onnxprune.model.sparse import make_dense
 from onnxprune.model.structure import Found, check_structure
-from onnxprune.model.tensors import check_tensor
-from onnxprune.model.wire import Tokens, WireError, take_out
+from onnxprune.model.tensors import check_field, check_tensor
+from onnxprune.model.wire import THRESHOLD_BYTES, Span, Tokens, WireError, take_out
 
 #: protobuf reads and writes no larger message.
 MOST_MODEL_BYTES = (1 << 31) - 1
@@ -34,8 +35,7 @@ _FOREIGN = (
         "a zip archive; a .pt2 or TorchScript file goes through the importer, others have to be unpacked",
     ),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (b"\x80\x02", "a Python pickle, as old PyTorch checkpoints are; export the module to ONNX"),
-    (b"\x80\x04", "a Python pickle; export the module to ONNX"),
+    *((bytes((0x80, version)), "a Python pickle; export the module to ONNX") for version in (2, 3, 4, 5)),
     (b"\x89HDF", "an HDF5 file, as Keras writes them; convert it to ONNX (tf2onnx)"),
     (b"\x89PNG", "a PNG picture"),
     (b"\x7fELF", "a program or library"),
@@ -51,6 +51,7 @@ class Parsed:
         proto: the model, all tensors dense.
         tokens: made the tokens.
         found: what the walk came across.
+        used: how many tokens there are.
         stored: what belongs in place of each token.
         sparse: names of values that were sparse.
         files: the model file and its data files, without links.
@@ -59,6 +60,7 @@ class Parsed:
     proto: onnx.ModelProto
     tokens: Tokens
     found: Found
+    used: int
     stored: dict[int, ir.TensorProtocol] = field(default_factory=dict)
     sparse: frozenset[str] = frozenset()
     files: tuple[Path, ...] = ()
@@ -68,8 +70,10 @@ class Parsed:
         index = self.tokens.index(tensor.raw_data)
         return serde.TensorProtoTensor(tensor) if index is None else self.stored[index]
 
-    def keep(self, tensor: onnx.TensorProto, stored: ir.TensorProtocol, index: int) -> None:
-        """Make ``stored`` payload ``index``, that of a tensor of the proto."""
+    def keep(self, tensor: onnx.TensorProto, stored: ir.TensorProtocol) -> None:
+        """Make ``stored`` the payload of a tensor of the proto."""
+        index = self.used
+        self.used += 1
         tensor.raw_data = self.tokens.of(index)
         tensor.ClearField("data_location")
         del tensor.external_data[:]
@@ -96,9 +100,10 @@ def parse(path: Path) -> Parsed:
         for tensor in parsed.found.tensors:
             index = parsed.tokens.index(tensor.raw_data)
             if index is not None:
-                parsed.stored[index] = in_memory(reader.payload(*spans[index]), tensor)
-        for number, (tensor, stored) in enumerate(external, len(spans)):
-            parsed.keep(tensor, stored, number)
+                parsed.stored[index] = in_memory(reader.payload(spans[index]), tensor)
+        for tensor, stored in external:
+            parsed.keep(tensor, stored)
+        _pack_typed(parsed)
         _store_inline(parsed, reader, spans)
         parsed.files = (Path(real), *folder.files())
         file.check_unchanged(stream)
@@ -117,14 +122,14 @@ class _Reader:
         self.file.read_into(self.stream, memoryview(buffer), position)
         return bytes(buffer)
 
-    def payload(self, position: int, count: int) -> npt.NDArray[np.uint8]:
-        array = np.empty(count, dtype=np.uint8)
-        self.file.read_into(self.stream, memoryview(array), position)
+    def payload(self, span: Span) -> npt.NDArray[np.uint8]:
+        array = np.empty(span.length, dtype=np.uint8)
+        self.file.read_into(self.stream, array.data, span.position)
         return array
 
 
-def _parse_proto(reader: _Reader, size: int) -> tuple[Parsed, list[tuple[int, int]]]:
-    """Return the parsed and checked structure, and (position, length) of the payloads that it leaves out."""
+def _parse_proto(reader: _Reader, size: int) -> tuple[Parsed, list[Span]]:
+    """Return the parsed and checked structure, and the payloads that it leaves out."""
     tokens = Tokens()
     try:
         small, spans = take_out(reader.at, size, tokens)
@@ -133,17 +138,16 @@ def _parse_proto(reader: _Reader, size: int) -> tuple[Parsed, list[tuple[int, in
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(small)
-        return Parsed(proto, tokens, check_structure(proto)), spans
+        return Parsed(proto, tokens, check_structure(proto), len(spans)), spans
     except DecodeError as error:
         problem: Exception = ModelError("is damaged, or no ONNX model; export or download it again")
-        problem.__cause__ = error
-    except UnicodeDecodeError as error:
-        problem = ModelError("holds text that is not UTF-8; the file is damaged")
         problem.__cause__ = error
     except ModelError as error:
         problem = error
     hint = _foreign(reader.at(0, min(size, 512)))
-    raise ModelError(f"is {hint}") from problem if hint else problem
+    if hint is None:
+        raise problem
+    raise ModelError(f"is {hint}") from problem
 
 
 def _foreign(head: bytes) -> str | None:
@@ -157,13 +161,21 @@ def _foreign(head: bytes) -> str | None:
         return "a TensorFlow Lite model; convert it to ONNX (tf2onnx)"
     if head[8:10] == b'{"':
         return "a safetensors file: weights without a graph; export the model to ONNX"
-    if all(byte >= 32 or byte in b"\t\r\n" for byte in head):
-        return "a text file; is it a saved web page or a failed download?"
-    return None
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it first"
+    return "a text file; is it a saved web page or a failed download?" if _is_text(head) else None
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # may end within a character
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character in "\t\r\n" for character in text)
 
 
 def _check_tensors(
-    parsed: Parsed, spans: list[tuple[int, int]], folder: DataFolder
+    parsed: Parsed, spans: list[Span], folder: DataFolder
 ) -> list[tuple[onnx.TensorProto, ir.TensorProtocol]]:
     """Check every tensor; return the external ones with their places."""
     external: list[tuple[onnx.TensorProto, ir.TensorProtocol]] = []
@@ -172,7 +184,9 @@ def _check_tensors(
         if tensor.HasField("raw_data"):
             raw = tensor.raw_data
             index = parsed.tokens.index(raw)
-            raw_bytes = len(raw) if index is None else spans[index][1]
+            raw_bytes = len(raw) if index is None else spans[index].length
+            if index is not None:
+                check_field(tensor, spans[index].number)
         size = check_tensor(tensor, raw_bytes)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             external.append((tensor, folder.tensor(tensor, size)))
@@ -181,14 +195,26 @@ def _check_tensors(
     return external
 
 
-def _store_inline(parsed: Parsed, reader: _Reader, spans: list[tuple[int, int]]) -> None:
-    """Give the tensors of the training information, which nothing but a copy is made of, their payloads back."""
+def _pack_typed(parsed: Parsed) -> None:
+    """Turn large tensors whose data is a list of numbers into arrays: onnx_ir would at every reading."""
+    for tensor in parsed.found.tensors:
+        if tensor.HasField("raw_data") or tensor.data_type == onnx.TensorProto.STRING:
+            continue
+        stored = np.frombuffer(serde.TensorProtoTensor(tensor).tobytes(), dtype=np.uint8)
+        if stored.size >= THRESHOLD_BYTES:
+            field = next(entry for entry, _ in tensor.ListFields() if entry.name.endswith("_data"))
+            tensor.ClearField(field.name)
+            parsed.keep(tensor, in_memory(stored, tensor))
+
+
+def _store_inline(parsed: Parsed, reader: _Reader, spans: list[Span]) -> None:
+    """Give the tensors of the training information, which is only copied, their payloads back."""
     for tensor in parsed.found.training_tensors:
         index = parsed.tokens.index(tensor.raw_data)
-        if index is not None:
-            tensor.raw_data = (
-                reader.at(*spans[index]) if index < len(spans) else parsed.stored.pop(index).tobytes()
-            )
+        if index is None:
+            continue
+        stored = reader.payload(spans[index]) if index < len(spans) else parsed.stored.pop(index)
+        tensor.raw_data = stored.tobytes()
 
 
 def in_memory(stored: npt.NDArray[np.uint8], proto: onnx.TensorProto) -> ir.TensorProtocol:
@@ -216,7 +242,7 @@ def _make_dense(parsed: Parsed) -> None:
             if dense.dtype.bitwidth < 8
             else _bytes_of(array)
         )
-        parsed.keep(tensor, in_memory(stored, tensor), 1 + max(parsed.stored, default=-1))
+        parsed.keep(tensor, in_memory(stored, tensor))
 
     parsed.sparse = make_dense(parsed.found, read, keep)
 

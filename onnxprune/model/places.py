@@ -1,4 +1,4 @@
-"""Every place of a model that stores a tensor: initializers and attributes, in subgraphs and functions too."""
+"""Every place of a model that stores a tensor: initializers, attributes, in subgraphs and functions too."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Body: TypeAlias = "ir.Graph | ir.Function"
 
 
 def bodies(model: ir.Model) -> Iterator[Body]:
-    """Yield the main graph, then the functions, each followed by the subgraphs within it; nothing recurses."""
-    for first in (model.graph, *model.functions.values()):
-        waiting: list[Body] = [first]
+    """Yield the main graph, then the functions, each followed by the subgraphs within it. No recursion."""
+    firsts: list[Body] = [model.graph, *model.functions.values()]
+    for first in firsts:
+        waiting = [first]
         while waiting:
             body = waiting.pop()
             yield body
@@ -94,15 +95,14 @@ class Place:
         if isinstance(self.owner, ir.Value):
             self.owner.const_value = tensor
             return
-        assert self.attribute is not None
-        old = self.owner.attributes[self.attribute]
+        old = self.owner.attributes[str(self.attribute)]
         if self.index is None:
             new = ir.AttrTensor(old.name, tensor, doc_string=old.doc_string)
         else:
             tensors = list(old.as_tensors())
             tensors[self.index] = tensor
             new = ir.AttrTensors(old.name, tensors, doc_string=old.doc_string)
-        self.owner.attributes[self.attribute] = new
+        self.owner.attributes[old.name] = new
 
 
 def places(model: ir.Model) -> Iterator[Place]:

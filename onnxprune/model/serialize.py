@@ -1,8 +1,8 @@
-"""A model as a small proto and the tensors that belong into it, each to be written where and how the caller says.
+"""A model as a small proto, and the tensors that belong into it for the caller to place.
 
-onnx_ir's own serializer does the graph; it sees a stand-in for every large tensor. It also differs from what was
-read in three ways that are set right here: it repeats the metadata of tensors, it declares every initializer in
-``value_info`` whether the file did or not, and it loses ``training_info``.
+onnx_ir's own serializer does the graph; it sees a stand-in for every large tensor. It also differs from
+what was read in three ways that are set right here: it repeats the metadata of tensors, it declares every
+initializer in ``value_info`` whether the file did or not, and it loses ``training_info``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from onnxprune.errors import ModelError
+from onnxprune.messages import quoted
 from onnxprune.model.places import bodies, graph_protos, places
 from onnxprune.model.wire import THRESHOLD_BYTES, Tokens
-from onnxprune.model.wording import quoted, visible
+from onnxprune.model.wording import visible
 
 #: Mark, in ``Value.meta``, of initializers that their file declares in ``value_info``.
 DECLARED = "onnxprune.declared"
@@ -52,7 +53,7 @@ class _StandIn(ir.LazyTensor):
         super().__init__(
             lambda: tensor,
             tensor.dtype,
-            ir.Shape(tensor.shape),
+            ir.Shape(tensor.shape.numpy()),
             name=tensor.name,
             doc_string=tensor.doc_string,
             metadata_props=dict(tensor.metadata_props),
@@ -152,7 +153,7 @@ def remember_training(proto: onnx.ModelProto, model: ir.Model) -> None:
 
 
 def _restore_training(model: ir.Model, proto: onnx.ModelProto) -> None:
-    """Write ``training_info`` again, unless an initializer has another shape since: it would no longer fit."""
+    """Write ``training_info`` again, unless an initializer has another shape since: it would not fit."""
     kept = recall(model, TRAINING)
     if kept is None or kept[1] != _shapes(model):
         return

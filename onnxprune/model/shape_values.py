@@ -92,10 +92,13 @@ def evaluate(node: ir.Node, dims: Dims, contents: Contents, opset: int) -> Shape
         return _move(node, inputs)
     if node.op_type not in _EVALUATED:
         return None
+    constant = all(content is None or content.is_constant for content in inputs)
+    if node.op_type in ("Range", "ConstantOfShape") and not constant:
+        return None  # how many elements there are depends on the input: only the shape is symbolic
     numbers = _reference(node, inputs, opset)
     if numbers is None or (numbers.dtype.kind == "f" and numbers.size > FLOAT_LIMIT):
         return None
-    if all(content is None or content.is_constant for content in inputs):
+    if constant:
         return ShapeValue(numbers)
     return ShapeValue(numbers, _symbolic(node, inputs, numbers))
 

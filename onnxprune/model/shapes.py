@@ -104,6 +104,19 @@ def graph_inputs(model: ir.Model) -> list[ir.Value]:
     return [value for value in model.graph.inputs if not value.is_initializer()]
 
 
+def trial_shapes(model: ir.Model, first: Mapping[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:
+    """Return input shapes to try a model at: the given ones, and another batch where that is symbolic.
+
+    What was written for one batch by mistake shows at another.
+    """
+    inputs = {str(value.name): value for value in graph_inputs(model)}
+    other = {
+        name: (2 if shape[0] == 1 else 1, *shape[1:]) if shape and _symbol(inputs[name], 0) else tuple(shape)
+        for name, shape in first.items()
+    }
+    return [dict(first)] if other == dict(first) else [dict(first), other]
+
+
 def _candidates(
     model: ir.Model, overrides: Mapping[str, Sequence[int]]
 ) -> Iterator[dict[str, tuple[int, ...]]]:

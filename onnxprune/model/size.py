@@ -17,7 +17,7 @@ _READ_BYTES = 1 << 20
 
 
 def tensor_bytes(model: ir.Model) -> int:
-    """Return the bytes of all stored tensors, dense, in subgraphs and functions too; strings by their length."""
+    """Return the bytes of all stored tensors, dense, everywhere in the model; strings by their length."""
     return sum(_bytes(place.tensor) for place in places(model))
 
 

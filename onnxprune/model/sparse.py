@@ -1,9 +1,9 @@
 """Sparse tensors of a file: made dense when it is read, stored sparse when it is written.
 
-onnx_ir drops ``sparse_initializer`` with a warning and stops at ``Constant(sparse_value)``, so both are replaced
-in the parsed proto before it sees them. The format is COO: values ``[nnz]`` and int64 indices, linear
-``[nnz]`` or one per axis ``[nnz, rank]``, ascending, as the ONNX specification asks. It is written with linear
-indices.
+onnx_ir drops ``sparse_initializer`` with a warning and stops at ``Constant(sparse_value)``, so both are
+replaced in the parsed proto before it sees them. The format is COO: values ``[nnz]`` and int64 indices,
+linear ``[nnz]`` or one per axis ``[nnz, rank]``, ascending, as the ONNX specification asks. It is written
+with linear indices.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
+from onnxprune.messages import quoted
 from onnxprune.model.structure import Found
 from onnxprune.model.tensors import count_elements, element_type, size_bytes
-from onnxprune.model.wording import quoted
 
 #: Bytes that all sparse tensors of a model may take together once they are dense.
 MOST_DENSE_BYTES = 1 << 31
@@ -57,8 +57,8 @@ def make_dense(
     for node, attribute in found.sparse_attributes:
         if node.op_type != "Constant" or attribute.name != "sparse_value" or not node.output:
             raise ModelError(
-                f"node {quoted(node.name)} has the sparse attribute {quoted(attribute.name)}, which is supported "
-                "in Constant nodes alone"
+                f"node {quoted(node.name)} has the sparse attribute {quoted(attribute.name)}, which is "
+                "supported in Constant nodes alone; store it dense"
             )
         dense = onnx.TensorProto()
         budget = _densify(attribute.sparse_tensor, node.output[0], dense, read, keep, budget)
@@ -93,8 +93,8 @@ def _densify(
     budget -= size_bytes(dtype, elements)
     if budget < 0:
         raise ModelError(
-            f"{what} would take {size_bytes(dtype, elements)} bytes as a dense tensor; all sparse tensors of a model "
-            f"may take {MOST_DENSE_BYTES}; store it dense"
+            f"{what} would take {size_bytes(dtype, elements)} bytes as a dense tensor; all sparse tensors of "
+            f"a model may take {MOST_DENSE_BYTES}; store it dense"
         )
     linear = _linear(read(sparse.indices), dims, what)
     values = read(sparse.values)
@@ -129,11 +129,11 @@ def _linear(indices: Array, dims: list[int], what: str) -> npt.NDArray[np.int64]
 
 
 def stored_nonzeros(array: Array) -> npt.NDArray[np.int64]:
-    """Return the linear indices of all elements whose bits are not all zero: int64 [nnz]; -0.0 counts as stored."""
+    """Return the linear indices of all elements with a bit set: int64 [nnz]; that includes -0.0."""
     flat = np.ascontiguousarray(array).reshape(-1)
     return np.flatnonzero(flat.view(_BITS[flat.dtype.itemsize])).astype(np.int64, copy=False)
 
 
 def sparse_bytes(dtype: ir.DataType, nonzeros: int) -> int:
-    """Return the bytes of values and int64 indices; below the dense size past 66.7 % zeros (fp32), 80 % (fp16)."""
+    """Return the bytes of values and int64 indices: less than dense past 66.7 % zeros (fp32), 80 % (fp16)."""
     return size_bytes(dtype, nonzeros) + _INDEX_BYTES * nonzeros

@@ -15,13 +15,13 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, OutputError
+from onnxprune.messages import quoted
 from onnxprune.model.atomic import NewFile, output_errors
 from onnxprune.model.external import FileTensor, unsafe_location
 from onnxprune.model.places import graph_protos
 from onnxprune.model.serialize import Serialized
 from onnxprune.model.sparse import sparse_bytes, stored_nonzeros
 from onnxprune.model.wire import THRESHOLD_BYTES, put_back
-from onnxprune.model.wording import quoted
 
 #: Large tensors start at multiples of this in a data file, so that runtimes can map them; the others at 64.
 PAGE_BYTES = 4096
@@ -118,10 +118,10 @@ class Storage:
 
         def values(write: Write) -> None:
             array = _array(source).reshape(-1)
-            write(memoryview(np.ascontiguousarray(array[stored_nonzeros(array)]).view(np.uint8)))
+            write(np.ascontiguousarray(array[stored_nonzeros(array)]).view(np.uint8).data)
 
         def indices(write: Write) -> None:
-            write(memoryview(stored_nonzeros(_array(source)).astype("<i8", copy=False).view(np.uint8)))
+            write(stored_nonzeros(_array(source)).astype("<i8", copy=False).view(np.uint8).data)
 
         self._payloads[index] = _Payload(name, count * source.dtype.bitwidth // 8, values)
         sparse.indices.raw_data = self.tokens.of(len(self._payloads))
@@ -274,7 +274,7 @@ def write_tensor(tensor: ir.TensorProtocol, write: Write) -> None:
         array = _array(tensor)
         stored = array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
         if stored.size:
-            write(memoryview(stored))
+            write(stored.data)
         return
     write(tensor.tobytes())
 

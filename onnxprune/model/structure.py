@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
-from onnxprune.model.wording import quoted
+from onnxprune.messages import quoted
 
 #: Nodes that a model may have once its functions are written out.
 MOST_NODES = 1_000_000
@@ -77,6 +77,8 @@ def check_structure(model: onnx.ModelProto) -> Found:
             f"has IR version {model.ir_version}, this onnx package knows 1 to {onnx.IR_VERSION}; "
             "upgrade onnx, or export the model again"
         )
+    _check_text((model.producer_name, model.producer_version, model.domain, model.doc_string))
+    _check_text((model.graph.name, model.graph.doc_string))
     walk = _Walk(model)
     for function in model.functions:
         walk.visit_function(function)
@@ -96,7 +98,7 @@ class _Task:
         outer: names of the enclosing bodies.
         opsets: domains that its nodes may use.
         depth: number of enclosing graphs.
-        calls: counts the operators of the function or main graph that it belongs to; None: collect tensors only.
+        calls: counts the operators of the function or main graph around it; None: collect tensors only.
     """
 
     body: onnx.GraphProto | onnx.FunctionProto
@@ -151,6 +153,7 @@ class _Walk:
             names = self._declare(task)
             available = names.copy()
             names.update(name for node in task.body.node for name in node.output if name)
+            _check_text(names)
             for node in task.body.node:
                 if task.calls is not None:
                     self._check_node(node, task, available, names)
@@ -184,6 +187,7 @@ class _Walk:
 
     def _check_node(self, node: onnx.NodeProto, task: _Task, available: set[str], names: set[str]) -> None:
         what = f"node {quoted(node.name or next(iter(node.output), ''))}"
+        _check_text((node.name, node.op_type, node.domain, node.overload, node.doc_string))
         if not node.op_type:
             raise ModelError(f"{what} has no operator; the file is damaged")
         domain = _plain(node.domain)
@@ -292,8 +296,8 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto], what: str) -> frozenset[
         domain = _plain(opset.domain)
         if opset.version < 1 or (not domain and opset.version > newest):
             raise ModelError(
-                f"{what} asks for opset {opset.version} of {quoted(opset.domain or 'ai.onnx')}, this onnx package "
-                f"knows 1 to {newest}; upgrade onnx, or export the model again"
+                f"{what} asks for opset {opset.version} of {quoted(opset.domain or 'ai.onnx')}, this onnx "
+                f"package knows 1 to {newest}; upgrade onnx, or export the model again"
             )
         if versions.setdefault(domain, opset.version) != opset.version:
             raise ModelError(
@@ -302,6 +306,12 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto], what: str) -> frozenset[
     if not versions:
         raise ModelError(f"{what} names no opset; is it complete?")
     return frozenset(versions)
+
+
+def _check_text(texts: Iterable[str]) -> None:
+    """Refuse names that are not UTF-8: protobuf hands them out as bytes."""
+    if any(isinstance(text, bytes) for text in texts):
+        raise ModelError("has names that are not UTF-8 text; the file is damaged")
 
 
 def _check_names(names: list[str], what: str) -> None:
@@ -329,7 +339,7 @@ def _check_outputs(body: onnx.GraphProto | onnx.FunctionProto, names: set[str]) 
 
 
 def _check_attribute(attribute: onnx.AttributeProto, what: str) -> None:
-    """Check that an attribute has one value, of the type it names; name the type where old files leave it out."""
+    """Check that an attribute has one value, of the type it names; name the type where old files don't."""
     values = [entry.name for entry, _ in attribute.ListFields() if entry.name not in _DESCRIPTIONS]
     if attribute.type == onnx.AttributeProto.UNDEFINED and len(values) == 1:
         attribute.type = _TYPE_OF_FIELD[values[0]]  # files before IR version 2 left types to the reader

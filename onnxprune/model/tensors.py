@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
-from onnxprune.model.wording import quoted
+from onnxprune.messages import quoted
 
 #: numpy knows no more axes.
 MOST_AXES = 64
@@ -113,6 +113,24 @@ def check_tensor(tensor: onnx.TensorProto, raw_bytes: int | None) -> int:
     return size
 
 
+def check_field(tensor: onnx.TensorProto, number: int) -> None:
+    """Check that field ``number`` of a tensor, whose data was taken for raw, may hold data of its type.
+
+    Raises:
+        ModelError: without the model's name in front; it may not.
+    """
+    field = tensor.DESCRIPTOR.fields_by_number[number].name
+    if field != "raw_data" and _FIELD.get(element_type(tensor), ("", 1))[0] != field:
+        raise _other_type(tensor)
+
+
+def _other_type(tensor: onnx.TensorProto) -> ModelError:
+    return ModelError(
+        f"{describe(tensor)} has data of another type than {element_type(tensor).name}; "
+        "export the model again"
+    )
+
+
 def _check_typed(
     tensor: onnx.TensorProto, typed: list[str], dtype: ir.DataType, elements: int, what: str
 ) -> None:
@@ -122,7 +140,7 @@ def _check_typed(
         return
     field, entries = _FIELD.get(dtype, ("int32_data", 1))
     if typed[0] != field:
-        raise ModelError(f"{what} has data of another type than {dtype.name}; export the model again")
+        raise _other_type(tensor)
     expected = math.ceil(elements * entries)
     found = len(getattr(tensor, field))
     if found != expected:

@@ -1,10 +1,10 @@
-"""Large tensor payloads, taken out of a serialized model before it is parsed and put back after it is written.
+"""Large tensor payloads, taken out of a serialized model before parsing and put back after serializing.
 
-protobuf copies every payload when it parses, again when Python looks at it, and again when it writes. Here the
-``raw_data`` of large tensors never reaches it: in its place stands a token of 24 bytes, and the payload goes
-straight from the file into an array, or from an array into the file. Only the framing of protobuf is needed for
-that (field number, wire type, length), for the few message types that can hold a tensor. Source: the protobuf
-encoding guide, and the field numbers of ``onnx.proto3``.
+protobuf copies every payload when it parses, again when Python looks at it, and again when it writes. Here
+the data of large tensors never reaches it: in its place stands a token of 24 bytes, and the payload goes
+straight from the file into an array, or from an array into the file. Only the framing of protobuf is needed
+for that (field number, wire type, length), for the few message types that can hold a tensor. Source: the
+protobuf encoding guide, and the field numbers of ``onnx.proto3``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import secrets
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 #: Payloads from this size on are taken out.
@@ -23,6 +24,10 @@ DEEPEST = 24
 
 _WINDOW_BYTES = 1 << 16
 _LENGTH_DELIMITED = 2
+_RAW_DATA = 9
+
+#: Fields of a tensor that hold data; more than one of them is for the checks to see, not for us to hide.
+_DATA_FIELDS = frozenset((4, 5, 6, 7, 9, 10, 11))
 
 Message: TypeAlias = Literal[
     "model", "training", "graph", "function", "node", "attribute", "sparse", "tensor", "payload"
@@ -37,7 +42,8 @@ _INNER: dict[Message, dict[int, Message]] = {
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {9: "payload"},
+    # raw_data; packed float_data and double_data, whose bytes are those that raw_data would hold
+    "tensor": {9: "payload", 4: "payload", 10: "payload"},
 }
 
 ReadAt: TypeAlias = Callable[[int, int], bytes]
@@ -64,34 +70,55 @@ class Tokens:
         return int(struct.unpack_from("<Q", raw_data, len(self.nonce))[0])
 
 
-def take_out(read_at: ReadAt, size: int, tokens: Tokens) -> tuple[bytes, list[tuple[int, int]]]:
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where the payload of a tensor lies in a file.
+
+    Attributes:
+        position: of the first byte.
+        length: in bytes.
+        number: of the field that holds it: 9 raw_data, 4 float_data, 10 double_data.
+    """
+
+    position: int
+    length: int
+    number: int
+
+
+def take_out(read_at: ReadAt, size: int, tokens: Tokens) -> tuple[bytes, list[Span]]:
     """Return a serialized model without its large payloads, and where these lie.
 
     Args:
         read_at: returns the bytes at (position, count).
         size: length of the serialized model in bytes.
-        tokens: makes what stands in place of the payloads.
+        tokens: makes what stands in place of the payloads, always as ``raw_data``.
 
     Returns:
-        The small model, and (position, length in bytes) of each payload by index.
+        The small model, and the payloads by index.
 
     Raises:
         WireError: the framing is unusual; parse the whole instead.
     """
     source = _Source(read_at, size)
-    found: list[tuple[int, int]] = []
+    found: list[Span] = []
 
     def strip(kind: Message, start: int, end: int, depth: int) -> bytes:
-        if kind == "payload":
-            found.append((start, end - start))
-            return tokens.of(len(found) - 1)
         pieces: list[bytes] = []
         kept = start
-        for number, field_start, value_start, value_end in source.large_fields(start, end):
+        least = 0 if kind == "tensor" else THRESHOLD_BYTES
+        filled = 0
+        for number, field_start, value_start, value_end in source.large_fields(start, end, least):
+            filled += kind == "tensor" and number in _DATA_FIELDS
+            if filled > 1:
+                raise WireError("a tensor has its data in two places")
             inner = _INNER[kind].get(number)
-            if inner is None or depth == DEEPEST:
+            if inner is None or depth == DEEPEST or value_end - value_start < THRESHOLD_BYTES:
                 continue
-            content = strip(inner, value_start, value_end, depth + 1)
+            if inner == "payload":
+                found.append(Span(value_start, value_end - value_start, number))
+                number, content = _RAW_DATA, tokens.of(len(found) - 1)
+            else:
+                content = strip(inner, value_start, value_end, depth + 1)
             pieces += (source.read(kept, field_start), _header(number, len(content)), content)
             kept = value_end
         return b"".join((*pieces, source.read(kept, end)))
@@ -149,9 +176,9 @@ class _Source:
     def large_fields(
         self, start: int, end: int, least: int = THRESHOLD_BYTES
     ) -> Iterator[tuple[int, int, int, int]]:
-        """Yield (number, start of the field, start and end of its value) of fields of ``least`` bytes or more.
+        """Yield (number, start of the field, start and end of its value) of fields of ``least`` bytes.
 
-        Only length-delimited fields count.
+        Larger ones too; only length-delimited fields count.
 
         Raises:
             WireError: a field is malformed, is a group, or does not end within the message.

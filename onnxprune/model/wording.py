@@ -1,4 +1,4 @@
-"""Text that comes from files, made safe to print: one line, nothing that a terminal or a CI log would obey."""
+"""Paths and other whole texts of unknown origin, made safe to print on one line of a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import unicodedata
 #: Longest piece of foreign text in a message, in characters.
 LONGEST = 240
 
-_KEPT = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+_ESCAPED = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 
 def visible(text: str | os.PathLike[str] | bytes, longest: int = LONGEST) -> str:
@@ -20,13 +20,8 @@ def visible(text: str | os.PathLike[str] | bytes, longest: int = LONGEST) -> str
     cut = plain[:longest]
     shown = "".join(
         character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) in _KEPT
+        if unicodedata.category(character) in _ESCAPED
         else character
         for character in cut
     )
     return shown if len(plain) <= longest else f"{shown}..."
-
-
-def quoted(name: str | os.PathLike[str] | bytes) -> str:
-    """Return a name of the file's own in quotes, safe to print and at most 80 characters of it."""
-    return f"'{visible(name, 80)}'"

@@ -45,11 +45,15 @@ def _drop_unused(graph: ir.Graph) -> None:
 
 
 def _declare_shapes(node: ir.Node, copy: ir.Node, kept: Kept) -> None:
+    """Write the new sizes into the declared shapes; a symbolic size that was cut has no name any more."""
     for before, after in zip(node.outputs, copy.outputs, strict=True):
         masks = kept.masks(before)
         if masks and after.shape is not None:
             after.shape = ir.Shape(
-                [int(masks[axis].sum()) if axis in masks else dim for axis, dim in enumerate(after.shape)]
+                [
+                    dim if axis not in masks else int(masks[axis].sum()) if isinstance(dim, int) else None
+                    for axis, dim in enumerate(after.shape)
+                ]
             )
 
 

@@ -18,20 +18,26 @@ def make_twin(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Mod
     """Return the exact twin of a cut.
 
     Args:
-        model: the working copy that was analysed; not changed.
-        channels: its labels, and the sums that run over them.
+        model: the model as it was before it was prepared for analysis, so that the twin is independent of
+            the preparation too; not changed.
+        channels: the labels of its working copy, and the sums that run over them.
         removed: bool ``[labels.count]``, True for each label that goes.
     """
     copy = model.clone()
-    copies = dict(zip(model.graph, copy.graph, strict=True))
+    producers = {str(output.name): node for node in copy.graph for output in node.outputs}
     names = Names(copy.graph)
     for number, contraction in enumerate(channels.contractions):
         gone = _gone(channels, contraction, removed)
-        if gone is not None and gone.any():
-            rank = channels.rank(channels.ref(contraction.node, contraction.operand))
-            _zero(
-                copies[contraction.node], contraction, gone, rank, copy.graph, names.fresh(f"twin_{number}")
-            )
+        if gone is None or not gone.any():
+            continue
+        node = producers[str(contraction.node.outputs[0].name)]
+        while node.op_type == "Identity":  # the preparation left these out
+            node = producers[str(node.inputs[0].name)]  # type: ignore[union-attr]
+        operand = contraction.node.inputs[contraction.operand]
+        shape = [1] * channels.rank(channels.ref(contraction.node, contraction.operand))
+        shape[contraction.axis] = len(gone)
+        dtype = (None if operand is None else operand.dtype) or ir.DataType.FLOAT
+        _zero(node, contraction, ~gone.reshape(shape), dtype, copy.graph, names.fresh(f"twin_{number}"))
     return copy
 
 
@@ -42,26 +48,28 @@ def _gone(channels: Channels, contraction: Contraction, removed: BoolArray) -> B
 
 
 def _zero(
-    node: ir.Node, contraction: Contraction, gone: BoolArray, rank: int, graph: ir.Graph, name: str
+    node: ir.Node, contraction: Contraction, kept: BoolArray, dtype: ir.DataType, graph: ir.Graph, name: str
 ) -> None:
     """Zero the removed positions of one operand: in the weight itself, or by a product with a mask."""
     value = node.inputs[contraction.operand]
     if value is None:
         raise ValueError(f"{node.name} lacks input {contraction.operand}")
     if value.is_initializer() and value.const_value is not None:
-        array = value.const_value.numpy().copy()
-        array[(slice(None),) * contraction.axis + (gone,)] = 0
+        array = _masked(value.const_value.numpy(), kept, contraction.axis)
         tensor = ir.Tensor(array, dtype=value.const_value.dtype, name=name)
         node.replace_input_with(contraction.operand, add_constant(graph, tensor, name))
         if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
             graph.initializers.pop(str(value.name))
         return
-    dtype = value.dtype or ir.DataType.FLOAT
-    shape = [1] * rank
-    shape[contraction.axis] = len(gone)
-    mask = ir.Tensor((~gone).astype(dtype.numpy()).reshape(shape), dtype=dtype, name=f"{name}_mask")
+    mask = ir.Tensor(kept.astype(dtype.numpy()), dtype=dtype, name=f"{name}_mask")
     product = ir.node("Mul", [value, add_constant(graph, mask, f"{name}_mask")], name=name)
     product.outputs[0].name = f"{name}_out"
     product.outputs[0].dtype = dtype
     graph.insert_before(node, product)
     node.replace_input_with(contraction.operand, product.outputs[0])
+
+
+def _masked(array: np.ndarray, kept: BoolArray, axis: int) -> np.ndarray:
+    array = array.copy()
+    array[(slice(None),) * axis + (~kept.ravel(),)] = 0
+    return array

@@ -280,6 +280,18 @@ def test_closed_standard_streams_do_no_harm(saved, closed):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("closed", ["0", "1", "2"])
+def test_no_file_gets_the_number_of_a_closed_stream(closed):
+    probe = (
+        "from onnxprune_cli.endings import open_standard_streams; open_standard_streams();"
+        "import os, sys; sys.exit(os.open(os.devnull, os.O_RDONLY))"
+    )
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}>&-', "sh", sys.executable, "-c", probe], check=False
+    )
+    assert done.returncode > 2
+
+
 def test_names_reach_a_stream_that_knows_ascii_only(tmp_path, saved):
     model = tmp_path / "модель.onnx"
     model.write_bytes(saved["mlp"].read_bytes())

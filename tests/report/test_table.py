@@ -141,7 +141,7 @@ def test_names_from_models_are_no_markup_and_no_escapes():
             console.print(part)
     text = stream.getvalue()
     assert not {"\x1b", "\r", "\u202e"} & set(text)
-    assert text.count("[bold red]x[/]") >= 14
+    assert text.count("[bold red]x[/]") == 20
 
 
 def test_columns_without_room_go_and_are_named():
