@@ -14,7 +14,7 @@ from onnxprune.types import Cost
 
 
 def cost_of(graph: ir.Graph, channels: Channels, kept: Kept | None = None) -> Cost:
-    """Return the cost of a graph, or that of the graph after a cut.
+    """Return the cost of a graph, or that of the graph after a cut. MACs are those of one sample.
 
     Args:
         graph: the analysed graph.
@@ -40,7 +40,7 @@ def _macs(graph: ir.Graph, channels: Channels, kept: Kept) -> int:
             return kept.shape(value)
 
         total += rule.macs(node, shape_of)
-    return total
+    return round(total / channels.shapes.samples)
 
 
 def _weights(graph: ir.Graph, kept: Kept) -> tuple[int, int]:

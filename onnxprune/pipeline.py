@@ -407,7 +407,7 @@ def _plan_masks(model: ir.Model, recipe: Mapping[str, Any], seed: int, watch: _W
         first = f" ({reasons[0]})" if reasons else ""
         raise NothingToPrune(f"no weight can take the pattern {pattern!r}{first}", reasons)
     with watch.stage("digest"):
-        whole = _plain_cost(model)
+        whole = _plain_cost(model, recipe.get("input_shapes"))
         return Plan(
             pattern=pattern,
             structure_digest=structure_digest(model),
@@ -422,11 +422,11 @@ def _plan_masks(model: ir.Model, recipe: Mapping[str, Any], seed: int, watch: _W
         )
 
 
-def _plain_cost(model: ir.Model) -> Cost:
+def _plain_cost(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None) -> Cost:
     """The cost of a model that is not analysed for channels."""
     from onnxprune.model.prepare import prepare
 
-    work, shapes = prepare(model)
+    work, shapes = prepare(model, input_shapes)
     return cost_of(work.graph, Channels(shapes))
 
 

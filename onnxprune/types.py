@@ -95,7 +95,7 @@ class Cost:
 
     Attributes:
         params: elements of all floating-point and quantized weights (int).
-        macs: multiply-accumulate operations of one inference at ``shapes`` (int).
+        macs: multiply-accumulate operations for one sample (int).
         size_bytes: bytes of all tensors as stored.
     """
 

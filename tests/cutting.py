@@ -158,7 +158,7 @@ def proved_cut(
 ) -> ir.Model:
     """Cut, prove at all of the given shapes, and return the cut model."""
     pruned = cut(analysis.model, analysis.channels, gone)
-    twin = make_twin(analysis.model, analysis.channels, gone)
+    twin = make_twin(analysis.original, analysis.channels, gone)
     check = prove(twin, pruned, shapes, tolerance=TOLERANCE, seed=seed)
     assert check.passed, check.detail
     assert f"over {len(shapes)} random" in check.detail, f"not all sizes ran: {check.detail}"

@@ -68,13 +68,12 @@ def test_a_static_shape_behind_an_unknown_operator_lets_the_rest_be_cut() -> Non
 
 def conditional() -> ir.Model:
     """If chooses between two uses of h, captured from outside, and both branches have weights of their own."""
-    branch = onnx.parser.parse_graph(
-        "yes () => (float[N,8,6,6] o) {s = Sigmoid(h) o = Mul(s, gate)}"
-    )
+    branch = onnx.parser.parse_graph("yes () => (float[N,8,6,6] o) {s = Sigmoid(h) o = Mul(s, gate)}")
     other = onnx.parser.parse_graph("no () => (float[N,8,6,6] p) {p = Relu(h)}")
     proto = graph_proto(
         "h = Conv(x, a_w) q = Identity(h) b = Conv(q, b_w) r = Relu(b) y = Conv(r, c_w)",
-        constants=IMAGE | {"b_w": (7, 8, 1, 1), "c_w": (4, 7, 1, 1), "flag": np.array(True), "gate": (8, 1, 1)},
+        constants=IMAGE
+        | {"b_w": (7, 8, 1, 1), "c_w": (4, 7, 1, 1), "flag": np.array(True), "gate": (8, 1, 1)},
     )
     old = next(n for n in proto.graph.node if n.op_type == "Identity")
     old.CopyFrom(
@@ -108,7 +107,9 @@ def test_a_weight_that_a_subgraph_reads_as_well_stays_whole_for_it() -> None:
     conv.input[0] = "g"
     slope = onnx.numpy_helper.from_array(np.linspace(0, 1, 7, dtype=np.float32).reshape(7, 1, 1), "slope")
     proto.graph.initializer.append(slope)
-    branch = next(a for n in proto.graph.node if n.op_type == "If" for a in n.attribute if a.name == "else_branch").g
+    branch = next(
+        a for n in proto.graph.node if n.op_type == "If" for a in n.attribute if a.name == "else_branch"
+    ).g
     branch.node[0].CopyFrom(onnx.helper.make_node("Relu", ["h"], ["inner"]))
     branch.node.append(onnx.helper.make_node("ReduceSum", ["slope"], ["total"], keepdims=0))
     branch.node.append(onnx.helper.make_node("Add", ["inner", "total"], ["p"]))
@@ -166,7 +167,9 @@ def test_names_of_exporters_are_readable() -> None:
 
 
 def test_names_from_torch_scopes() -> None:
-    model = graph("h = MatMul(x, a) y = MatMul(h, c)", inputs="float[N,6] x", constants={"a": (6, 8), "c": (8, 3)})
+    model = graph(
+        "h = MatMul(x, a) y = MatMul(h, c)", inputs="float[N,6] x", constants={"a": (6, 8), "c": (8, 3)}
+    )
     model.graph[0].metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'encoder.fc1', 'matmul']"
     assert next(iter(open_groups(analyze(model)))) == "encoder.fc1"
     model.graph[0].metadata_props["pkg.torch.onnx.name_scopes"] = "not a list ("

@@ -82,7 +82,7 @@ def test_the_weakest_channels_go() -> None:
     weights = tensor.const_value.numpy().copy()  # type: ignore[union-attr]
     weights[[1, 4, 9, 12]] *= 100
     tensor.const_value = ir.tensor(weights, name="a_w")
-    result = onnxprune.prune(model, amount=0.75, protect=["b_w"])
+    result = onnxprune.prune(model, amount=0.75, protect=["c_w"])
     assert result.plan.groups[0].removed.tolist() == [i for i in range(16) if i not in (1, 4, 9, 12)]
 
 
@@ -91,7 +91,9 @@ def test_plan_is_what_prune_would_do() -> None:
         plan = onnxprune.plan(network(), **options)
         assert plan == plan
         groups = onnxprune.prune(network(), **options).plan.groups  # type: ignore[arg-type]
-        assert [(g.name, g.removed.tolist()) for g in plan.groups] == [(g.name, g.removed.tolist()) for g in groups]
+        assert [(g.name, g.removed.tolist()) for g in plan.groups] == [
+            (g.name, g.removed.tolist()) for g in groups
+        ]
 
 
 def test_a_seed_decides_random_choices() -> None:

@@ -42,6 +42,7 @@ class Shapes:
         contents: per value, the contents of small integer tensors.
         unknown: per value without dims, the reason.
         opset: version of the standard operators.
+        batches: size of the first axis of each input where that is symbolic.
     """
 
     input_shapes: dict[str, tuple[int, ...]]
@@ -49,6 +50,13 @@ class Shapes:
     dims: dict[ir.Value, tuple[Dim, ...]] = field(default_factory=dict)
     contents: dict[ir.Value, ShapeValue] = field(default_factory=dict)
     unknown: dict[ir.Value, str] = field(default_factory=dict)
+    batches: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """How many samples the chosen sizes hold: the batch where it is symbolic, else 1."""
+        batches = set(self.batches.values())
+        return batches.pop() if len(batches) == 1 else 1
 
     def shape(self, value: ir.Value) -> tuple[int, ...] | None:
         """Return the concrete shape of a value, or None if it is not known."""
@@ -199,6 +207,8 @@ class _Walk:
             if not value.is_initializer():
                 sizes = self.shapes.input_shapes[str(value.name)]
                 symbols = [_symbol(value, axis) for axis in range(len(sizes))]
+                if symbols and symbols[0] is not None:
+                    self.shapes.batches[str(value.name)] = sizes[0]
                 self.shapes.dims[value] = tuple(
                     Dim(size) if symbol is None else Dim(size, 1, (symbol,))
                     for size, symbol in zip(sizes, symbols, strict=True)

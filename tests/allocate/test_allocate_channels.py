@@ -48,7 +48,9 @@ def share_of(groups: list[ChannelGroup]) -> Callable[[Mapping[str, IntArray]], f
 # --- amounts ---
 
 
-@pytest.mark.parametrize(("amount", "expected"), [(0.0, [0, 0]), (0.25, [2, 4]), (0.5, [4, 8]), (0.9, [7, 14])])
+@pytest.mark.parametrize(
+    ("amount", "expected"), [(0.0, [0, 0]), (0.25, [2, 4]), (0.5, [4, 8]), (0.9, [7, 14])]
+)
 def test_uniform_takes_the_same_share_of_every_group(amount: float, expected: list[int]) -> None:
     groups = [group("a", 8), group("b", 16)]
     choices = choose_channels(groups, rising(*groups), FREE, amount=amount)
@@ -119,7 +121,17 @@ def test_what_is_left_is_always_allowed(
         size, kept = choice.group.size, choice.group.size - len(choice.removed)
         assert kept >= 1
         assert kept >= floor * size - 1e-9
-        step = align if isinstance(align, int) else 16 if size >= 128 else 8 if size >= 64 else 4 if size >= 8 else 1
+        step = (
+            align
+            if isinstance(align, int)
+            else 16
+            if size >= 128
+            else 8
+            if size >= 64
+            else 4
+            if size >= 8
+            else 1
+        )
         assert kept == size or kept % step == 0
         assert len(np.unique(choice.removed)) == len(choice.removed)
         assert (np.diff(choice.removed) > 0).all()

@@ -123,7 +123,9 @@ def test_empty_and_repeated_node_names_become_different() -> None:
 
 
 def test_a_weight_that_is_an_output_is_kept_apart() -> None:
-    model = graph("y = MatMul(x, w)", inputs="float[N,4] x", outputs="y; float[4,3] w", constants={"w": (4, 3)})
+    model = graph(
+        "y = MatMul(x, w)", inputs="float[N,4] x", outputs="y; float[4,3] w", constants={"w": (4, 3)}
+    )
     work = check_same(model, (2, 4))
     assert [value.name for value in work.graph.outputs] == ["y", "w"]
     assert work.graph[0].inputs[1] is not work.graph.outputs[1]

@@ -39,7 +39,9 @@ def test_every_shape_is_the_one_that_runs(seed: int) -> None:
 
 
 def test_symbolic_and_static_axes() -> None:
-    model = graph("h = Conv<strides = [2, 2]>(x, w) f = Flatten(h) y = Relu(h)", constants={"w": (8, 3, 2, 2)})
+    model = graph(
+        "h = Conv<strides = [2, 2]>(x, w) f = Flatten(h) y = Relu(h)", constants={"w": (8, 3, 2, 2)}
+    )
     shapes = concretise(model)
     assert described(shapes, model, "h") == ["N", "8", "3", "3"]
     assert described(shapes, model, "f") == ["N", "72"]

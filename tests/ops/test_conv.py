@@ -111,7 +111,11 @@ def test_a_kernel_that_is_computed_is_followed() -> None:
 def test_a_kernel_that_is_an_input_stays() -> None:
     constants = {"a_w": (8, 3, 1, 1)}
     analysis = check_cut(
-        graph("h = Conv(x, a_w) y = Conv(h, k)", inputs="float[N,3,4,4] x, float[4,8,1,1] k", constants=constants)
+        graph(
+            "h = Conv(x, a_w) y = Conv(h, k)",
+            inputs="float[N,3,4,4] x, float[4,8,1,1] k",
+            constants=constants,
+        )
     )
     assert open_groups(analysis) == {}
 
@@ -119,10 +123,7 @@ def test_a_kernel_that_is_an_input_stays() -> None:
 def test_sliding_along_a_labelled_axis_freezes_it() -> None:
     """Channels moved into space by a transpose are slid over, so none may go."""
     constants = {"a_w": (8, 3, 1, 1), "b_w": (5, 6, 1, 1), "c_w": (4, 5, 1, 1)}
-    body = (
-        "h = Conv(x, a_w) t = Transpose<perm = [0, 2, 1, 3]>(h)"
-        " b = Conv(t, b_w) y = Conv(b, c_w)"
-    )
+    body = "h = Conv(x, a_w) t = Transpose<perm = [0, 2, 1, 3]>(h) b = Conv(t, b_w) y = Conv(b, c_w)"
     analysis = check_cut(graph(body, constants=constants))
     assert open_groups(analysis) == {"b_w": 5}
     assert "slides along this axis" in frozen_groups(analysis)["a_w"]

@@ -56,7 +56,8 @@ def test_broadcasting_in_all_alignments(operator: str, shape: tuple[int, ...], f
 
 
 @pytest.mark.parametrize(
-    ("shape", "perm"), [((8,), [0, 2, 3, 1]), ((6, 8), [0, 2, 3, 1]), ((8, 1), [0, 2, 1, 3]), ((8, 6), [0, 2, 1, 3])]
+    ("shape", "perm"),
+    [((8,), [0, 2, 3, 1]), ((6, 8), [0, 2, 3, 1]), ((8, 1), [0, 2, 1, 3]), ((8, 6), [0, 2, 1, 3])],
 )
 def test_broadcasting_beside_a_transpose(shape: tuple[int, ...], perm: list[int]) -> None:
     back = [perm.index(axis) for axis in range(4)]
@@ -115,7 +116,12 @@ def test_sums_of_several_operands() -> None:
     constants = CONSTANTS | {"b_w": (8, 3, 1, 1), "d_w": (8, 3, 1, 1)}
     body = STEM + "b = Conv(x, b_w) d = Conv(x, d_w) r = Sum(h, b, d, h)" + HEAD
     analysis = check_cut(graph(body, constants=constants))
-    assert {tensor for tensor, _, _ in positions(group_of(analysis, "a_w", 0))} == {"a_w", "b_w", "d_w", "c_w"}
+    assert {tensor for tensor, _, _ in positions(group_of(analysis, "a_w", 0))} == {
+        "a_w",
+        "b_w",
+        "d_w",
+        "c_w",
+    }
 
 
 def test_constants_that_meet_only_each_other() -> None:

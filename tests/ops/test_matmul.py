@@ -21,7 +21,9 @@ def test_gemm(first: int, second: int, bias: tuple[int, ...] | None) -> None:
         **({} if bias is None else {"a_b": bias}),
     }
     operands = "x, a_w" if bias is None else "x, a_w, a_b"
-    body = f"h = Gemm<transB = {first}>({operands}) r = Relu(h) y = Gemm<transB = {second}, alpha = 0.5>(r, c_w)"
+    body = (
+        f"h = Gemm<transB = {first}>({operands}) r = Relu(h) y = Gemm<transB = {second}, alpha = 0.5>(r, c_w)"
+    )
     analysis = check_cut(graph(body, inputs=ROWS, constants=constants))
     assert open_groups(analysis) == {"a_w": 8}
     group = group_of(analysis, "a_w", 0 if first else 1)
@@ -34,7 +36,9 @@ def test_gemm(first: int, second: int, bias: tuple[int, ...] | None) -> None:
 def test_gemm_with_the_weight_on_the_left(first: int, second: int) -> None:
     """y' = W2 (W1 x'): the channels are the rows."""
     constants = {"a_w": (6, 8) if first else (8, 6), "a_b": (8, 1), "c_w": (8, 3) if second else (3, 8)}
-    body = f"h = Gemm<transA = {first}, transB = 1>(a_w, x, a_b) r = Relu(h) y = Gemm<transA = {second}>(c_w, r)"
+    body = (
+        f"h = Gemm<transA = {first}, transB = 1>(a_w, x, a_b) r = Relu(h) y = Gemm<transA = {second}>(c_w, r)"
+    )
     analysis = check_cut(graph(body, inputs=ROWS, constants=constants))
     assert open_groups(analysis) == {"a_w": 8}
     assert positions(group_of(analysis, "a_w", 1 if first else 0)) == {
@@ -166,9 +170,12 @@ def test_fused_qkv(layout: str) -> None:
         p = MatMul(x, qkv_w) b = Add(p, qkv_b) j = Reshape(b, joint)
         qr = Gather<axis = {pick}>(j, i0) kr = Gather<axis = {pick}>(j, i1) vr = Gather<axis = {pick}>(j, i2)
     """
-    body += ATTENTION.replace("l = MatMul", "logits = MatMul").replace("(l)", "(logits)").replace(
-        "p = Softmax", "probabilities = Softmax"
-    ).replace("MatMul(p, v)", "MatMul(probabilities, v)")
+    body += (
+        ATTENTION.replace("l = MatMul", "logits = MatMul")
+        .replace("(l)", "(logits)")
+        .replace("p = Softmax", "probabilities = Softmax")
+        .replace("MatMul(p, v)", "MatMul(probabilities, v)")
+    )
     constants = {
         "qkv_w": (6, 24), "qkv_b": (24,), "o_w": (8, 6), "joint": shape, "merged": [0, 5, 8],
         "i0": np.array(0), "i1": np.array(1), "i2": np.array(2),

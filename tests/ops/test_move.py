@@ -17,10 +17,13 @@ SEQUENCE = "float[N,5,6] x"
 
 
 def test_transpose_there_and_back() -> None:
-    body = STEM + """
+    body = (
+        STEM
+        + """
         t = Transpose<perm = [0, 2, 3, 1]>(h) m = MatMul(t, b_w) u = Transpose<perm = [0, 3, 1, 2]>(m)
         y = Conv(u, c_w)
     """
+    )
     constants = CONSTANTS | {"b_w": (8, 7), "c_w": (4, 7, 1, 1)}
     assert open_groups(check_cut(graph(body, constants=constants))) == {"a_w": 8, "b_w": 7}
 
@@ -43,10 +46,13 @@ def test_squeeze_and_unsqueeze(opset: int) -> None:
     squeeze = ("Squeeze<axes = [2, 3]>(p)", "Unsqueeze<axes = [2, 3]>(m)")
     if opset == 17:
         squeeze = ("Squeeze(p, space)", "Unsqueeze(m, space)")
-    body = STEM + f"""
+    body = (
+        STEM
+        + f"""
         p = GlobalAveragePool(h) s = {squeeze[0]} m = MatMul(s, b_w) u = {squeeze[1]}
         g = Sigmoid(u) r = Mul(h, g) y = Conv(r, c_w)
     """
+    )
     constants = CONSTANTS | {"b_w": (8, 8), **({"space": [2, 3]} if opset == 17 else {})}
     analysis = check_cut(graph(body, constants=constants, opset=opset))
     assert open_groups(analysis) == {"a_w": 8}
@@ -120,17 +126,22 @@ def test_split(spelling: str) -> None:
 def test_split_of_uneven_num_outputs() -> None:
     """Ten channels in three parts: 4, 4, 2."""
     constants = {"a_w": (10, 3, 1, 1), "b_w": (4, 4, 1, 1), "d_w": (4, 2, 1, 1)}
-    body = STEM + """
+    body = (
+        STEM
+        + """
         u, v, w = Split<axis = 1, num_outputs = 3>(h) b = Conv(u, b_w) d = Conv(w, d_w) s = Add(b, v)
         y = Add(s, d)
     """
+    )
     analysis = check_cut(graph(body, constants=constants, opset=18))
     assert sorted(open_groups(analysis).values()) == [2, 4]
 
 
 def test_split_along_a_negative_axis() -> None:
     constants = {"a_w": (6, 8), "c_w": (4, 3), "sizes": [4, 4]}
-    body = "h = MatMul(x, a_w) u, v = Split<axis = -1>(h, sizes) s = Sigmoid(u) r = Mul(s, v) y = MatMul(r, c_w)"
+    body = (
+        "h = MatMul(x, a_w) u, v = Split<axis = -1>(h, sizes) s = Sigmoid(u) r = Mul(s, v) y = MatMul(r, c_w)"
+    )
     analysis = check_cut(graph(body, inputs=SEQUENCE, constants=constants))
     assert open_groups(analysis) == {"a_w": 4}  # a gated unit: both halves go together
 
@@ -166,10 +177,13 @@ def test_slice_with_a_stride_freezes_the_axis() -> None:
 
 def test_slice_of_opset_9() -> None:
     constants = {"a_w": (8, 3, 1, 1), "d_w": (4, 5, 1, 1), "e_w": (4, 3, 1, 1)}
-    body = STEM + """
+    body = (
+        STEM
+        + """
         s = Slice<axes = [1, 2], starts = [-5, 1], ends = [100, 5]>(h) d = Conv(s, d_w)
         t = Slice<axes = [1, 2], starts = [0, 1], ends = [3, 5]>(h) e = Conv(t, e_w) y = Add(d, e)
     """
+    )
     analysis = check_cut(graph(body, constants=constants, opset=9))
     assert sorted(open_groups(analysis).values()) == [3, 5]
 
@@ -225,9 +239,12 @@ def test_gather_at_computed_places_freezes_the_axis_alone() -> None:
 
 def test_gather_along_channels_at_computed_places() -> None:
     constants = CONSTANTS
-    body = STEM + """
+    body = (
+        STEM
+        + """
         i = ArgMax<axis = 1, keepdims = 0>(x) z = Gather<axis = 1>(h, i) y = ReduceSum<keepdims = 0>(z)
     """
+    )
     constants = {"a_w": (8, 3, 1, 1)}
     analysis = check_cut(graph(body, constants=constants))
     assert "computed positions" in frozen_groups(analysis)["a_w"]

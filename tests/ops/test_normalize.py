@@ -94,7 +94,13 @@ def test_lp_norm() -> None:
 
 def test_group_norm_spelled_with_instance_norm() -> None:
     """[n, 8, h, w] -> [n, 4, 2hw]: statistics run over pairs of channels, so only whole pairs may go."""
-    constants = CONSTANTS | {"s": (4,), "b": (4,), "g_s": (8, 1, 1), "pairs": [0, 4, -1], "back": [0, 8, 6, 6]}
+    constants = CONSTANTS | {
+        "s": (4,),
+        "b": (4,),
+        "g_s": (8, 1, 1),
+        "pairs": [0, 4, -1],
+        "back": [0, 8, 6, 6],
+    }
     body = """
         h = Conv(x, a_w) p = Reshape(h, pairs) n = InstanceNormalization(p, s, b) i = Reshape(n, back)
         r = Mul(i, g_s) y = Conv(r, c_w)

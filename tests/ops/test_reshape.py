@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from cutting import check_cut, frozen_groups, graph, group_of, open_groups, positions
+from cutting import check_cut, frozen_groups, graph, group_of, open_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +42,9 @@ def test_factors_multiply_back_to_both_shapes(shapes: tuple[tuple[int, ...], tup
     assert used == list(range(len(factors.sizes)))  # every factor once, in order
     assert [part for parts in factors.of_target for part in parts] == used
     whole = [axis for axis, parts in enumerate(factors.of_target) if parts]
-    assert all(math.prod(factors.sizes[part] for part in factors.of_target[axis]) == target[axis] for axis in whole)
+    assert all(
+        math.prod(factors.sizes[part] for part in factors.of_target[axis]) == target[axis] for axis in whole
+    )
     assert all(size > 1 for size in factors.sizes)
     if not factors.mixed:
         assert math.prod(factors.sizes) == math.prod(source)
@@ -84,7 +86,9 @@ def test_refine(
 @pytest.mark.parametrize("flatten", ["Flatten(r)", "Reshape(r, flat)", "Reshape(r, open)"])
 def test_flatten_after_a_convolution(flatten: str) -> None:
     constants = CONSTANTS | {"c_w": (8 * 36, 5)}
-    constants |= {"flat": [0, 288]} if "flat)" in flatten else {"open": [-1, 288]} if "open" in flatten else {}
+    constants |= (
+        {"flat": [0, 288]} if "flat)" in flatten else {"open": [-1, 288]} if "open" in flatten else {}
+    )
     body = STEM + f"r = Relu(h) f = {flatten} y = MatMul(f, c_w)"
     analysis = check_cut(graph(body, constants=constants))
     assert open_groups(analysis) == {"a_w": 8}
@@ -103,9 +107,12 @@ def test_flatten_of_axis_2() -> None:
 def test_channel_shuffle(split: int) -> None:
     """Every group of the shuffle keeps as many channels as the others."""
     constants = CONSTANTS | {"s": [0, split, 8 // split, 6, 6], "m": [0, 8, 6, 6], "c_w": (4, 8, 1, 1)}
-    body = STEM + """
+    body = (
+        STEM
+        + """
         r = Reshape(h, s) t = Transpose<perm = [0, 2, 1, 3, 4]>(r) u = Reshape(t, m) y = Conv(u, c_w)
     """
+    )
     assert list(open_groups(check_cut(graph(body, constants=constants))).values()) == [8 // split] or list(
         open_groups(check_cut(graph(body, constants=constants))).values()
     ) == [split]
@@ -114,9 +121,12 @@ def test_channel_shuffle(split: int) -> None:
 def test_pixel_shuffle_by_reshape() -> None:
     """[n, 2 * 2 * 2, h, w] -> [n, 2, 2h, 2w]: a channel of the result is four channels before."""
     constants = CONSTANTS | {"s": [0, 2, 2, 2, 6, 6], "m": [0, 2, 12, 12], "c_w": (4, 2, 1, 1)}
-    body = STEM + """
+    body = (
+        STEM
+        + """
         r = Reshape(h, s) t = Transpose<perm = [0, 1, 4, 2, 5, 3]>(r) u = Reshape(t, m) y = Conv(u, c_w)
     """
+    )
     analysis = check_cut(graph(body, constants=constants))
     assert list(open_groups(analysis).values()) == [2]
     (member,) = (m for m in group_of(analysis, "c_w", 1).members if m.tensor == "a_w")
@@ -136,19 +146,25 @@ def test_pixel_shuffle_by_its_operator_is_left_alone() -> None:
 
 def test_patches_become_a_sequence() -> None:
     constants = CONSTANTS | {"s": [0, 8, -1], "b_w": (8, 7), "c_w": (7, 5)}
-    body = STEM + """
+    body = (
+        STEM
+        + """
         r = Reshape(h, s) t = Transpose<perm = [0, 2, 1]>(r) b = MatMul(t, b_w) g = Tanh(b) y = MatMul(g, c_w)
     """
+    )
     assert open_groups(check_cut(graph(body, constants=constants))) == {"a_w": 8, "b_w": 7}
 
 
 def test_windows() -> None:
     """[n, 6, 6, c] -> windows of 3 x 3: channels pass."""
     constants = CONSTANTS | {"s": [-1, 2, 3, 2, 3, 8], "m": [-1, 9, 8], "b_w": (8, 5)}
-    body = STEM + """
+    body = (
+        STEM
+        + """
         c = Transpose<perm = [0, 2, 3, 1]>(h) r = Reshape(c, s) t = Transpose<perm = [0, 1, 3, 2, 4, 5]>(r)
         w = Reshape(t, m) y = MatMul(w, b_w)
     """
+    )
     assert open_groups(check_cut(graph(body, constants=constants))) == {"a_w": 8}
 
 
@@ -211,6 +227,8 @@ def test_a_target_from_another_value_with_the_same_symbols() -> None:
         p = Transpose<perm = [1, 0, 2]>(q) target = Concat<axis = 0>(n, t, eight)
         u = Reshape(p, target) y = MatMul(u, c_w)
     """
-    model = graph(body, inputs="float[N,T,6] x", constants={k: v for k, v in constants.items() if k != "zero"})
+    model = graph(
+        body, inputs="float[N,T,6] x", constants={k: v for k, v in constants.items() if k != "zero"}
+    )
     analysis = check_cut(model)
     assert sum(open_groups(analysis).values()) in (0, 8)

@@ -138,7 +138,9 @@ def test_metadata_survives() -> None:
 
 
 def test_numbers_of_before_are_dropped() -> None:
-    body = "h = MatMul(x, a_w) u, v = Split<axis = 1>(h, sizes) s = Sigmoid(u) r = Mul(s, v) y = MatMul(r, c_w)"
+    body = (
+        "h = MatMul(x, a_w) u, v = Split<axis = 1>(h, sizes) s = Sigmoid(u) r = Mul(s, v) y = MatMul(r, c_w)"
+    )
     constants = {"a_w": (6, 8), "c_w": (4, 3), "sizes": [4, 4]}
     analysis = analyze(graph(body, inputs=ROWS, constants=constants))
     pruned = cut(analysis.model, analysis.channels, removed(analysis, a_w=[0]))

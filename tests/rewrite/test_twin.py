@@ -40,7 +40,9 @@ def test_no_shape_changes_and_only_summed_weights_do() -> None:
     analysis = analyze(graph(BODY, inputs=ROWS, constants=CONSTANTS))
     twin = twin_of(analysis, a_w=[3])
     for name in ("a_w", "a_b"):
-        assert twin.graph.initializers[name].const_value is analysis.model.graph.initializers[name].const_value
+        assert (
+            twin.graph.initializers[name].const_value is analysis.model.graph.initializers[name].const_value
+        )
     (zeroed,) = (v for v in twin.graph.initializers.values() if v.name not in ("a_w", "a_b"))
     array = zeroed.const_value.numpy()  # type: ignore[union-attr]
     assert array.shape == (8, 3)
