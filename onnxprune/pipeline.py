@@ -3,55 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from importlib import metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxprune.allocate.channels import Options, choose_channels
-from onnxprune.allocate.masks import choose_masks
 from onnxprune.analyze import Analysis, analyze
-from onnxprune.cost import cost_of
-from onnxprune.errors import NothingToPrune, PlanError, ProofError, UsageError, VerificationError
-from onnxprune.model.digest import structure_digest, weights_digest
+from onnxprune.errors import PlanError, ProofError, VerificationError
+from onnxprune.model.digest import structure_digest
 from onnxprune.model.io import save
 from onnxprune.model.shapes import trial_shapes
-from onnxprune.ops.channels import Channels
-from onnxprune.ops.kept import Kept
-from onnxprune.ops.weights import find_weights
-from onnxprune.patterns import parse_pattern
+from onnxprune.planning import STRUCTURED, Watch, check_groups, plan_channels, plan_masks
 from onnxprune.plans import save_plan
 from onnxprune.prove import TOLERANCE, prove
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.mask import apply_masks
 from onnxprune.rewrite.twin import make_twin
-from onnxprune.scores.magnitude import score
-from onnxprune.scores.weights import WEIGHT_SCORERS
 from onnxprune.types import (
     BoolArray,
-    Budget,
     Check,
-    Choice,
-    Cost,
     IntArray,
     Plan,
-    PlannedGroup,
-    PlannedMember,
     Report,
-    Skipped,
 )
 from onnxprune.verification import verify
-
-#: What each structured pattern may remove.
-STRUCTURED: Mapping[str, frozenset[str]] = {
-    "channels": frozenset({"channels", "hidden", "heads", "experts"}),
-    "heads": frozenset({"heads"}),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +44,6 @@ class PruneResult:
     model: ir.Model
     plan: Plan
     report: Report
-
-
-@dataclass(slots=True)
-class _Watch:
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def prune(
@@ -120,7 +84,7 @@ def prune(
         LimitMissed: the target can't be met within the floors.
         ProofError: the cut model differs from its exact twin.
     """
-    watch = _Watch()
+    watch = Watch()
     options: dict[str, Any] = {
         "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
         "score": score, "scope": scope, "align": align, "protect": list(protect), "floor": floor,
@@ -128,9 +92,9 @@ def prune(
     }  # fmt: skip
     recipe = {key: value for key, value in options.items() if value not in (None, [], {})}
     if pattern in STRUCTURED:
-        decision, analysis = _plan_channels(model, recipe, seed, watch)
+        decision, analysis = plan_channels(model, recipe, seed, watch)
         return _cut_and_prove(decision, analysis, watch)
-    return _mask(model, _plan_masks(model, recipe, seed, watch), watch)
+    return _mask(model, plan_masks(model, recipe, seed, watch), watch)
 
 
 def plan(model: ir.Model, **options: Any) -> Plan:
@@ -139,8 +103,8 @@ def plan(model: ir.Model, **options: Any) -> Plan:
     seed = int(options.pop("seed", 0))
     recipe = {**defaults, **{key: value for key, value in options.items() if value is not None}}
     if recipe["pattern"] in STRUCTURED:
-        return _plan_channels(model, recipe, seed, _Watch())[0]
-    return _plan_masks(model, recipe, seed, _Watch())
+        return plan_channels(model, recipe, seed, Watch())[0]
+    return plan_masks(model, recipe, seed, Watch())
 
 
 def apply_plan(model: ir.Model, plan: Plan) -> PruneResult:
@@ -150,7 +114,7 @@ def apply_plan(model: ir.Model, plan: Plan) -> PruneResult:
         PlanError: the plan was made for another graph, or contradicts itself.
         ProofError: the cut model differs from its exact twin.
     """
-    watch = _Watch()
+    watch = Watch()
     with watch.stage("match"):
         digest = structure_digest(model)
         if digest != plan.structure_digest:
@@ -162,7 +126,7 @@ def apply_plan(model: ir.Model, plan: Plan) -> PruneResult:
         return _mask(model, plan, watch)
     with watch.stage("analyze"):
         analysis = analyze(model, input_shapes=plan.recipe.get("input_shapes"))
-    _check_groups(analysis, plan)
+    check_groups(analysis, plan)
     return _cut_and_prove(plan, analysis, watch)
 
 
@@ -220,134 +184,7 @@ def save_pruned(
     return replace(result.report, checks=(*result.report.checks, *checks), seconds=seconds)
 
 
-# --- channels -----------------------------------------------------------------------------------------------
-
-
-def _plan_channels(
-    model: ir.Model, recipe: Mapping[str, Any], seed: int, watch: _Watch
-) -> tuple[Plan, Analysis]:
-    with watch.stage("analyze"):
-        analysis = analyze(model, input_shapes=recipe.get("input_shapes"))
-    with watch.stage("score"):
-        scores = score(analysis.model, analysis.groups, recipe["score"], seed=seed)
-    with watch.stage("allocate"):
-        whole = cost_of(analysis.model.graph, analysis.channels)
-        choices = _choose(recipe, analysis, scores, whole)
-        removed = {choice.group.name: choice.removed for choice in choices}
-        left = _cost_after(analysis, removed)
-    if not any(len(numbers) for numbers in removed.values()):
-        reasons = [f"{choice.group.name}: {choice.skipped}" for choice in choices]
-        raise NothingToPrune(_nothing(recipe["pattern"], reasons), reasons)
-    with watch.stage("digest"):
-        decision = Plan(
-            pattern=recipe["pattern"],
-            structure_digest=structure_digest(model),
-            weights_digest=weights_digest(model),
-            groups=tuple(_planned(choice) for choice in choices),
-            masks={},
-            recipe=dict(recipe),
-            predicted=(whole, left),
-            seed=seed,
-            versions=_versions(),
-            skipped=(*_skipped(choices), *analysis.unknown),
-        )
-    return decision, analysis
-
-
-def _choose(recipe: Mapping[str, Any], analysis: Analysis, scores: Any, whole: Cost) -> tuple[Choice, ...]:
-    options = Options(
-        scope=recipe["scope"],
-        align=recipe.get("align", "auto"),
-        protect=recipe.get("protect", ()),
-        floor=recipe.get("floor", 0.1),
-        kinds=STRUCTURED[recipe["pattern"]],
-    )
-    budget, of = _budget(recipe)
-
-    def share_left(removed: Mapping[str, IntArray]) -> float:
-        return float(getattr(_cost_after(analysis, removed), of) / max(getattr(whole, of), 1))
-
-    return choose_channels(
-        analysis.groups, scores, options, amount=recipe.get("amount"), budget=budget, cost=share_left
-    )
-
-
-def _budget(recipe: Mapping[str, Any]) -> tuple[Budget | None, str]:
-    """Return the budget of a recipe, if it has one, and the field of `Cost` that it limits."""
-    given = [name for name in ("amount", "target_macs", "target_params") if recipe.get(name) is not None]
-    if len(given) != 1:
-        raise UsageError(
-            f"give one of amount, target_macs, target_params, not {' and '.join(given) or 'none'}"
-        )
-    if given == ["amount"]:
-        return None, "params"
-    metric = "macs" if given == ["target_macs"] else "params"
-    keep = recipe[given[0]]
-    if not 0 < keep <= 1:
-        raise UsageError(f"{given[0]} is the share that stays, in (0, 1], not {keep}")
-    return Budget("macs" if metric == "macs" else "params", keep), metric
-
-
-def _cost_after(analysis: Analysis, removed: Mapping[str, IntArray]) -> Cost:
-    gone = analysis.removed_labels(removed)
-    return cost_of(analysis.model.graph, analysis.channels, Kept(analysis.channels, gone))
-
-
-def _nothing(pattern: str, reasons: Sequence[str]) -> str:
-    if not reasons:
-        return f"nothing to remove by pattern {pattern!r}: no weights with channels were found"
-    return f"nothing to remove by pattern {pattern!r}: {len(reasons)} groups stay whole ({reasons[0]})"
-
-
-def _planned(choice: Choice) -> PlannedGroup:
-    members = tuple(
-        PlannedMember(
-            member.tensor,
-            member.axis,
-            len(member.channel_at),
-            member.consumer,
-            member.contracted,
-            np.flatnonzero(np.isin(member.channel_at, choice.removed)).astype(np.int32),
-        )
-        for member in choice.group.members
-    )
-    return PlannedGroup(
-        choice.group.name, choice.group.kind, choice.group.size, choice.removed, members, choice.skipped
-    )
-
-
-def _skipped(choices: Sequence[Choice]) -> list[Skipped]:
-    return [Skipped(choice.group.name, choice.skipped) for choice in choices if choice.skipped is not None]
-
-
-def _check_groups(analysis: Analysis, plan: Plan) -> None:
-    """Compare a plan, position by position, with the groups of the model that it is applied to."""
-    groups = {group.name: group for group in analysis.groups}
-    for planned in plan.groups:
-        group = groups.get(planned.name)
-        if group is None or group.size != planned.size:
-            raise PlanError(
-                f"group {planned.name} of {planned.size} channels is not in this model; prune anew"
-            )
-        if len(planned.removed) == 0:
-            continue
-        expected = _planned(Choice(group, planned.removed))
-        if not _same_members(expected, planned):
-            raise PlanError(
-                f"group {planned.name} stands on other tensors or positions in this model; prune anew"
-            )
-
-
-def _same_members(a: PlannedGroup, b: PlannedGroup) -> bool:
-    return len(a.members) == len(b.members) and all(
-        (x.tensor, x.axis, x.size, x.consumer, x.contracted)
-        == (y.tensor, y.axis, y.size, y.consumer, y.contracted)
-        and np.array_equal(x.removed, y.removed)
-        for x, y in zip(a.members, b.members, strict=True)
-    )
-
-
-def _cut_and_prove(plan: Plan, analysis: Analysis, watch: _Watch) -> PruneResult:
+def _cut_and_prove(plan: Plan, analysis: Analysis, watch: Watch) -> PruneResult:
     removed = {group.name: group.removed for group in plan.groups if len(group.removed)}
     gone = analysis.removed_labels(removed)
     with watch.stage("cut"):
@@ -377,60 +214,7 @@ def _blame(analysis: Analysis, removed: Mapping[str, IntArray], seed: int) -> st
     return f"the proof fails for group {', '.join(guilty)}: protect it, and please report this"
 
 
-# --- masks --------------------------------------------------------------------------------------------------
-
-
-def _plan_masks(model: ir.Model, recipe: Mapping[str, Any], seed: int, watch: _Watch) -> Plan:
-    pattern = recipe["pattern"]
-    parse_pattern(pattern)
-    for name in ("target_macs", "target_params"):
-        if recipe.get(name) is not None:
-            raise UsageError(
-                f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount"
-            )
-    with watch.stage("find weights"):
-        uses, unreachable = find_weights(model)
-    with watch.stage("choose masks"):
-        masks, skipped = choose_masks(
-            model,
-            uses,
-            pattern=pattern,
-            amount=recipe.get("amount"),
-            scorer=WEIGHT_SCORERS.get(recipe["score"]),
-            scope=recipe["scope"],
-            seed=seed,
-            protect=recipe.get("protect", ()),
-        )
-    skipped = [*unreachable, *skipped]
-    if not masks:
-        reasons = [f"{entry.name}: {entry.reason}" for entry in skipped]
-        first = f" ({reasons[0]})" if reasons else ""
-        raise NothingToPrune(f"no weight can take the pattern {pattern!r}{first}", reasons)
-    with watch.stage("digest"):
-        whole = _plain_cost(model, recipe.get("input_shapes"))
-        return Plan(
-            pattern=pattern,
-            structure_digest=structure_digest(model),
-            weights_digest=weights_digest(model),
-            groups=(),
-            masks=masks,
-            recipe=dict(recipe),
-            predicted=(whole, whole),
-            seed=seed,
-            versions=_versions(),
-            skipped=tuple(skipped),
-        )
-
-
-def _plain_cost(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None) -> Cost:
-    """The cost of a model that is not analysed for channels."""
-    from onnxprune.model.prepare import prepare
-
-    work, shapes = prepare(model, input_shapes)
-    return cost_of(work.graph, Channels(shapes))
-
-
-def _mask(model: ir.Model, plan: Plan, watch: _Watch) -> PruneResult:
+def _mask(model: ir.Model, plan: Plan, watch: Watch) -> PruneResult:
     copy = model.clone()
     copy.meta.update(model.meta)
     with watch.stage("mask"):
@@ -438,10 +222,7 @@ def _mask(model: ir.Model, plan: Plan, watch: _Watch) -> PruneResult:
     return PruneResult(copy, plan, _report(plan, (), watch))
 
 
-# --- reporting ----------------------------------------------------------------------------------------------
-
-
-def _report(plan: Plan, checks: tuple[Check, ...], watch: _Watch) -> Report:
+def _report(plan: Plan, checks: tuple[Check, ...], watch: Watch) -> Report:
     before, after = plan.predicted
     sections: dict[str, Any] = {
         "cost": [
@@ -463,8 +244,3 @@ def _report(plan: Plan, checks: tuple[Check, ...], watch: _Watch) -> Report:
             for name, mask in plan.masks.items()
         ]  # fmt: skip
     return Report(f"pruned by {plan.pattern}", sections, checks, plan.skipped, dict(watch.seconds))
-
-
-def _versions() -> dict[str, str]:
-    names = ("onnxprune", "numpy", "onnx", "onnx-ir", "onnxruntime")
-    return {name: metadata.version(name) for name in names}

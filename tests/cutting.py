@@ -38,8 +38,8 @@ def graph_proto(
     Args:
         body: the nodes, as in ``h = Conv(x, a_w)`` (``com.microsoft.NAME`` works too).
         inputs: typed inputs; symbolic axes have names.
-        outputs: names of float outputs (or typed ones), separated by semicolons; their shapes are inferred, as
-            are those of all values, so that a cut has declared shapes to repair.
+        outputs: names of float outputs (or typed ones), separated by semicolons; their shapes are
+            inferred, as are those of all values, so that a cut has declared shapes to repair.
         constants: initializers by name.
         opset: version of the standard operators.
         seed: of the random weights.

@@ -21,6 +21,7 @@ LAYERS = (
     ("cost", "runtime"),
     ("allocate", "analyze", "importers", "measure", "plans", "prove", "report", "rewrite", "scores",
      "verification"),
+    ("planning",),
     ("inspection", "pipeline"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),

@@ -89,7 +89,6 @@ def test_the_weakest_channels_go() -> None:
 def test_plan_is_what_prune_would_do() -> None:
     for options in ({"amount": 0.5}, {"target_macs": 0.6, "score": "l1", "scope": "global"}):
         plan = onnxprune.plan(network(), **options)
-        assert plan == plan
         groups = onnxprune.prune(network(), **options).plan.groups  # type: ignore[arg-type]
         assert [(g.name, g.removed.tolist()) for g in plan.groups] == [
             (g.name, g.removed.tolist()) for g in groups
@@ -144,7 +143,7 @@ def test_a_plan_with_another_group_is_refused() -> None:
 
 
 def test_nothing_to_prune_says_why_for_every_group() -> None:
-    with pytest.raises(NothingToPrune, match="2 groups|3 groups") as caught:
+    with pytest.raises(NothingToPrune, match="3 groups stay whole") as caught:
         onnxprune.prune(network(), amount=0.5, protect=["a_w", "b_w"])
     assert any(reason.startswith("a_w: protected by 'a_w'") for reason in caught.value.reasons)
     assert any("output y" in reason for reason in caught.value.reasons)

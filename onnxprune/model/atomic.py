@@ -157,8 +157,8 @@ def check_room(target: Path, size_bytes: int) -> None:
         free = shutil.disk_usage(target.parent).free
     if free < size_bytes:
         raise OutputError(
-            f"{visible(target)}: needs {size_bytes} bytes, but its disk has {free} left; free space or choose "
-            "another folder"
+            f"{visible(target)}: needs {size_bytes} bytes, but its disk has {free} left; "
+            "free space or choose another folder"
         )
 
 

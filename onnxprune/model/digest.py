@@ -114,7 +114,7 @@ def structure_digest(model: ir.Model) -> str:
 
 
 def _without_trailing(numbers: list[object]) -> list[object]:
-    """Leave out missing inputs and outputs at the end: to name none there, or to name nothing, is the same."""
+    """Leave out missing inputs and outputs at the end: naming nothing there is the same."""
     while numbers and numbers[-1] is None:
         numbers.pop()
     return numbers

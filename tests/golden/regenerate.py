@@ -1,8 +1,8 @@
 """Writes the golden groups anew: ``python tests/golden/regenerate.py``; then read the difference by eye.
 
-Look for groups that grew coarser (fewer and larger, or more tensors in one), and for frozen ones whose reason
-does not convince. A file lists, for each group, its kind, size, the reason if it is frozen, and its members as
-``tensor/axis``, with ``+`` behind an axis that is summed over.
+Look for groups that grew coarser (fewer and larger, or more tensors in one), and for frozen ones whose
+reason does not convince. A file lists, for each group, its kind, size, the reason if it is frozen, and its
+members as ``tensor/axis``, with ``+`` behind an axis that is summed over.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from onnxprune.analyze import analyze
 
 
 def attention_block() -> ir.Model:
-    """A pre-norm transformer block, q, k and v from one product, as exporters write it with a symbolic batch."""
+    """A pre-norm transformer block, with q, k and v from one product."""
     body = """
         n1 = LayerNormalization(x, norm1_s, norm1_b) p = MatMul(n1, qkv_w) b = Add(p, qkv_b)
         j = Reshape(b, joint) m = Transpose<perm = [2, 0, 3, 1, 4]>(j)
@@ -54,8 +54,8 @@ def grouped_query_attention() -> ir.Model:
         ku = Unsqueeze(k5, two) vu = Unsqueeze(v5, two) ke = Expand(ku, repeat) ve = Expand(vu, repeat)
         k = Reshape(ke, all_heads) v = Reshape(ve, all_heads)
         kt = Transpose<perm = [0, 1, 3, 2]>(k) logits = MatMul(q, kt) weights = Softmax(logits)
-        mixed = MatMul(weights, v) moved = Transpose<perm = [0, 2, 1, 3]>(mixed) merged = Reshape(moved, whole)
-        y = MatMul(merged, o_w)
+        mixed = MatMul(weights, v) moved = Transpose<perm = [0, 2, 1, 3]>(mixed)
+        merged = Reshape(moved, whole) y = MatMul(merged, o_w)
     """
     constants = {
         "q_w": (12, 24), "k_w": (12, 8), "v_w": (12, 8), "o_w": (24, 12), "q_heads": [0, 5, 6, 4],
@@ -71,7 +71,8 @@ def inverted_residual() -> ir.Model:
         stem = Conv(x, stem_w) e = Conv(stem, expand_w, expand_b) a = HardSwish(e)
         d = Conv<group = 12, pads = [1, 1, 1, 1]>(a, depth_w) p = GlobalAveragePool(d) s = Conv(p, squeeze_w)
         r = Relu(s) t = Conv(r, excite_w) g = HardSigmoid(t) m = Mul(d, g) o = Conv(m, project_w)
-        sum = Add(stem, o) pool = GlobalAveragePool(sum) f = Flatten(pool) y = Gemm<transB = 1>(f, head_w, head_b)
+        sum = Add(stem, o) pool = GlobalAveragePool(sum) f = Flatten(pool)
+        y = Gemm<transB = 1>(f, head_w, head_b)
     """
     constants = {
         "stem_w": (6, 3, 3, 3), "expand_w": (12, 6, 1, 1), "expand_b": (12,), "depth_w": (12, 1, 3, 3),

@@ -13,8 +13,8 @@ CONSTANTS = {"a_w": (8, 3, 1, 1), "c_w": (4, 8, 1, 1)}
 
 @pytest.mark.parametrize(
     "operator",
-    ["Relu", "LeakyRelu<alpha = 0.2>", "Sigmoid", "Tanh", "Elu", "HardSwish", "HardSigmoid", "Softplus", "Erf",
-     "Abs", "Neg", "Exp", "Identity", "Selu", "Celu", "Sign", "Floor"],
+    ["Relu", "LeakyRelu<alpha = 0.2>", "Sigmoid", "Tanh", "Elu", "HardSwish", "HardSigmoid", "Softplus",
+     "Erf", "Abs", "Neg", "Exp", "Identity", "Selu", "Celu", "Sign", "Floor"],
 )  # fmt: skip
 def test_activations_pass_channels(operator: str) -> None:
     analysis = check_cut(graph(STEM + f"r = {operator}(h)" + HEAD, constants=CONSTANTS))

@@ -192,7 +192,8 @@ def test_batch_times_heads() -> None:
     body = """
         qp = MatMul(x, q_w) kp = MatMul(x, k_w) vp = MatMul(x, v_w)
         qr = Reshape(qp, flat) kr = Reshape(kp, flat) vr = Reshape(vp, flat)
-        q = Transpose<perm = [1, 0, 2]>(qr) k = Transpose<perm = [1, 2, 0]>(kr) v = Transpose<perm = [1, 0, 2]>(vr)
+        q = Transpose<perm = [1, 0, 2]>(qr) k = Transpose<perm = [1, 2, 0]>(kr)
+        v = Transpose<perm = [1, 0, 2]>(vr)
         l = MatMul(q, k) p = Softmax<axis = -1>(l) o = MatMul(p, v)
         t = Transpose<perm = [1, 0, 2]>(o) f = Reshape(t, merged) y = MatMul(f, o_w)
     """

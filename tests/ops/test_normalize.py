@@ -106,4 +106,7 @@ def test_group_norm_spelled_with_instance_norm() -> None:
         r = Mul(i, g_s) y = Conv(r, c_w)
     """
     analysis = check_cut(graph(body, constants=constants))
-    assert list(open_groups(analysis).values()) in ([4], [])
+    assert open_groups(analysis) == {"a_w": 4}
+    assert {("s", 0, False), ("g_s", 0, False)} <= positions(
+        next(group for group in analysis.groups if group.frozen is None)
+    )

@@ -11,7 +11,8 @@ CONSTANTS = {"a_w": (8, 3, 1, 1), "c_w": (4, 8, 1, 1)}
 
 @pytest.mark.parametrize(
     "operator",
-    ["MaxPool<kernel_shape = [2, 2], strides = [2, 2]>", "AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>",
+    ["MaxPool<kernel_shape = [2, 2], strides = [2, 2]>",
+     "AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>",
      "GlobalAveragePool", "GlobalMaxPool", "LpPool<kernel_shape = [2, 2]>"],
 )  # fmt: skip
 def test_pools_pass_channels(operator: str) -> None:
@@ -59,7 +60,8 @@ def test_resize_of_channels_freezes_them() -> None:
 @pytest.mark.parametrize("keep", [0, 1])
 @pytest.mark.parametrize("operator", ["ReduceMean", "ReduceMax", "ReduceL2"])
 def test_reductions_over_space_pass_channels(operator: str, keep: int) -> None:
-    body = f"h = Conv(x, a_w) r = {operator}<axes = [2, -1], keepdims = {keep}>(h) f = Flatten(r) y = Gemm(f, d_w)"
+    reduction = f"{operator}<axes = [2, -1], keepdims = {keep}>"
+    body = f"h = Conv(x, a_w) r = {reduction}(h) f = Flatten(r) y = Gemm(f, d_w)"
     model = graph(body, constants=CONSTANTS | {"d_w": (8, 5)})
     assert open_groups(check_cut(model)) == {"a_w": 8}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def reshapes(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
     def merged(sizes: list[int]) -> tuple[int, ...]:
         cuts = sorted(draw(st.sets(st.integers(0, len(sizes)), max_size=4)) | {0, len(sizes)})
-        return tuple(math.prod(sizes[a:b]) for a, b in zip(cuts, cuts[1:], strict=False))
+        return tuple(math.prod(sizes[a:b]) for a, b in pairwise(cuts))
 
     other = draw(st.permutations(factors)) if draw(st.booleans()) else factors
     return merged(factors), merged(other)
@@ -105,7 +106,7 @@ def test_flatten_of_axis_2() -> None:
 
 @pytest.mark.parametrize("split", [2, 4])
 def test_channel_shuffle(split: int) -> None:
-    """Every group of the shuffle keeps as many channels as the others."""
+    """Every row of the shuffle keeps as many channels as the others."""
     constants = CONSTANTS | {"s": [0, split, 8 // split, 6, 6], "m": [0, 8, 6, 6], "c_w": (4, 8, 1, 1)}
     body = (
         STEM
@@ -113,9 +114,7 @@ def test_channel_shuffle(split: int) -> None:
         r = Reshape(h, s) t = Transpose<perm = [0, 2, 1, 3, 4]>(r) u = Reshape(t, m) y = Conv(u, c_w)
     """
     )
-    assert list(open_groups(check_cut(graph(body, constants=constants))).values()) == [8 // split] or list(
-        open_groups(check_cut(graph(body, constants=constants))).values()
-    ) == [split]
+    assert list(open_groups(check_cut(graph(body, constants=constants))).values()) == [4]
 
 
 def test_pixel_shuffle_by_reshape() -> None:
@@ -180,8 +179,7 @@ def test_a_weight_behind_a_reshape() -> None:
     body = "w = Reshape(a_w, s) h = MatMul(x, w) r = Relu(h) y = MatMul(r, c_w)"
     constants = {"a_w": (6, 2, 4), "s": [6, 8], "c_w": (8, 3)}
     analysis = check_cut(graph(body, inputs="float[N,5,6] x", constants=constants))
-    assert set(open_groups(analysis).values()) <= {2, 4}
-    assert open_groups(analysis)
+    assert list(open_groups(analysis).values()) == [4]
 
 
 @pytest.mark.parametrize("splits", ["axes", "whole"])
@@ -203,9 +201,8 @@ def test_a_computed_target_with_symbolic_batch_and_sequence(splits: str) -> None
         b = Transpose<perm = [0, 2, 1, 3]>(g) joined = {back} f = Reshape(b, joined) y = MatMul(f, c_w)
     """
     analysis = check_cut(graph(body, inputs="float[N,T,6] x", constants=constants))
-    # Nothing needs heads and places apart, so twelve channels could go, or heads, or places.
-    assert set(open_groups(analysis).values()) <= {3, 4, 12}
-    assert open_groups(analysis)
+    # The split value exists at run time, so its three rows lose the same positions.
+    assert open_groups(analysis) == {"a_w": 4}
 
 
 def test_a_target_that_merges_batch_and_sequence() -> None:
@@ -231,4 +228,4 @@ def test_a_target_from_another_value_with_the_same_symbols() -> None:
         body, inputs="float[N,T,6] x", constants={k: v for k, v in constants.items() if k != "zero"}
     )
     analysis = check_cut(model)
-    assert sum(open_groups(analysis).values()) in (0, 8)
+    assert open_groups(analysis) == {"a_w": 8}
