@@ -82,7 +82,7 @@ def _model(path: str | Path, model: ir.Model, analysis: Analysis) -> dict[str, A
         "functions": len(model.functions),
         "parameters": cost.params,
         "macs": cost.macs,
-        "counted_at": analysis.shapes.input_shapes,
+        "analyzed_at": analysis.shapes.input_shapes,
     }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import zstandard
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -123,13 +124,11 @@ def _row(
 
 def print_table(rows: Sequence[Row], title: str) -> None:
     """Print all rows as one table."""
-    caption = (
-        "zstd: size as compressed; ms: one sample, one thread; ratio: paired runs; hardest: least sure 10 %"
-    )
-    table = Table(title=title, caption=caption)
+    caption = "zstd: as compressed; latency: one sample, one thread, paired with the original; hardest: least sure 10%"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("model", "pruned"):
         table.add_column(heading)
-    for heading in ("params", "MACs", "KiB", "zstd", "ms", "ratio", "latency", "top-1", "hardest", "checks"):
+    for heading in ("params", "MACs", "KiB", "zstd", "ms", "latency", "top-1", "hardest", "checks"):
         table.add_column(heading, justify="right")
     for index, row in enumerate(rows):
         is_new = index == 0 or rows[index - 1].model != row.model
@@ -143,21 +142,21 @@ def print_table(rows: Sequence[Row], title: str) -> None:
             f"{row.file_bytes / 1024:,.0f}",
             f"{row.zstd_bytes / 1024:,.0f}",
             f"{row.latency_ms:.3f}",
-            f"{row.latency_ratio:.2f}",
-            row.latency_verdict,
+            f"{row.latency_verdict} {row.latency_ratio:.2f}" if row.checks_passed else "1.00",
             f"{row.metric:.1%}",
             "-" if row.metric_near_boundary is None else f"{row.metric_near_boundary:.1%}",
             f"{row.checks_passed} passed" if row.checks_passed else "-",
         )
     console = Console()
     # into a file or a pipe, lines as long as they need to be
-    Console(width=console.width if console.is_terminal else 140).print(table)
+    Console(width=console.width if console.is_terminal else 120).print(table)
 
 
 def finish(rows: Sequence[Row], title: str, json_path: Path | None) -> None:
-    """Print the table, and write the rows where another program wants them."""
-    print_table(rows, title)
-    if json_path is not None:
+    """Print the table, or write the rows for another program that prints its own."""
+    if json_path is None:
+        print_table(rows, title)
+    else:
         json_path.write_text(json.dumps([asdict(row) for row in rows], indent=2))
 
 

@@ -1,4 +1,4 @@
-"""Both samples, one table: a network trained here and a model that nobody here trained.
+"""Both samples, one table: networks trained on the spot, and a model that nobody here trained.
 
 python demo.py [--out FOLDER]
 """

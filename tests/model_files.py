@@ -1,4 +1,4 @@
-"""Model files for the tests of reading and writing: one with everything in it, and what may differ afterwards."""
+"""Model files for the tests of reading and writing: one with everything in it; what may differ afterwards."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def tensors_of_every_type() -> Iterator[TensorProto]:
     """Small and large tensors of all element types, as raw bytes and as lists of numbers."""
     rng = np.random.default_rng(5)
     wide = [
-        np.float32, np.float64, np.float16, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32,
-        np.uint64, np.bool_, np.complex64, np.complex128,
+        np.float32, np.float64, np.float16, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16,
+        np.uint32, np.uint64, np.bool_, np.complex64, np.complex128,
         ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2,
         ml_dtypes.float8_e5m2fnuz, ml_dtypes.float8_e8m0fnu,
     ]  # fmt: skip
@@ -95,7 +95,7 @@ def tensors_of_every_type() -> Iterator[TensorProto]:
             yield raw(f"{dtype.name}_{elements}", code, [3, elements // 3], bits.tobytes())
     for code, bits_each in (
         (TensorProto.INT4, 4), (TensorProto.UINT4, 4), (TensorProto.FLOAT4E2M1, 4), (TensorProto.INT2, 2),
-        (TensorProto.UINT2, 2),
+        (TensorProto.UINT2, 2), (TensorProto.FLOAT6E2M3, 6),
     ):  # fmt: skip
         for elements in (7, 5001):  # the last byte is not full
             size = -(-elements * bits_each // 8)
@@ -104,13 +104,25 @@ def tensors_of_every_type() -> Iterator[TensorProto]:
     for elements in (5, 700):
         numbers = list(range(elements))
         yield typed(f"floats_{elements}", FLOAT, [elements], "float_data", [n / 7 for n in numbers])
-        yield typed(f"doubles_{elements}", TensorProto.DOUBLE, [elements], "double_data", [n / 7 for n in numbers])
+        yield typed(
+            f"doubles_{elements}", TensorProto.DOUBLE, [elements], "double_data", [n / 7 for n in numbers]
+        )
         yield typed(f"longs_{elements}", TensorProto.INT64, [elements], "int64_data", numbers)
         yield typed(f"halves_{elements}", TensorProto.FLOAT16, [elements], "int32_data", numbers)
-        yield typed(f"nibbles_{elements}", TensorProto.INT4, [2 * elements], "int32_data", [n % 256 for n in numbers])
+        yield typed(
+            f"nibbles_{elements}", TensorProto.INT4, [2 * elements], "int32_data", [n % 256 for n in numbers]
+        )
         yield typed(f"uints_{elements}", TensorProto.UINT32, [elements], "uint64_data", numbers)
-        yield typed(f"complex_{elements}", TensorProto.COMPLEX64, [elements], "float_data", [*numbers, *numbers])
-        yield typed(f"strings_{elements}", TensorProto.STRING, [elements], "string_data", [b"\xff%d" % n for n in numbers])
+        yield typed(
+            f"complex_{elements}", TensorProto.COMPLEX64, [elements], "float_data", [*numbers, *numbers]
+        )
+        yield typed(
+            f"strings_{elements}",
+            TensorProto.STRING,
+            [elements],
+            "string_data",
+            [b"\xff%d" % n for n in numbers],
+        )
     yield raw("scalar", FLOAT, [], struct.pack("<f", 1.5))
     yield raw("nothing", FLOAT, [0, 3], b"")
     yield typed("nothing_typed", FLOAT, [3, 0], "float_data", [])
@@ -147,7 +159,9 @@ def everything(extra: list[TensorProto] | None = None) -> onnx.ModelProto:
         ],
         [helper.make_opsetid("", 21)], ["alpha"],
     )  # fmt: skip
-    reference = function.node[2].attribute.add(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT)
+    reference = function.node[2].attribute.add(
+        name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT
+    )
     reference.doc_string = "taken from the caller"
     function.attribute_proto.append(helper.make_attribute("beta", 2.0))
     function.value_info.append(info("m", "n", 20))
@@ -158,20 +172,28 @@ def everything(extra: list[TensorProto] | None = None) -> onnx.ModelProto:
         helper.make_node("Scale", ["h"], ["s"], domain="local", alpha=0.25),
         helper.make_node("ReduceMax", ["s", ""], ["peak"], keepdims=0),
         helper.make_node("Greater", ["peak", "zero"], ["positive"]),
-        helper.make_node("If", ["positive"], ["y"], then_branch=branch("yes", "t"), else_branch=branch("no", "e")),
+        helper.make_node(
+            "If", ["positive"], ["y"], then_branch=branch("yes", "t"), else_branch=branch("no", "e")
+        ),
         helper.make_node("Split", ["y"], ["left", ""], axis=1, num_outputs=2),
         helper.make_node("Dropout", ["left"], ["z", ""]),
         helper.make_node("Constant", [], ["numbers"], value_floats=[1.0, 2.5]),
         helper.make_node("Constant", [], ["text"], value_string="größe"),
-        helper.make_node("Custom", ["z"], ["q"], domain="other", table=tensor("t", random(20, 20)), many=[1, 2]),
+        helper.make_node(
+            "Custom", ["z"], ["q"], domain="other", table=tensor("t", random(20, 20)), many=[1, 2]
+        ),
     ]  # fmt: skip
     several = nodes[-1].attribute.add(name="several", type=onnx.AttributeProto.TENSORS)
     several.tensors.extend([tensor("p", random(20, 20, seed=1)), tensor("q", random(2, seed=2))])
     kind = nodes[-1].attribute.add(name="kind", type=onnx.AttributeProto.TYPE_PROTO)
     kind.tp.CopyFrom(helper.make_tensor_type_proto(FLOAT, ["n", 3]))
-    nodes[0].attribute.extend([])
     _metadata(nodes[0], scope="encoder", line="12")
-    tensors = [tensor("w", random(20, 20)), tensor("zero", np.float32(0)), tensor("default", random(4)), *(extra or [])]
+    tensors = [
+        tensor("w", random(20, 20)),
+        tensor("zero", np.float32(0)),
+        tensor("default", random(4)),
+        *(extra or []),
+    ]
     _metadata(tensors[0], origin="training")
     _metadata(tensors[1], origin="by hand")
     inputs = [info("x", "n", 20), info("default", 4)]
@@ -188,7 +210,9 @@ def everything(extra: list[TensorProto] | None = None) -> onnx.ModelProto:
     proto = helper.make_model(
         graph,
         functions=[function],
-        opset_imports=[helper.make_opsetid(*one) for one in (("", 21), ("local", 1), ("other", 3), ("unused", 7))],
+        opset_imports=[
+            helper.make_opsetid(*one) for one in (("", 21), ("local", 1), ("other", 3), ("unused", 7))
+        ],
         ir_version=10,
         producer_name="tests",
         producer_version="0",
@@ -219,10 +243,17 @@ def _normalize(message: object) -> None:
         order = {tensor.name: -1 for tensor in message.initializer}
         order |= {name: at for at, node in enumerate(message.node) for name in node.output}
         kept = [value for value in message.value_info if value.name in order and value.name not in gone]
-        kept = [value.SerializeToString() for value in sorted(kept, key=lambda value: (order[value.name], value.name))]
+        kept = [
+            value.SerializeToString()
+            for value in sorted(kept, key=lambda value: (order[value.name], value.name))
+        ]
         del message.value_info[:]
         for value in kept:
             message.value_info.add().ParseFromString(value)
+    if hasattr(message, "metadata_props"):
+        entries = {entry.key: entry.value for entry in message.metadata_props}
+        del message.metadata_props[:]
+        _metadata(message, **dict(sorted(entries.items())))
     for field, value in message.ListFields():  # type: ignore[attr-defined]
         if field.message_type is not None:
             for inner in [value] if hasattr(value, "ListFields") else value:

@@ -22,7 +22,7 @@ LAYERS = (
     ("allocate", "analyze", "importers", "measure", "plans", "prove", "report", "rewrite", "scores",
      "verification"),
     ("planning",),
-    ("inspection", "pipeline"),
+    ("inspection", "pipeline", "planning"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip

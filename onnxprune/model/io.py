@@ -4,9 +4,9 @@ What a round trip changes, and nothing else: tensors of 1 KiB and more whose dat
 written as ``raw_data``; sparse indices become linear; nodes that stood before their inputs are put in order;
 trailing outputs without a name go; tensors below 1 KiB of external data move into the model, offsets within
 data files change, ``checksum`` entries go; fields set to their default value are left out; ``value_info`` is
-in graph order, and that of values that do not exist, or are graph inputs or outputs, goes; of metadata with
-the same key the last is kept; protobuf fields that this version of onnx does not know go. Training
-information goes if the shape of an initializer has changed since the model was read.
+in graph order, and that of values that do not exist, or are graph inputs or outputs, goes; metadata is in the
+order of its keys, and of the same key the last is kept; protobuf fields that this version of onnx does not
+know go. Training information goes if the shape of an initializer has changed since the model was read.
 """
 
 from __future__ import annotations

@@ -323,7 +323,7 @@ def _padded_axes(node: ir.Node, channels: Channels, rank: int) -> set[int] | Non
     else:
         counts = np.array(node.attributes.get_ints("pads", node.attributes.get_ints("paddings", ())))
         axes = list(range(rank))
-    moved = counts.reshape(2, -1).any(axis=0)
+    moved = (counts.reshape(2, -1) != 0).sum(axis=0).tolist()
     return {axis for axis, some in zip(axes, moved, strict=True) if some}
 
 

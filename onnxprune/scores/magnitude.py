@@ -86,7 +86,7 @@ def _sums_along(
 ) -> dict[int, FloatArray]:
     """Return float64 ``[dim]`` for each axis: the measure summed over all other axes.
 
-    Sums run in float32 over BLAS for float32 weights, and again in float64 where they overflow.
+    Sums run in float32 for float32 weights, and again in float64 where they overflow.
     """
     single = array.dtype == np.float32
     with np.errstate(over="ignore", invalid="ignore"):
@@ -98,9 +98,7 @@ def _sums_along(
 
 
 def _sum_others(values: npt.NDArray[np.floating], axis: int) -> FloatArray:
-    """Sum over all axes but one, as products with ones: far faster than a reduction over short axes."""
+    """Sum over all axes but one, in two steps over long rows: far faster than over short axes."""
     before = int(np.prod(values.shape[:axis], dtype=np.int64))
-    rows = values.reshape(before, -1)
-    flat = np.ones(before, dtype=values.dtype) @ rows if before > 1 else rows[0]
-    table = flat.reshape(values.shape[axis], -1)
-    return np.asarray(table @ np.ones(table.shape[1], dtype=values.dtype), dtype=np.float64)
+    flat = values.reshape(before, -1).sum(axis=0)
+    return np.asarray(flat.reshape(values.shape[axis], -1).sum(axis=1), dtype=np.float64)

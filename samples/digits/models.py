@@ -73,7 +73,7 @@ class VisionTransformer(nn.Module):
     """2x2 patches as tokens, pre-norm encoder layers, the mean over the tokens, a classifier."""
 
     def __init__(
-        self, width: int = 96, heads: int = 4, layers: int = 3, classes: int = 10, dropout: float = 0.0
+        self, width: int = 96, heads: int = 8, layers: int = 3, classes: int = 10, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(1, width, 2, stride=2)

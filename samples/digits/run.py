@@ -23,14 +23,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("digits-output"), help="folder to write to")
     parser.add_argument("--target-macs", type=float, default=0.5, help="share of the MACs that stays")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--json", type=Path, help="write the rows to this file instead")
     options = parser.parse_args()
 
     if not all((options.out / f"{name}.onnx").exists() for name in NETWORKS):
         print("training both networks; this takes about a minute", flush=True)
         subprocess.run([sys.executable, str(HERE / "train.py"), "--out", str(options.out)], check=True)
     ways = {
-        f"channels, {options.target_macs:.0%} of MACs": {"target_macs": options.target_macs},
+        f"channels to {options.target_macs:.0%}": {"target_macs": options.target_macs},
         "2:4": {"pattern": "2:4"},
     }
     rows = [

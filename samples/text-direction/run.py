@@ -23,8 +23,8 @@ PROTECTED = ("conv[1-6]_*", "*_se_*")
 def ways(target_macs: float) -> dict[str, dict[str, Any]]:
     """Return how to prune: what a network as lean as this one bears without repair."""
     return {
-        f"channels, {target_macs:.0%} of MACs": {"target_macs": target_macs, "protect": PROTECTED},
-        "unstructured, 25% zeros": {"pattern": "unstructured", "amount": 0.25, "scope": "global"},
+        f"channels to {target_macs:.0%}": {"target_macs": target_macs, "protect": PROTECTED},
+        "unstructured 25%": {"pattern": "unstructured", "amount": 0.25, "scope": "global"},
     }
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("text-direction-output"), help="folder to write to")
     parser.add_argument("--target-macs", type=float, default=0.9, help="share of the MACs that stays")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--json", type=Path, help="write the rows to this file instead")
     options = parser.parse_args()
 
     model = fetch_model(options.out)

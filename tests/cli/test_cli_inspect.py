@@ -15,8 +15,8 @@ def test_the_interface_and_the_cost_are_shown(run, saved):
     assert sections["model"]["parameters"] == parameters
     assert sections["model"]["size_bytes"] == saved["mlp"].stat().st_size
     assert sections["model"]["opsets"] == f"ai.onnx {small_models.OPSET}"
-    batch = sections["model"]["counted_at"]["x"][0]
-    assert sections["model"]["macs"] == batch * (16 * 32 + 32 * 32 + 32 * 4)
+    batch = sections["model"]["analyzed_at"]["x"][0]
+    assert sections["model"]["macs"] == 16 * 32 + 32 * 32 + 32 * 4  # of one sample
     assert sections["inputs"] == [
         {"name": "x", "type": "float", "shape": ["n", 16], "analyzed_at": [batch, 16]}
     ]
@@ -61,7 +61,7 @@ def test_an_operator_that_nothing_is_known_of_is_listed(run, tmp_path):
 
 def test_input_shapes_are_used(run, saved):
     document = run("inspect", saved["mlp"], "--input-shape", "x=7,16", "--json").document
-    assert document["sections"]["model"]["counted_at"] == {"x": [7, 16]}
+    assert document["sections"]["model"]["analyzed_at"] == {"x": [7, 16]}
     ran = run("inspect", saved["mlp"], "--input-shape", "x=7,17")
     assert (ran.status, "x" in ran.error) == (2, True)
 
