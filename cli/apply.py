@@ -27,7 +27,9 @@ def apply(out: Output, plan: Path, model: Path, output: Path, **storage: Any) ->
     verified.
     """
     from onnxprune import apply_plan, load, load_plan, save_pruned
+    from onnxprune.model.atomic import check_target
 
+    check_target(output)
     out.step(f"reading {plan} and {model}")
     decided = load_plan(plan)
     original = load(model)

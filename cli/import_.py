@@ -35,8 +35,10 @@ def import_model(out: Output, source: str, output: Path, **setting: Any) -> None
     external_data, dynamic_batch = setting.pop("external_data"), not setting.pop("static_batch")
     from onnxprune import import_model as run
     from onnxprune import save
+    from onnxprune.model.atomic import check_target
     from onnxprune.types import Report
 
+    check_target(output)  # rather now than after a long export
     out.step(f"importing {source}")
     shapes = options.of_forward(setting.pop("shapes"))
     found = run(source, input_shapes=shapes, dynamic_batch=dynamic_batch, **setting)

@@ -44,7 +44,9 @@ def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: 
     storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}
     from onnxprune import load, save_pruned
     from onnxprune import prune as run
+    from onnxprune.model.atomic import check_target
 
+    check_target(output)  # rather now than after long work
     out.step(f"reading {model}")
     original = load(model)
     out.step("deciding, removing and proving")

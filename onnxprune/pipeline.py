@@ -170,6 +170,8 @@ def save_pruned(
         failed = [check for check in report.checks if not check.passed]
         if failed:
             raise VerificationError(f"{path}: not written, {failed[0].name}: {failed[0].detail}")
+        if plan_folder is not None:
+            save_plan(result.plan, plan_folder)  # before the model: who has the model has its plan
 
     save(
         result.model,
@@ -178,8 +180,6 @@ def save_pruned(
         sparse_storage=sparse_storage,
         before_commit=check_file,
     )
-    if plan_folder is not None:
-        save_plan(result.plan, plan_folder)
     seconds = {**result.report.seconds, "write and verify": time.perf_counter() - started}
     return replace(result.report, checks=(*result.report.checks, *checks), seconds=seconds)
 

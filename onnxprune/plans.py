@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors
@@ -36,31 +36,41 @@ SCHEMA = 1
 _LARGEST_JSON_BYTES = 256 << 20
 
 
+#: Numbers of channels and positions: they are kept as int32.
+_Position = Annotated[int, Field(ge=0, lt=2**31)]
+_Size = Annotated[int, Field(ge=1, lt=2**31)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class _Member(_Strict):
     tensor: str
-    axis: int = Field(ge=0)
-    size: int = Field(ge=1)
+    axis: Annotated[int, Field(ge=0, lt=64)]
+    size: _Size
     consumer: str
     contracted: bool
-    removed: list[int]
+    removed: list[_Position]
 
 
 class _Group(_Strict):
     name: str
     kind: Kind
-    size: int = Field(ge=1)
-    removed: list[int]
+    size: _Size
+    removed: list[_Position]
     skipped: str | None
     members: list[_Member]
 
 
 class _MaskEntry(_Strict):
-    shape: list[int]
+    shape: list[_Position]
     kept: int = Field(ge=0)
+
+
+class _Skipped(_Strict):
+    name: str
+    reason: str
 
 
 class _Cost(_Strict):
@@ -80,7 +90,7 @@ class _File(_Strict):
     predicted: dict[str, _Cost]
     groups: list[_Group]
     masks: dict[str, _MaskEntry]
-    skipped: list[dict[str, str]]
+    skipped: list[_Skipped]
 
 
 def save_plan(plan: Plan, folder: str | Path) -> Path:
@@ -151,7 +161,7 @@ def load_plan(folder: str | Path) -> Plan:
         predicted=(Cost(**dict(file.predicted["before"])), Cost(**dict(file.predicted["after"]))),
         seed=file.seed,
         versions=file.versions,
-        skipped=tuple(Skipped(entry.get("name", ""), entry.get("reason", "")) for entry in file.skipped),
+        skipped=tuple(Skipped(entry.name, entry.reason) for entry in file.skipped),
     )
 
 

@@ -124,12 +124,12 @@ def _row(
 
 def print_table(rows: Sequence[Row], title: str) -> None:
     """Print all rows as one table."""
-    caption = "zstd: as compressed; latency: one sample, one thread, paired with the original; hardest: least sure 10%"
+    caption = "zstd: size as compressed; ms, latency: one sample, one thread; hardest: the least sure 10%"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("model", "pruned"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for heading in ("params", "MACs", "KiB", "zstd", "ms", "latency", "top-1", "hardest", "checks"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for index, row in enumerate(rows):
         is_new = index == 0 or rows[index - 1].model != row.model
         if is_new and index:
@@ -142,14 +142,14 @@ def print_table(rows: Sequence[Row], title: str) -> None:
             f"{row.file_bytes / 1024:,.0f}",
             f"{row.zstd_bytes / 1024:,.0f}",
             f"{row.latency_ms:.3f}",
-            f"{row.latency_verdict} {row.latency_ratio:.2f}" if row.checks_passed else "1.00",
+            f"{row.latency_ratio:.2f} {row.latency_verdict}" if row.checks_passed else "-",
             f"{row.metric:.1%}",
             "-" if row.metric_near_boundary is None else f"{row.metric_near_boundary:.1%}",
             f"{row.checks_passed} passed" if row.checks_passed else "-",
         )
     console = Console()
     # into a file or a pipe, lines as long as they need to be
-    Console(width=console.width if console.is_terminal else 120).print(table)
+    Console(width=console.width if console.is_terminal else 128).print(table)
 
 
 def finish(rows: Sequence[Row], title: str, json_path: Path | None) -> None:

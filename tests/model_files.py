@@ -251,9 +251,7 @@ def _normalize(message: object) -> None:
         for value in kept:
             message.value_info.add().ParseFromString(value)
     if hasattr(message, "metadata_props"):
-        entries = {entry.key: entry.value for entry in message.metadata_props}
-        del message.metadata_props[:]
-        _metadata(message, **dict(sorted(entries.items())))
+        message.metadata_props.sort(key=lambda entry: entry.key)
     for field, value in message.ListFields():  # type: ignore[attr-defined]
         if field.message_type is not None:
             for inner in [value] if hasattr(value, "ListFields") else value:

@@ -136,6 +136,6 @@ def find_example(found: Found, example_inputs: Any, input_shapes: InputShapes | 
     if callable(found.example_inputs):
         return example_from_given(found.reference, factory.call(found.example_inputs, "example_inputs()"))
     raise UsageError(
-        f"{found.name}: the shapes of the inputs are not known: give them (x=1,3,224,224), "
+        f"{found.name}: the shapes of the inputs are not known: give them (--input-shape x=1,3,224,224) "
         "or write a function example_inputs() beside the factory"
     )

@@ -30,7 +30,7 @@ def main() -> None:
         print("training both networks; this takes about a minute", flush=True)
         subprocess.run([sys.executable, str(HERE / "train.py"), "--out", str(options.out)], check=True)
     ways = {
-        f"channels to {options.target_macs:.0%}": {"target_macs": options.target_macs},
+        f"channels, {options.target_macs:.0%} MACs": {"target_macs": options.target_macs},
         "2:4": {"pattern": "2:4"},
     }
     rows = [

@@ -69,12 +69,12 @@ def preprocess(image: Image.Image) -> npt.NDArray[np.float32]:
     return padded
 
 
-def write_data(folder: Path, seed: int = 0) -> None:
+def write_data(folder: Path, seed: int = 0, count: int = COUNT) -> None:
     """Write ``eval.npz`` (with labels and segments) and ``calibration.npz`` (other lines, without)."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     images, labels, segments = [], [], []
-    for index in range(COUNT + CALIBRATION):
+    for index in range(count + CALIBRATION):
         text, segment = random_text(rng)
         image = render(text, rng)
         label = (UPRIGHT, UPSIDE_DOWN)[index % 2]
@@ -84,11 +84,11 @@ def write_data(folder: Path, seed: int = 0) -> None:
     stacked = np.stack(images)
     np.savez_compressed(
         folder / "eval.npz",
-        x=stacked[:COUNT],
-        label=np.array(labels[:COUNT], dtype=np.int64),
-        segment=np.array(segments[:COUNT]),
+        x=stacked[:count],
+        label=np.array(labels[:count], dtype=np.int64),
+        segment=np.array(segments[:count]),
     )
-    np.savez_compressed(folder / "calibration.npz", x=stacked[COUNT:])
+    np.savez_compressed(folder / "calibration.npz", x=stacked[count:])
 
 
 def main() -> None:
@@ -96,8 +96,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("text-direction-output"), help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=COUNT, help="lines to evaluate on")
     options = parser.parse_args()
-    write_data(options.out, options.seed)
+    write_data(options.out, options.seed, options.count)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ PROTECTED = ("conv[1-6]_*", "*_se_*")
 def ways(target_macs: float) -> dict[str, dict[str, Any]]:
     """Return how to prune: what a network as lean as this one bears without repair."""
     return {
-        f"channels to {target_macs:.0%}": {"target_macs": target_macs, "protect": PROTECTED},
-        "unstructured 25%": {"pattern": "unstructured", "amount": 0.25, "scope": "global"},
+        f"channels, {target_macs:.0%} MACs": {"target_macs": target_macs, "protect": PROTECTED},
+        "unstructured, 25%": {"pattern": "unstructured", "amount": 0.25, "scope": "global"},
     }
 
 

@@ -153,6 +153,17 @@ def test_an_input_is_never_the_output(run, saved, tmp_path):
     assert model.read_bytes() == saved["mlp"].read_bytes()
 
 
+@pytest.mark.parametrize("command", ["prune", "apply", "import"])
+def test_an_output_that_cannot_be_is_refused_before_the_work(run, tmp_path, command):
+    arguments = {"prune": ["m.onnx", "--amount", "0.5"], "apply": ["m.plan", "m.onnx"], "import": ["m.onnx"]}[
+        command
+    ]
+    ran = run(command, *arguments, "-o", tmp_path / "no" / "o.onnx")
+    assert ran.status == 1
+    assert "there is no folder" in ran.error
+    assert run(command, *arguments, "-o", tmp_path).status == 1
+
+
 @pytest.mark.parametrize("name", ["missing.onnx", "folder", "text.onnx", "empty.onnx"])
 def test_a_bad_model_is_one_line(run, tmp_path, name):
     (tmp_path / "folder").mkdir()

@@ -91,12 +91,12 @@ def test_a_plain_location_works(folder: Path) -> None:
     ("prepare", "complaint"),
     [
         (lambda link, out: link.symlink_to(out), "leads out of"),
-        (lambda link, out: link.symlink_to("../secret.bin"), "leads out of"),
+        (lambda link, _: link.symlink_to("../secret.bin"), "leads out of"),
         (lambda link, out: link.hardlink_to(out), "has 2 names"),
-        (lambda link, out: link.symlink_to(link.name), "not a regular file"),
-        (lambda link, out: link.symlink_to("/dev/zero"), "leads out of"),
-        (lambda link, out: os.mkfifo(link), "not a regular file"),
-        (lambda link, out: link.mkdir(), "not a regular file"),
+        (lambda link, _: link.symlink_to(link.name), "not a regular file"),
+        (lambda link, _: link.symlink_to("/dev/zero"), "leads out of"),
+        (lambda link, _: os.mkfifo(link), "not a regular file"),
+        (lambda link, _: link.mkdir(), "not a regular file"),
     ],
 )
 def test_links_and_special_files(
@@ -231,7 +231,9 @@ def hidden() -> list[tuple[str, Callable[[onnx.ModelProto, TensorProto], None]]]
 
     def sparse_constant(proto: onnx.ModelProto, one: TensorProto) -> None:
         proto.graph.node.append(helper.make_node("Constant", [], ["c"]))
-        given = proto.graph.node[-1].attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR)
+        given = proto.graph.node[-1].attribute.add(
+            name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR
+        )
         given.sparse_tensor.values.CopyFrom(one)
 
     def training(proto: onnx.ModelProto, one: TensorProto) -> None:
@@ -263,7 +265,7 @@ def test_many_files_need_few_descriptors(folder: Path) -> None:
     arrays = [value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value]
     assert len(arrays) == 300
     if Path("/proc/self/fd").exists():
-        opened = [Path(f"/proc/self/fd/{name}").resolve() for name in os.listdir("/proc/self/fd")]
+        opened = [one.resolve() for one in Path("/proc/self/fd").iterdir()]
         assert not [one for one in opened if folder in one.parents]
 
 

@@ -15,7 +15,7 @@ def taken(data: bytes) -> tuple[bytes, list[bytes], Tokens]:
 
     def read_at(position: int, count: int) -> bytes:
         reads.append((position, count))
-        assert 0 <= position
+        assert position >= 0
         assert position + count <= len(data)
         return data[position : position + count]
 
