@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 
 #: Longest text of others that is repeated in one of our messages.
@@ -9,15 +10,22 @@ TEXT_LIMIT = 240
 
 
 def one_line(text: object, limit: int = TEXT_LIMIT) -> str:
-    """Return the first line of ``text`` that says something, at most ``limit`` characters.
-
-    Control, formatting (bidirectional marks) and unassigned characters are shown as escapes: the text may
-    come from a file that wants to move the cursor or reverse what follows.
-    """
+    """Return the first line of ``text`` that says something, at most ``limit`` characters, escaped."""
     lines = [line.strip() for line in str(text).split("\n")]
-    line = next((line for line in lines if line), "no reason given")
-    shown = "".join(_escape(character) for character in line[: limit + 1])
+    shown = visible(next((line for line in lines if line), "no reason given"), limit + 1)
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def visible(text: str | os.PathLike[str] | bytes, longest: int = TEXT_LIMIT) -> str:
+    """Return the whole of a text with control, format and line-breaking characters escaped.
+
+    Bidirectional marks and lone surrogates (undecodable bytes of a file name) count as such characters: the
+    text may come from a file that wants to move the cursor or reverse what follows. It is cut after
+    ``longest`` characters.
+    """
+    plain = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else os.fspath(text)
+    shown = "".join(_escape(character) for character in plain[:longest])
+    return shown if len(plain) <= longest else f"{shown}..."
 
 
 def _escape(character: str) -> str:

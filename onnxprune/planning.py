@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -77,31 +78,33 @@ def plan_channels(
     Raises:
         UsageError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
     """
-    with watch.stage("analyze"):
-        analysis = analyze(model, input_shapes=recipe.get("input_shapes"))
-    with watch.stage("score"):
-        scores = score(analysis.model, analysis.groups, recipe["score"], seed=seed)
-    with watch.stage("allocate"):
-        whole = cost_of(analysis.model.graph, analysis.channels)
-        choices = _choose(recipe, analysis, scores, whole)
-        removed = {choice.group.name: choice.removed for choice in choices}
-        left = _cost_after(analysis, removed)
-    if not any(len(numbers) for numbers in removed.values()):
-        reasons = [f"{choice.group.name}: {choice.skipped}" for choice in choices]
-        raise NothingToPrune(_nothing(recipe["pattern"], reasons), reasons)
-    with watch.stage("digest"):
-        decision = Plan(
-            pattern=recipe["pattern"],
-            structure_digest=structure_digest(model),
-            weights_digest=weights_digest(model),
-            groups=tuple(_planned(choice) for choice in choices),
-            masks={},
-            recipe=dict(recipe),
-            predicted=(whole, left),
-            seed=seed,
-            versions=_versions(),
-            skipped=(*_skipped(choices), *analysis.unknown),
-        )
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
+        with watch.stage("analyze"):
+            analysis = analyze(model, input_shapes=recipe.get("input_shapes"))
+        with watch.stage("score"):
+            scores = score(analysis.model, analysis.groups, recipe["score"], seed=seed)
+        with watch.stage("allocate"):
+            whole = cost_of(analysis.model.graph, analysis.channels)
+            choices = _choose(recipe, analysis, scores, whole)
+            removed = {choice.group.name: choice.removed for choice in choices}
+            left = _cost_after(analysis, removed)
+        if not any(len(numbers) for numbers in removed.values()):
+            reasons = [f"{choice.group.name}: {choice.skipped}" for choice in choices]
+            raise NothingToPrune(_nothing(recipe["pattern"], reasons), reasons)
+        with watch.stage("digest"):
+            decision = Plan(
+                pattern=recipe["pattern"],
+                structure_digest=structure_digest(model),
+                weights_digest=digest.result(),
+                groups=tuple(_planned(choice) for choice in choices),
+                masks={},
+                recipe=dict(recipe),
+                predicted=(whole, left),
+                seed=seed,
+                versions=_versions(),
+                skipped=(*_skipped(choices), *analysis.unknown),
+            )
     return decision, analysis
 
 

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO
 
 from onnxprune.errors import OutputError
-from onnxprune.model.wording import visible
+from onnxprune.messages import visible
 
 _SUFFIX = "onnxprune-tmp"
 _LONGEST_STEM = 180  # bytes of the target's name within the temporary one; most file systems allow 255 in all

@@ -27,8 +27,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
-from onnxprune.messages import quoted
-from onnxprune.model.wording import visible
+from onnxprune.messages import quoted, visible
 
 #: Bytes of one piece when a tensor is copied from file to file.
 PIECE_BYTES = 1 << 22

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from onnxprune.errors import ModelError, OutputError
+from onnxprune.messages import visible
 from onnxprune.model.atomic import NewFile, check_room, check_target
 from onnxprune.model.parse import MOST_MODEL_BYTES, parse
 from onnxprune.model.places import places
@@ -32,7 +33,6 @@ from onnxprune.model.serialize import (
     serialize,
 )
 from onnxprune.model.storage import Storage
-from onnxprune.model.wording import visible
 
 #: From this many bytes of tensors on, a model is written with external data.
 INLINE_BYTES = 3 << 29

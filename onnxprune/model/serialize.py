@@ -17,10 +17,9 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from onnxprune.errors import ModelError
-from onnxprune.messages import quoted
+from onnxprune.messages import quoted, visible
 from onnxprune.model.places import bodies, graph_protos, places
 from onnxprune.model.wire import THRESHOLD_BYTES, Tokens
-from onnxprune.model.wording import visible
 
 #: Mark, in ``Value.meta``, of initializers that their file declares in ``value_info``.
 DECLARED = "onnxprune.declared"

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import zstandard
 
 from onnxprune.errors import ModelError
+from onnxprune.messages import visible
 from onnxprune.model.io import model_files
 from onnxprune.model.places import places
-from onnxprune.model.wording import visible
 
 _READ_BYTES = 1 << 20
 

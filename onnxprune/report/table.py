@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnxprune.model.wording import visible
+from onnxprune.messages import visible
 from onnxprune.report.reasons import gather
 from onnxprune.types import Check, Report, Skipped
 
