@@ -47,7 +47,9 @@ def prove(
         return Check(name, False, str(error))
     feeds = [random_feeds(twin, sizes, seed + number) for number, sizes in enumerate(shapes)]
     with ThreadPoolExecutor(2) as pool:  # the runtime leaves Python alone while it works
-        expected, actual = pool.map(lambda session: _answers(session, feeds), (expected_by, actual_by))
+        jobs = [(session, feed) for session in (expected_by, actual_by) for feed in feeds]
+        answers = list(pool.map(lambda job: _answer(*job), jobs))
+    expected, actual = answers[: len(feeds)], answers[len(feeds) :]
     worst, trials, skipped = 0.0, 0, ""
     for number, (reference, result) in enumerate(zip(expected, actual, strict=True)):
         if isinstance(reference, RuntimeFailure):
@@ -67,17 +69,12 @@ def prove(
     return Check(name, worst <= tolerance, detail)
 
 
-def _answers(
-    session: Session, feeds: Sequence[Mapping[str, np.ndarray]]
-) -> list[dict[str, np.ndarray] | RuntimeFailure]:
-    """Return the outputs for each input, or why there are none."""
-    answers: list[dict[str, np.ndarray] | RuntimeFailure] = []
-    for feed in feeds:
-        try:
-            answers.append(session.run(feed))
-        except RuntimeFailure as error:
-            answers.append(error)
-    return answers
+def _answer(session: Session, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | RuntimeFailure:
+    """Return the outputs for an input, or why there are none."""
+    try:
+        return session.run(feed)
+    except RuntimeFailure as error:
+        return error
 
 
 def _compare(

@@ -6,6 +6,8 @@ compute. It is made from the original by other means than the cut: no shape chan
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -70,6 +72,7 @@ def _zero(
 
 
 def _masked(array: np.ndarray, kept: BoolArray, axis: int) -> np.ndarray:
-    array = array.copy()
-    array[(slice(None),) * axis + (~kept.ravel(),)] = 0
-    return array
+    """Return a copy with zeros at the positions of an axis that are not kept."""
+    before = math.prod(array.shape[:axis])
+    row = np.repeat(kept.ravel(), math.prod(array.shape[axis + 1 :]))  # one long row: short axes are slow
+    return np.where(row, array.reshape(before, -1), array.dtype.type(0)).reshape(array.shape)
