@@ -14,7 +14,7 @@ help:
 	@echo 'make test       run the tests that take a minute (ARGS=... goes to pytest)'
 	@echo 'make test-long  run all tests'
 	@echo 'make lint       ruff and mypy'
-	@echo 'make check      lint and test'
+	@echo 'make check      lint, test and build'
 	@echo 'make build      wheel and source archive in dist/'
 	@echo 'make clean      remove all that these targets made'
 	@echo
@@ -29,7 +29,7 @@ test: $(VENV)/.dev
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
-check: lint test
+check: lint test build
 
 # mypy wants folders named like the packages in them, and cli/ holds the package onnxprune_cli.
 lint: $(VENV)/.dev
