@@ -199,7 +199,8 @@ def _cut_and_prove(plan: Plan, analysis: Analysis, watch: Watch) -> PruneResult:
 def _prove(analysis: Analysis, pruned: ir.Model, gone: BoolArray, seed: int) -> Check:
     twin = make_twin(analysis.original, analysis.channels, gone)
     shapes = trial_shapes(analysis.original, analysis.shapes.input_shapes)
-    return prove(twin, pruned, shapes, tolerance=TOLERANCE, seed=seed)
+    trials = shapes if len(shapes) > 1 else shapes * 2
+    return prove(twin, pruned, trials, tolerance=TOLERANCE, seed=seed)
 
 
 def _blame(analysis: Analysis, removed: Mapping[str, IntArray], seed: int) -> str:
