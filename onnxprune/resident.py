@@ -21,18 +21,20 @@ _INTERVAL_SECONDS = 0.002
 def pages_dropped(files: Collection[Path]) -> Iterator[None]:
     """Drop the resident pages of mapped files again and again, as long as the context lasts.
 
-    Dropped pages are read again from the file when they are needed. Where the system is not Linux, or no
+    The files must be mapped when the context begins, and nothing may write to these mappings in it. Dropped
+    pages are read again from the file when they are needed. Where the system is not Linux, or no
     files are given, nothing happens.
     """
     if not files or not sys.platform.startswith("linux"):
         yield
         return
-    names = {str(path.resolve()) for path in files}
+    # Found once: looking takes longer than reading a hundred megabytes.
+    mappings = unchanged_mappings({str(path.resolve()) for path in files})
     done = threading.Event()
 
     def work() -> None:
         while not done.wait(_INTERVAL_SECONDS):
-            drop_pages(names)
+            drop_pages(mappings)
 
     worker = threading.Thread(target=work, name="drop pages", daemon=True)
     worker.start()
@@ -41,20 +43,25 @@ def pages_dropped(files: Collection[Path]) -> Iterator[None]:
     finally:
         done.set()
         worker.join()
-        drop_pages(names)
+        drop_pages(mappings)
 
 
-def drop_pages(names: Collection[str]) -> int:
-    """Drop the resident pages of all unchanged mappings of the files named; return how many mappings."""
+def drop_pages(mappings: Collection[tuple[int, int]]) -> None:
+    """Drop the resident pages between the bounds given."""
     libc = ctypes.CDLL(None, use_errno=True)
-    mappings = list(_unchanged_mappings(names))
     for start, end in mappings:
         libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
-    return len(mappings)
 
 
-def _unchanged_mappings(names: Collection[str]) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of mappings whose every page is as in the file: dropping one loses nothing."""
+def unchanged_mappings(names: Collection[str]) -> list[tuple[int, int]]:
+    """Return the bounds of this process's mappings of the files named whose every page is as in the file.
+
+    Dropping such a page loses nothing; a mapping that was written to holds what its file does not.
+    """
+    return list(_mappings(names))
+
+
+def _mappings(names: Collection[str]) -> Iterator[tuple[int, int]]:
     bounds: tuple[int, int] | None = None
     with Path("/proc/self/smaps").open(encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
