@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from onnxprune.analyze import Analysis, analyze
-from onnxprune.errors import PlanError, ProofError, VerificationError
+from onnxprune.errors import PlanError, ProofError, UsageError, VerificationError
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.io import save
 from onnxprune.model.shapes import trial_shapes
@@ -85,12 +86,13 @@ def prune(
         ProofError: the cut model differs from its exact twin.
     """
     watch = Watch()
-    options: dict[str, Any] = {
-        "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
-        "score": score, "scope": scope, "align": align, "protect": list(protect), "floor": floor,
-        "input_shapes": {name: list(shape) for name, shape in (input_shapes or {}).items()},
-    }  # fmt: skip
-    recipe = {key: value for key, value in options.items() if value not in (None, [], {})}
+    recipe = _recipe(
+        {
+            "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
+            "score": score, "scope": scope, "align": align, "protect": protect, "floor": floor,
+            "input_shapes": input_shapes,
+        }
+    )  # fmt: skip
     if pattern in STRUCTURED:
         decision, analysis = plan_channels(model, recipe, seed, watch)
         return _cut_and_prove(decision, analysis, watch)
@@ -98,13 +100,32 @@ def prune(
 
 
 def plan(model: ir.Model, **options: Any) -> Plan:
-    """Decide what `prune` with the same options would remove, without removing it."""
-    defaults: dict[str, Any] = {"pattern": "channels", "score": "l2", "scope": "uniform"}
-    seed = int(options.pop("seed", 0))
-    recipe = {**defaults, **{key: value for key, value in options.items() if value is not None}}
+    """Decide what `prune` with the same options would remove, without removing it.
+
+    Raises:
+        UsageError, NothingToPrune, LimitMissed: as `prune`; an option that it does not have is refused.
+    """
+    try:
+        bound = signature(prune).bind(model, **options)
+    except TypeError as error:
+        raise UsageError(f"{error}; the options are those of prune") from None
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    seed = given.pop("seed")
+    recipe = _recipe({name: value for name, value in given.items() if name != "model"})
     if recipe["pattern"] in STRUCTURED:
         return plan_channels(model, recipe, seed, Watch())[0]
     return plan_masks(model, recipe, seed, Watch())
+
+
+def _recipe(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, as plain JSON values."""
+    plain = {
+        **options,
+        "protect": list(options["protect"]),
+        "input_shapes": {name: list(shape) for name, shape in (options["input_shapes"] or {}).items()},
+    }
+    return {name: value for name, value in plain.items() if value not in (None, [], {})}
 
 
 def apply_plan(model: ir.Model, plan: Plan) -> PruneResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from onnxprune.scores.magnitude import score
 from onnxprune.scores.weights import WEIGHT_SCORERS
 from onnxprune.types import (
     Budget,
+    ChannelGroup,
     Choice,
     Cost,
     IntArray,
@@ -103,7 +105,7 @@ def plan_channels(
                 predicted=(whole, left),
                 seed=seed,
                 versions=_versions(),
-                skipped=(*_skipped(choices), *analysis.unknown),
+                skipped=(*_skipped(choices), *analysis.unknown, *_unmatched(recipe, _names(analysis.groups))),
             )
     return decision, analysis
 
@@ -151,6 +153,20 @@ def _nothing(pattern: str, reasons: Sequence[str]) -> str:
     if not reasons:
         return f"nothing to remove by pattern {pattern!r}: no weights with channels were found"
     return f"nothing to remove by pattern {pattern!r}: {len(reasons)} groups stay whole ({reasons[0]})"
+
+
+def _names(groups: Sequence[ChannelGroup]) -> set[str]:
+    """Return the names that protect can match: of groups and of their tensors."""
+    return {name for group in groups for name in (group.name, *(member.tensor for member in group.members))}
+
+
+def _unmatched(recipe: Mapping[str, Any], names: set[str]) -> list[Skipped]:
+    """Say which of the globs to protect match nothing: they may be misspelt."""
+    return [
+        Skipped(glob, "it was to be protected, but no group or weight has a name like this")
+        for glob in recipe.get("protect", ())
+        if not fnmatch.filter(names, glob)
+    ]
 
 
 def _planned(choice: Choice) -> PlannedGroup:
@@ -223,7 +239,8 @@ def plan_masks(model: ir.Model, recipe: Mapping[str, Any], seed: int, watch: Wat
             seed=seed,
             protect=recipe.get("protect", ()),
         )
-    skipped = [*unreachable, *skipped]
+    names = {name for use in uses for name in (use.tensor, use.consumer)}
+    skipped = [*unreachable, *skipped, *_unmatched(recipe, names)]
     if not masks:
         reasons = [f"{entry.name}: {entry.reason}" for entry in skipped]
         first = f" ({reasons[0]})" if reasons else ""

@@ -234,3 +234,15 @@ def test_steps_that_make_no_sense(align: object) -> None:
 def test_floors_that_make_no_sense(floor: float) -> None:
     with pytest.raises(UsageError, match="floor"):
         onnxprune.prune(network(), amount=0.5, floor=floor)
+
+
+def test_plan_refuses_an_option_that_prune_does_not_have() -> None:
+    with pytest.raises(UsageError, match="protct"):
+        onnxprune.plan(network(), amount=0.5, protct=["a_w"])
+
+
+@pytest.mark.parametrize("options", [{"amount": 0.5}, {"pattern": "unstructured", "amount": 0.5}])
+def test_a_glob_that_protects_nothing_is_reported(options: dict[str, object]) -> None:
+    report = onnxprune.prune(network(), protect=["a_ww", "c_w"], **options).report  # type: ignore[arg-type]
+    unmatched = [entry.name for entry in report.skipped if "was to be protected" in entry.reason]
+    assert unmatched == ["a_ww"]
