@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnx import shape_inference
 
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.model import shape_values
+from onnxprune.model import contrib_shapes, shape_values
 from onnxprune.model.shape_values import Dim, ShapeValue
 
 #: Elements of the largest tensor whose contents are followed; shape vectors are far smaller.
@@ -242,7 +242,27 @@ class _Walk:
             self.shapes.contents[output] = content
             self.shapes.dims[output] = tuple(Dim(size) for size in content.numbers.shape)
             return
-        self._infer(node)
+        function = contrib_shapes.function_for(node)
+        if function is None:
+            self._infer(node)
+        else:
+            self._tell(node, function)
+
+    def _tell(self, node: ir.Node, function: contrib_shapes.ShapeFunction) -> None:
+        """Take the output shapes from a shape function."""
+        for value in node.inputs:
+            if value is not None and value not in self.shapes.dims:
+                self._fail(node, self.shapes.unknown.get(value, f"the shape of {value.name} is not known"))
+                return
+        inputs = [None if value is None else self.shapes.dims[value] for value in node.inputs]
+        told = [*function(node, inputs), *(None for _ in node.outputs)]
+        for output, dims in zip(node.outputs, told, strict=False):
+            if not output.name:
+                continue
+            if dims is None:
+                self._fail_value(output, f"the shape after {node.op_type} is not known")
+            else:
+                self.shapes.dims[output] = dims
 
     def _opset(self, node: ir.Node) -> int:
         return self.opsets.get(node.domain, self.opsets.get("", 1))
