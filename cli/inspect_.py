@@ -17,6 +17,7 @@ GROUPS = "Which channel groups to list: those that can be pruned, or those that 
 @click.command("inspect", short_help="Show what can be pruned, and what can't and why.", epilog=EXAMPLE)
 @click.argument("model", type=options.FILE)
 @options.option("--groups", type=click.Choice(["all", "open", "frozen"]), default="all", help=GROUPS)
+@options.option("--allow-inexact", is_flag=True, help="Open what statistics are taken over.")
 @options.input_shapes()
 @reporting
 def inspect_model(out: Output, model: Path, **setting: Any) -> None:

@@ -12,7 +12,7 @@ from onnxprune_cli.options import name, option, share
 from onnxprune_cli.output import Output, reporting
 
 EXAMPLE = options.example("onnxprune prune model.onnx -o small.onnx --target-macs 0.5 --plan small.plan")
-PATTERNS = "channels or heads (shapes shrink); unstructured, N:M such as 2:4, or block:RxC (zeros)."
+PATTERNS = "channels, heads, head_dim, experts (shapes shrink); unstructured, 2:4, block:RxC (zeros)."
 
 
 @click.command(short_help="Remove what matters least, prove it, write it.", epilog=EXAMPLE)
@@ -26,6 +26,7 @@ PATTERNS = "channels or heads (shapes shrink); unstructured, N:M such as 2:4, or
 @name("--scope", default="uniform", help="uniform: the same share everywhere; global: one threshold.")
 @options.alignment()
 @option("--protect", multiple=True, metavar="GLOB", help="Groups or tensors that stay whole; repeatable.")
+@option("--allow-inexact", is_flag=True, help="Also cut what normalisation takes statistics over.")
 @share("--floor", default=0.1, help="Least share of a group that stays.")
 @option("--plan", type=options.FILE, metavar="DIR", help="Save what was decided, to apply it again.")
 @options.input_shapes()

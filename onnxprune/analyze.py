@@ -70,17 +70,31 @@ def find_groups(
     return analyze(model, input_shapes=input_shapes).groups
 
 
-def analyze(model: ir.Model, *, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Analysis:
-    """Label every position of every value, and group the labels that compete."""
+def analyze(
+    model: ir.Model,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    allow_inexact: bool = False,
+    prefer: Kind = "heads",
+) -> Analysis:
+    """Label every position of every value, and group the labels that compete.
+
+    Args:
+        model: any ONNX model; not changed.
+        input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
+        allow_inexact: leave groups open whose removal changes statistics (the width of a transformer); they
+            are marked.
+        prefer: what is offered where positions belong to heads and to places in a head: ``heads`` or
+            ``head_dim``.
+    """
     work, shapes = prepare(model, input_shapes)
     channels = Channels(shapes)
     unknown = _link(work.graph, channels)
     _freeze_borders(work, channels)
-    for labels, reason in channels.inexact:
-        channels.freeze(labels, f"{reason}: cutting them is not exact")
+    _freeze_statistics(channels, allow_inexact)
     _make_rectangular(channels)
     channels.finish()
-    groups, units = _Grouping(work.graph, channels).run()
+    groups, units = _Grouping(work.graph, channels, prefer).run()
     return Analysis(model, work, shapes, channels, groups, units, tuple(unknown))
 
 
@@ -126,6 +140,28 @@ def _freeze_node(node: ir.Node, channels: Channels, reason: str) -> None:
                 for value in inner.inputs:
                     if value is not None and not value.is_initializer():
                         channels.freeze_all(value, reason)
+
+
+def _freeze_statistics(channels: Channels, allow_inexact: bool) -> None:
+    """Freeze channels that statistics are taken over. Nothing but experts may leave a softmax."""
+    experts = _tagged(channels, "experts")
+    for statistic in channels.statistics:
+        reason = f"{statistic.reason}: cutting them is not exact"
+        if not allow_inexact:
+            channels.freeze(statistic.labels, reason)
+        elif statistic.node.op_type in _SOFTMAX:
+            labels = channels.labels.resolve(statistic.labels)
+            channels.freeze(np.where(np.isin(labels, experts), 0, labels), reason)
+
+
+_SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
+
+
+def _tagged(channels: Channels, tag: str) -> IntArray:
+    """Return the labels that rules have tagged, resolved."""
+    channels.labels.flush()
+    found = [channels.labels.resolve(labels).ravel() for labels in channels.tags.get(tag, ())]
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int32)
 
 
 def _freeze_borders(model: ir.Model, channels: Channels) -> None:
@@ -188,10 +224,14 @@ def _constant_along(column: IntArray, axis: int) -> bool:
 class _Grouping:
     """Labels that stand on the same axes of the same weights compete: they form a channel group."""
 
-    def __init__(self, graph: ir.Graph, channels: Channels) -> None:
+    def __init__(self, graph: ir.Graph, channels: Channels, prefer: Kind) -> None:
         self.graph = graph
         self.channels = channels
+        self.prefer = prefer
         self.places = self._places()
+        self.tagged = {tag: _tagged(channels, tag) for tag in ("heads", "experts", "head_dim")}
+        looked_at = [channels.labels.resolve(statistic.labels).ravel() for statistic in channels.statistics]
+        self.inexact = np.unique(np.concatenate(looked_at)) if looked_at else np.zeros(0, np.int32)
 
     def _places(self) -> list[tuple[Use, int, IntArray]]:
         """Every axis of every weight that is labelled: the use, the axis, resolved labels ``[dim, k]``."""
@@ -239,7 +279,8 @@ class _Grouping:
             if reason is None and len(labels) == 1:
                 reason = "a single channel is left"
             kind = self._kind(np.array(labels, np.int32), mine)
-            groups.append(ChannelGroup(unique, kind, len(labels), tuple(mine), reason))
+            exact = not np.isin(labels, self.inexact).any()
+            groups.append(ChannelGroup(unique, kind, len(labels), tuple(mine), reason, exact=exact))
             units[unique] = np.array(labels, dtype=np.int32)
         return self._choose_between_products(groups, units), units
 
@@ -306,17 +347,14 @@ class _Grouping:
         return _readable_name(first.tensor, nodes[first.consumer])
 
     def _kind(self, labels: IntArray, members: Sequence[Member]) -> Kind:
-        for tag in ("heads", "head_dim"):
-            if np.isin(labels, self._tagged(tag)).any():
-                return "heads" if tag == "heads" else "head_dim"
+        kind: Kind
+        for kind in ("heads", "experts", "head_dim"):
+            if np.isin(labels, self.tagged[kind]).any():
+                return kind
         nodes = {str(node.name): node.op_type for node in self.graph}
         linear = {"MatMul", "Gemm"}
         ops = {nodes[member.consumer] for member in members}
         return "hidden" if ops & linear and "Conv" not in ops else "channels"
-
-    def _tagged(self, tag: str) -> IntArray:
-        found = [self.channels.labels.resolve(labels).ravel() for labels in self.channels.tags.get(tag, ())]
-        return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int32)
 
     def _choose_between_products(
         self, groups: list[ChannelGroup], units: Mapping[str, IntArray]
@@ -324,7 +362,8 @@ class _Grouping:
         """Where positions belong to several groups at once (heads and places in a head), offer one of them.
 
         Removing half of each would remove three quarters of the positions. Heads come first, then the group
-        with more channels: whole groups of a grouped convolution rather than places inside its groups.
+        with more channels: whole groups of a grouped convolution rather than places inside its groups. Where
+        query heads share keys, there are heads of two sorts, and again the more numerous ones are offered.
         """
         group_of = np.full(self.channels.labels.count, -1, dtype=np.int64)
         for number, group in enumerate(groups):
@@ -339,7 +378,13 @@ class _Grouping:
         chosen: dict[int, str] = {}
         preference = sorted(
             (n for n in rivals if rivals[n] and groups[n].frozen is None),
-            key=lambda n: (groups[n].kind == "head_dim", groups[n].kind != "heads", -groups[n].size),
+            key=lambda n: (
+                groups[n].kind != self.prefer,
+                groups[n].kind == "head_dim",
+                groups[n].kind != "heads",
+                -groups[n].size,
+                -len(groups[n].members),
+            ),
         )
         taken: set[int] = set()
         for number in preference:

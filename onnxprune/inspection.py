@@ -26,7 +26,11 @@ Which = Literal["all", "open", "frozen"]
 
 
 def inspect_model(
-    path: str | Path, *, groups: Which = "all", input_shapes: Mapping[str, Sequence[int]] | None = None
+    path: str | Path,
+    *,
+    groups: Which = "all",
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    allow_inexact: bool = False,
 ) -> Report:
     """Return what a model file holds: interface, cost, operators, channel groups, and zeros of its weights.
 
@@ -34,6 +38,7 @@ def inspect_model(
         path: the file.
         groups: which channel groups are listed; frozen ones stand in ``skipped``, with the reason.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
+        allow_inexact: list groups as open whose removal changes statistics.
 
     Raises:
         ModelError: the file is missing, damaged or not supported.
@@ -41,7 +46,7 @@ def inspect_model(
     """
     started = time.perf_counter()
     model = load(path)
-    analysis = analyze(model, input_shapes=input_shapes)
+    analysis = analyze(model, input_shapes=input_shapes, allow_inexact=allow_inexact)
     analyzed = time.perf_counter()
     weights, not_followed = locate_weights(model)
     zeros = count_zeros(weights, None)
@@ -120,7 +125,7 @@ def _group(group: ChannelGroup) -> dict[str, Any]:
         "group": group.name,
         "kind": group.kind,
         "channels": group.size,
-        "multiple_of": group.multiple_of,
+        "exact": group.exact,
         "weights": len({member.tensor for member in group.members}),
         "open": group.frozen is None,
     }

@@ -11,12 +11,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.analyze import Analysis, analyze
+from onnxprune.analyze import Analysis
 from onnxprune.errors import PlanError, ProofError, UsageError, VerificationError
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.io import save
 from onnxprune.model.shapes import trial_shapes
-from onnxprune.planning import STRUCTURED, Watch, check_groups, plan_channels, plan_masks
+from onnxprune.planning import STRUCTURED, Watch, analyze_for, check_groups, plan_channels, plan_masks
 from onnxprune.plans import save_plan
 from onnxprune.prove import TOLERANCE, prove
 from onnxprune.rewrite.cut import cut
@@ -58,6 +58,7 @@ def prune(
     scope: str = "uniform",
     align: int | str = "auto",
     protect: Sequence[str] = (),
+    allow_inexact: bool = False,
     floor: float = 0.1,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
@@ -67,6 +68,7 @@ def prune(
     Args:
         model: from `onnxprune.load`; not changed.
         pattern: ``channels`` (everything whose removal shrinks shapes), ``heads`` (attention heads alone),
+            ``head_dim`` (the same places inside all heads of an attention), ``experts`` (of a mixture),
             ``unstructured``, ``N:M`` (as 2:4: at most 2 of 4 stay) or ``block:RxC``.
         amount: share of channels or weights to remove, in [0, 1); not with N:M, which says it itself.
         target_macs: share of the multiply-accumulates that may stay, in (0, 1], instead of an amount.
@@ -75,6 +77,8 @@ def prune(
         scope: ``uniform`` (the same share everywhere) or ``global`` (one threshold for all).
         align: kept channel counts are multiples of this; ``auto`` avoids counts that are slow on CPUs.
         protect: globs over group and tensor names that must stay whole.
+        allow_inexact: also remove channels that normalisation takes statistics over (the width of a
+            transformer), which changes these statistics.
         floor: least share of every channel group that stays.
         seed: of every random choice.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
@@ -90,7 +94,7 @@ def prune(
         {
             "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
             "score": score, "scope": scope, "align": align, "protect": protect, "floor": floor,
-            "input_shapes": input_shapes,
+            "input_shapes": input_shapes, "allow_inexact": allow_inexact or None,
         }
     )  # fmt: skip
     if pattern in STRUCTURED:
@@ -146,7 +150,7 @@ def apply_plan(model: ir.Model, plan: Plan) -> PruneResult:
     if plan.pattern not in STRUCTURED:
         return _mask(model, plan, watch)
     with watch.stage("analyze"):
-        analysis = analyze(model, input_shapes=plan.recipe.get("input_shapes"))
+        analysis = analyze_for({**plan.recipe, "pattern": plan.pattern}, model)
     check_groups(analysis, plan)
     return _cut_and_prove(plan, analysis, watch)
 
@@ -214,6 +218,9 @@ def _cut_and_prove(plan: Plan, analysis: Analysis, watch: Watch) -> PruneResult:
         check = _prove(analysis, pruned, gone, plan.seed)
         if not check.passed:
             raise ProofError(f"{check.detail}; {_blame(analysis, removed, plan.seed)}; nothing was written")
+    inexact = [group for group in plan.groups if len(group.removed) and not group.exact]
+    if inexact:
+        check = replace(check, detail=f"{check.detail}; statistics over {len(inexact)} groups changed")
     return PruneResult(pruned, plan, _report(plan, (check,), watch))
 
 
@@ -255,7 +262,13 @@ def _report(plan: Plan, checks: tuple[Check, ...], watch: Watch) -> Report:
     }  # fmt: skip
     if plan.groups:
         sections["groups"] = [
-            {"group": g.name, "kind": g.kind, "before": g.size, "after": g.size - len(g.removed)}
+            {
+                "group": g.name,
+                "kind": g.kind,
+                "before": g.size,
+                "after": g.size - len(g.removed),
+                "exact": g.exact,
+            }
             for g in plan.groups
             if len(g.removed)
         ]

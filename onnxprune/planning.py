@@ -42,8 +42,10 @@ from onnxprune.types import (
 
 #: What each structured pattern may remove.
 STRUCTURED: Mapping[str, frozenset[str]] = {
-    "channels": frozenset({"channels", "hidden", "heads", "experts"}),
+    "channels": frozenset({"channels", "hidden", "heads"}),
+    "experts": frozenset({"experts"}),
     "heads": frozenset({"heads"}),
+    "head_dim": frozenset({"head_dim"}),
 }
 
 
@@ -83,7 +85,7 @@ def plan_channels(
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
         with watch.stage("analyze"):
-            analysis = analyze(model, input_shapes=recipe.get("input_shapes"))
+            analysis = analyze_for(recipe, model)
         with watch.stage("score"):
             scores = score(analysis.model, analysis.groups, recipe["score"], seed=seed)
         with watch.stage("allocate"):
@@ -108,6 +110,16 @@ def plan_channels(
                 skipped=(*_skipped(choices), *analysis.unknown, *_unmatched(recipe, _names(analysis.groups))),
             )
     return decision, analysis
+
+
+def analyze_for(recipe: Mapping[str, Any], model: ir.Model) -> Analysis:
+    """Analyse a model as the options of a plan ask for it."""
+    return analyze(
+        model,
+        input_shapes=recipe.get("input_shapes"),
+        allow_inexact=recipe.get("allow_inexact", False),
+        prefer="head_dim" if recipe["pattern"] == "head_dim" else "heads",
+    )
 
 
 def _choose(recipe: Mapping[str, Any], analysis: Analysis, scores: Scores, whole: Cost) -> tuple[Choice, ...]:
@@ -181,8 +193,9 @@ def _planned(choice: Choice) -> PlannedGroup:
         )
         for member in choice.group.members
     )
+    group = choice.group
     return PlannedGroup(
-        choice.group.name, choice.group.kind, choice.group.size, choice.removed, members, choice.skipped
+        group.name, group.kind, group.size, choice.removed, members, choice.skipped, group.exact
     )
 
 

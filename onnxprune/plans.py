@@ -61,6 +61,7 @@ class _Group(_Strict):
     removed: list[_Position]
     skipped: str | None
     members: list[_Member]
+    exact: bool = True
 
 
 class _MaskEntry(_Strict):
@@ -192,7 +193,9 @@ def _planned(group: _Group, path: Path) -> PlannedGroup:
         PlannedMember(m.tensor, m.axis, m.size, m.consumer, m.contracted, _positions(m, path))
         for m in group.members
     )
-    return PlannedGroup(group.name, group.kind, group.size, removed.astype(np.int32), members, group.skipped)
+    return PlannedGroup(
+        group.name, group.kind, group.size, removed.astype(np.int32), members, group.skipped, group.exact
+    )
 
 
 def _positions(member: _Member, path: Path) -> IntArray:
@@ -244,6 +247,7 @@ def _as_json(plan: Plan) -> dict[str, Any]:
                 "size": group.size,
                 "removed": group.removed.tolist(),
                 "skipped": group.skipped,
+                "exact": group.exact,
                 "members": [
                     {
                         "tensor": member.tensor,

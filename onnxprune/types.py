@@ -46,7 +46,6 @@ class ChannelGroup:
         size: number of channels.
         members: every (tensor, axis) that shrinks when a channel goes.
         frozen: why no channel of the group may be removed, or None.
-        multiple_of: kept counts that the rewriter can express (grouped layouts ask for more than 1).
         exact: cutting equals zeroing; False where statistics over the axis change with a cut.
     """
 
@@ -55,7 +54,6 @@ class ChannelGroup:
     size: int
     members: tuple[Member, ...]
     frozen: str | None = None
-    multiple_of: int = 1
     exact: bool = True
 
 
@@ -247,6 +245,7 @@ class PlannedGroup:
         removed: int32 [removed channels], ascending; empty if nothing goes.
         members: every axis that the group stands on.
         skipped: why nothing was removed, or None.
+        exact: of the group: a cut equals zeroing.
     """
 
     name: str
@@ -255,6 +254,7 @@ class PlannedGroup:
     removed: IntArray
     members: tuple[PlannedMember, ...]
     skipped: str | None = None
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)

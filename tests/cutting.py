@@ -16,7 +16,7 @@ from onnxprune.ops.kept import Kept
 from onnxprune.prove import prove
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.twin import make_twin
-from onnxprune.types import BoolArray, ChannelGroup, IntArray
+from onnxprune.types import BoolArray, ChannelGroup, IntArray, Kind
 
 TOLERANCE = 1e-4
 
@@ -123,13 +123,15 @@ def check_cut(
     share: float = 0.4,
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    allow_inexact: bool = False,
+    prefer: Kind = "heads",
 ) -> Analysis:
     """Cut random channels of every open group, and prove the cut against its exact twin.
 
     Beside the proof, at all of `trial_shapes`: the working copy computes what the model computes, the cut
     model is a valid one with the declared shapes, and it has the predicted number of parameters.
     """
-    analysis = analyze(model, input_shapes=input_shapes)
+    analysis = analyze(model, input_shapes=input_shapes, allow_inexact=allow_inexact, prefer=prefer)
     shapes = trial_shapes(analysis)
     same = prove(model, analysis.model, shapes, tolerance=1e-6, seed=seed)
     assert same.passed, f"the working copy computes something else: {same.detail}"

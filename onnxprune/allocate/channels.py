@@ -116,10 +116,10 @@ def _nothing_goes(group: ChannelGroup, options: Options) -> str:
 
 def _step(group: ChannelGroup, options: Options) -> int:
     if options.align != "auto":
-        return math.lcm(int(options.align), group.multiple_of)
+        return int(options.align)
     if group.kind != "channels":
-        return group.multiple_of  # heads count one by one, and matrix products have no cliffs
-    return math.lcm(next((step for size, step in _AUTO_STEPS if group.size >= size), 1), group.multiple_of)
+        return 1  # heads count one by one, and matrix products have no cliffs
+    return next((step for size, step in _AUTO_STEPS if group.size >= size), 1)
 
 
 class _Ranked:

@@ -90,6 +90,8 @@ class _Sizes:
                 self._write_reshape_target(node)
             elif node.op_type == "Expand" and not node.domain:
                 self._write_expand_target(node)
+            elif node.op_type == "ConstantOfShape" and not node.domain:
+                self._write_shape(node)
 
     def _constant(self, wanted: str, contents: Array) -> ir.Value:
         name = self.names.fresh(wanted)
@@ -130,6 +132,7 @@ class _Sizes:
         if not free and copied:
             free = [copied.pop()]
         if len(free) > 1 or (free and -1 in sizes):
+            self._write_known(node, 1, entries, 0)
             return
         for axis in free:
             sizes[axis] = -1
@@ -186,12 +189,29 @@ class _Sizes:
         if None not in sizes:
             node.replace_input_with(1, self._constant(f"{output.name}_sizes", numbers))
             return
-        # A multiple of a symbol may count channels, and those that a cut removes must not be repeated.
-        multiple = any(size is None and dim.factor != 1 for size, dim in zip(sizes, result, strict=True))
-        if multiple or self.shapes.shape(target) != (len(sizes),):
+        if self.shapes.shape(target) == (len(sizes),):
+            repeats = [Dim(1) if size == 1 else dim for size, dim in zip(sizes, result, strict=True)]
+            self._write_known(node, 1, repeats, 1)
+
+    def _write_shape(self, node: ir.Node) -> None:
+        """Write the constant sizes of a ConstantOfShape in numbers."""
+        target = node.inputs[0]
+        content = None if target is None else self.shapes.contents.get(target)
+        if content is not None and not content.is_constant:
+            self._write_known(node, 0, content.elements(), 0)
+
+    def _write_known(self, node: ir.Node, index: int, entries: Sequence[Dim], other: int) -> None:
+        """Write the constant sizes of a target: ``Where(constant, sizes, computed)``, ``other`` elsewhere."""
+        target = node.inputs[index]
+        # A multiple of a symbol may count channels, and those that a cut removes must not be asked for.
+        if target is None or any(dim.factor != 1 for dim in entries if not dim.is_constant):
             return
-        constant = self._constant(f"{output.name}_sizes", numbers)
-        mask = self._constant(f"{output.name}_known", np.array([size is not None for size in sizes]))
+        known = np.array([dim.is_constant for dim in entries])
+        if not known.any():
+            return
+        numbers = np.array([dim.size if dim.is_constant else other for dim in entries], np.int64)
+        constant = self._constant(f"{target.name}_sizes", numbers)
+        mask = self._constant(f"{target.name}_known", known)
         chosen = ir.node("Where", [mask, constant, target])
-        self._insert(node, [chosen], constant, [len(sizes)])
-        node.replace_input_with(1, chosen.outputs[0])
+        self._insert(node, [chosen], constant, [len(entries)])
+        node.replace_input_with(index, chosen.outputs[0])

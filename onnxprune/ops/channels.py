@@ -56,6 +56,21 @@ class Contraction:
     axis: int
 
 
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A node whose result over some channels changes with their number, or with zeros in them.
+
+    Attributes:
+        node: the node.
+        labels: the channels it looks at together.
+        reason: what it does with them, for people.
+    """
+
+    node: ir.Node
+    labels: LabelArray
+    reason: str
+
+
 class Channels:
     """Labels of all values, filled by the op rules in topological order."""
 
@@ -65,7 +80,7 @@ class Channels:
         self.blocks: dict[Ref, list[Block]] = {}
         self.contractions: list[Contraction] = []
         self.tags: dict[str, list[LabelArray]] = {}
-        self.inexact: list[tuple[LabelArray, str]] = []
+        self.statistics: list[Statistic] = []
 
     # --- looking --------------------------------------------------------------------------------------------
 
@@ -189,9 +204,9 @@ class Channels:
         if self.block_at(self.ref(node, operand), axis) is not None:
             self.contractions.append(Contraction(node, operand, axis))
 
-    def averages_over(self, labels: LabelArray, reason: str) -> None:
-        """Record that a statistic is taken over these channels: a cut would change it."""
-        self.inexact.append((labels, reason))
+    def averages_over(self, node: ir.Node, labels: LabelArray, reason: str) -> None:
+        """Record that a node takes a statistic over these channels: a cut would change it."""
+        self.statistics.append(Statistic(node, labels, reason))
 
     def tag(self, name: str, labels: LabelArray | None) -> None:
         """Remember what kind of thing these channels are (heads, head_dim)."""
@@ -226,16 +241,18 @@ class Channels:
                 self.put(target, [axis_map[axis] for axis in block.axes], block.labels)
 
     def index(self, source: Ref, target: Ref, axis: int, positions: np.ndarray[Any, Any]) -> None:
-        """Give a value the labels of another, picked along one axis; a scalar drops the axis."""
+        """Give a value the labels of another, picked along one axis.
+
+        The axis is replaced by those of ``positions``: a scalar drops it.
+        """
         axis %= self.rank(source)
+        more = positions.ndim - 1
         for block in self.blocks.get(source, ()):
-            labels, axes = block.labels, list(block.axes)
-            if axis in axes:
-                labels = np.take(labels, positions, axis=axes.index(axis))
-                if positions.ndim == 0:
-                    axes.remove(axis)
-            if positions.ndim == 0:
-                axes = [a - 1 if a > axis else a for a in axes]
+            labels, axes = block.labels, [a if a <= axis else a + more for a in block.axes]
+            if axis in block.axes:
+                place = block.axes.index(axis)
+                labels = np.take(labels, positions, axis=place)
+                axes[place : place + 1] = range(axis, axis + positions.ndim)
                 if not axes:
                     self.freeze(labels, "one position of the axis is picked by its number")
             self.put(target, axes, labels)

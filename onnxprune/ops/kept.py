@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxprune.model.names import Names, add_constant
 from onnxprune.ops.channels import Channels, Ref
-from onnxprune.types import BoolArray
+from onnxprune.types import BoolArray, IntArray
 
 
 class Kept:
@@ -94,7 +94,7 @@ class Kept:
         """Remove an attribute of the copy of ``node``, if it has it."""
         self._copies[node].attributes.pop(name, None)
 
-    def set_ints(self, node: ir.Node, index: int, numbers: Sequence[int] | int) -> None:
+    def set_ints(self, node: ir.Node, index: int, numbers: Sequence[int] | IntArray) -> None:
         """Give an input of the copy new integer contents, without touching other users of the old ones."""
         copy = self._copies[node]
         if copy.graph is None or self._names is None:

@@ -74,8 +74,13 @@ def _link_stacks(node: ir.Node, channels: Channels, a: Ref, b: Ref) -> None:
             if own >= 0 and channels.shape(ref)[own] > 1:
                 found.append((ref, own))
         labels = [channels.alone(ref, own) for ref, own in found if channels.block_at(ref, own) is not None]
-        if not labels:
+        constant = [(ref, own) for ref, own in found if isinstance(ref, Use)]
+        if not found or (not labels and len(constant) < len(found)):
             continue
+        if constant and not labels:
+            labels = [channels.alone(*constant[0])]
+        if constant:  # one matrix of weights for each position of the stack
+            channels.tag("experts", labels[0])
         for ref, own in found:
             channels.meet(ref, own, labels[0], reason)
         channels.put(y, (axis,), labels[0])

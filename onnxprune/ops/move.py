@@ -123,6 +123,8 @@ class Slice(OpRule):
         for axis, places in picked.items():
             if np.abs(np.diff(places)).max(initial=1) > 1:
                 channels.freeze_axis(x, axis, f"{node.name} picks with a stride along this axis")
+        if any(len(places) == 0 for places in picked.values()):
+            channels.separate_all(x)  # the other axes of an empty part still shrink
         for block in channels.blocks.get(x, ()):
             labels = block.labels
             for place, axis in enumerate(block.axes):
@@ -193,6 +195,8 @@ def _shrunk(picked: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], node: ir.N
     new_place = np.cumsum(mask) - 1
     wanted = new_place[picked[mask[picked]]]
     steps = np.unique(np.diff(wanted))
+    if len(wanted) == 0:
+        return int(mask.sum()), int(mask.sum()), 1
     if len(wanted) == 1:
         return int(wanted[0]), int(wanted[0]) + 1, 1
     if len(steps) != 1:
@@ -207,12 +211,12 @@ class Gather(OpRule):
     """y = x with one axis replaced by positions picked from it"""
 
     def link(self, node: ir.Node, channels: Channels) -> None:
-        """Constant scalars and lists pick labels; other indices need the axis as it is."""
+        """Constant positions pick labels; computed ones need the axis as it is."""
         x, y = channels.ref(node, 0), node.outputs[0]
         rank = channels.rank(x)
         axis = node.attributes.get_int("axis", 0) % rank
         indices = channels.constant(node, 1)
-        if indices is not None and indices.ndim < 2:
+        if indices is not None and (indices.ndim < 2 or channels.block_at(x, axis) is not None):
             channels.index(x, y, axis, indices)
             return
         reason = f"{node.name} picks along this axis by computed positions"
@@ -231,9 +235,11 @@ class Gather(OpRule):
         indices = kept.channels.constant(node, 1)
         if indices is None:
             raise AssertionError(f"{node.name}: an axis with computed positions was cut")
-        old = indices.ravel() % len(mask)
-        new = (np.cumsum(mask) - 1)[old[mask[old]]]
-        kept.set_ints(node, 1, int(new[0]) if indices.ndim == 0 else [int(place) for place in new])
+        after = kept.masks(node.outputs[0])
+        for place in range(indices.ndim):
+            if axis + place in after:
+                indices = np.compress(after[axis + place], indices, axis=place)
+        kept.set_ints(node, 1, (np.cumsum(mask) - 1)[indices % len(mask)])
 
 
 @op_rule("GatherElements", "GatherND", "ScatterElements", "ScatterND")
@@ -263,32 +269,50 @@ class Repeat(OpRule):
     """y = x repeated along some axes"""
 
     def link(self, node: ir.Node, channels: Channels) -> None:
-        """Axes that keep their size keep their labels; a repeated axis of size 1 has none."""
+        """Axes that keep their size keep their labels; repeats of a single position are new channels.
+
+        So the query heads that share a key are channels beside the key heads.
+        """
         x, y = channels.ref(node, 0), node.outputs[0]
         if node.op_type == "Expand":
             link_broadcast(channels, [x], y, "")
             if written_target(node) is None:
                 channels.freeze_all(y, f"{node.name} has a computed target shape")
+                return
+            for axis in _repeated_axes(node, channels):
+                channels.put(y, (axis,), channels.labels.fresh(channels.shape(y)[axis]))
             return
-        for axis in range(channels.rank(x)):
-            if channels.shape(x)[axis] != channels.shape(y)[axis]:
-                channels.freeze_axis(x, axis, f"{node.name} repeats along this axis")
-        same = [a for a in range(channels.rank(x)) if channels.shape(x)[a] == channels.shape(y)[a]]
-        channels.copy(x, y, {axis: axis for axis in same})
+        channels.separate_all(x)
+        for axis, (before, after) in enumerate(zip(channels.shape(x), channels.shape(y), strict=True)):
+            labels = None if channels.block_at(x, axis) is None else channels.alone(x, axis)
+            if labels is not None and before and after % before == 0:
+                channels.put(y, (axis,), np.tile(labels, (after // before, 1)))
 
     def fix(self, node: ir.Node, kept: Kept) -> None:
-        """An Expand target that repeats nothing along a cut axis asks for size 1 there."""
+        """An Expand target asks for the kept repeats, and for size 1 along any other cut axis."""
         if node.op_type != "Expand" or not kept.masks(node.outputs[0]):
             return
         target = written_target(node)
         sizes = None if target is None else kept.old_ints(*target)
         if target is None or sizes is None:
             raise AssertionError(f"{node.name}: a computed target was cut")
+        repeated = _repeated_axes(node, kept.channels)
         shift = len(sizes) - len(kept.shape(node.outputs[0]))
         for axis in kept.masks(node.outputs[0]):
             if axis + shift >= 0:
-                sizes[axis + shift] = 1
+                sizes[axis + shift] = kept.count(node.outputs[0], axis) if axis in repeated else 1
         kept.set_ints(*target, sizes)
+
+
+def _repeated_axes(node: ir.Node, channels: Channels) -> list[int]:
+    """Return the axes of an Expand's output that repeat one position, as often for every input."""
+    x, y = channels.ref(node, 0), node.outputs[0]
+    shift = channels.rank(y) - channels.rank(x)
+    return [
+        axis
+        for axis, dim in enumerate(channels.shapes.dims[y])
+        if dim.is_constant and dim.size > 1 and (axis < shift or channels.shape(x)[axis - shift] == 1)
+    ]
 
 
 @op_rule("Pad")

@@ -40,7 +40,9 @@ class LayerNormalization(OpRule):
                     if own >= 0 and channels.shape(parameter)[own] > 1:
                         channels.meet(parameter, own, labels, f"{node.name} normalises an untracked axis")
             if labels is not None:
-                channels.averages_over(labels, f"{node.name} takes mean and deviation over these channels")
+                channels.averages_over(
+                    node, labels, f"{node.name} takes mean and deviation over these channels"
+                )
         channels.copy(x, node.outputs[0])
 
 
@@ -53,7 +55,9 @@ class InstanceNormalization(OpRule):
         x = channels.ref(node, 0)
         channels.separate_all(x)
         for axis in range(2, channels.rank(x)):
-            channels.freeze_axis(x, axis, f"{node.name} takes mean and deviation along this axis")
+            labels = None if channels.block_at(x, axis) is None else channels.alone(x, axis)
+            if labels is not None:
+                channels.averages_over(node, labels, f"{node.name} takes mean and deviation along this axis")
         labels = channels.alone(x, 1)
         for index in (1, 2):
             channels.meet(channels.ref(node, index), 0, labels, f"{node.name} normalises untracked channels")
@@ -65,13 +69,17 @@ class Softmax(OpRule):
     """y = exp(x) / sum(exp(x)) along one axis (all axes from ``axis`` on before opset 13)"""
 
     def link(self, node: ir.Node, channels: Channels) -> None:
-        """A position less changes all others."""
+        """A position less changes all others; a choice among experts may do without some."""
         x = channels.ref(node, 0)
         rank = channels.rank(x)
         modern = channels.shapes.opset >= 13
         axis = node.attributes.get_int("axis", -1 if modern else 1) % rank
         for normalised in (axis,) if modern else range(axis, rank):
-            channels.freeze_axis(x, normalised, f"{node.name} ({node.op_type}) normalises along this axis")
+            labels = None if channels.block_at(x, normalised) is None else channels.alone(x, normalised)
+            if labels is not None:
+                channels.averages_over(
+                    node, labels, f"{node.name} ({node.op_type}) normalises along this axis"
+                )
         channels.copy(x, node.outputs[0])
 
 
@@ -80,9 +88,9 @@ class LpNormalization(OpRule):
     """y = x / norm(x) along one axis"""
 
     def link(self, node: ir.Node, channels: Channels) -> None:
-        """A position less changes the norm."""
+        """Positions that are zero add nothing to the norm."""
         x = channels.ref(node, 0)
-        channels.freeze_axis(
-            x, node.attributes.get_int("axis", -1), f"{node.name} takes a norm along this axis"
-        )
+        axis = node.attributes.get_int("axis", -1)
+        channels.alone(x, axis)
+        channels.sums_over(node, 0, axis)
         channels.copy(x, node.outputs[0])

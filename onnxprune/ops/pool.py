@@ -61,7 +61,7 @@ class Reduce(OpRule):
     """y = sum, mean, max ... of x over some axes"""
 
     def link(self, node: ir.Node, channels: Channels) -> None:
-        """A sum over channels equals the sum without those that are zero; other statistics change."""
+        """A sum over channels equals the sum without those that are zero; statistics change."""
         x, y = channels.ref(node, 0), node.outputs[0]
         rank = channels.rank(x)
         axes = _reduced_axes(node, channels, rank)
@@ -72,15 +72,20 @@ class Reduce(OpRule):
             labels = None if channels.block_at(x, axis) is None else channels.alone(x, axis)
             if labels is None:
                 continue
-            if node.op_type == "ReduceSum":
+            if node.op_type in _SUMS:
                 channels.sums_over(node, 0, axis)
-            elif node.op_type == "ReduceMean":
-                channels.averages_over(labels, f"{node.name} takes the mean over these channels")
+            elif node.op_type in ("ArgMax", "ArgMin"):
+                channels.freeze(labels, f"{node.name} ({node.op_type}) counts positions along this axis")
             else:
-                channels.freeze(labels, f"{node.name} ({node.op_type}) reduces along this axis")
+                what = node.op_type.removeprefix("Reduce").lower()
+                channels.averages_over(node, labels, f"{node.name} takes the {what} over these channels")
         keep = node.attributes.get_int("keepdims", 1) == 1
         left = [axis for axis in range(rank) if axis not in axes]
         channels.copy(x, y, {axis: axis if keep else position for position, axis in enumerate(left)})
+
+
+#: Sums of numbers, sizes or squares: a position that is zero adds nothing.
+_SUMS = frozenset({"ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare"})
 
 
 def _reduced_axes(node: ir.Node, channels: Channels, rank: int) -> set[int] | None:

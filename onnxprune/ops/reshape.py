@@ -34,6 +34,8 @@ class Reshape(OpRule):
         merge_blocks(channels, y, blocks, factors)
         if node.op_type == "Reshape" and channels.constant(node, 1) is None and written_target(node) is None:
             channels.freeze_all(y, f"{node.name} has a computed target shape")
+        for axis in _computed_axes(node, channels):
+            channels.freeze_axis(y, axis, f"{node.name} has a computed target size along this axis")
 
     def fix(self, node: ir.Node, kept: Kept) -> None:
         """Sizes written in the target become the kept counts; 0 and -1 stay what they are."""
@@ -51,22 +53,35 @@ class Reshape(OpRule):
         kept.set_ints(holder, index, sizes)
 
 
-def written_target(node: ir.Node) -> tuple[ir.Node, int] | None:
+def written_target(node: ir.Node, index: int = 1) -> tuple[ir.Node, int] | None:
     """Return where the constant sizes of a target stand: the node's own input, or that of a Where before it.
 
     A target with symbolic sizes in several places is written as ``Where(is_constant, sizes, computed)``.
     """
-    target = node.inputs[1]
+    target = node.inputs[index]
     if target is None:
         return None
     if target.is_initializer():
-        return node, 1
+        return node, index
     producer = target.producer()
     if producer is not None and producer.op_type == "Where":
         mask, sizes = producer.inputs[0], producer.inputs[1]
         if mask is not None and sizes is not None and mask.is_initializer() and sizes.is_initializer():
             return producer, 1
     return None
+
+
+def _computed_axes(node: ir.Node, channels: Channels) -> list[int]:
+    """Return the axes whose size is computed by other means than by reading the shape of the source."""
+    target = written_target(node) if node.op_type == "Reshape" else None
+    if target is None or target[0] is node:
+        return []
+    (holder, _), known = target, channels.constant(target[0], 0)
+    read = holder.inputs[2].producer() if holder.inputs[2] is not None else None
+    shape = read.inputs[0].producer() if read is not None and read.inputs and read.inputs[0] else None
+    if shape is not None and shape.op_type == "Shape" and shape.inputs[0] is node.inputs[0]:
+        return []
+    return [] if known is None else [axis for axis, constant in enumerate(known.tolist()) if not constant]
 
 
 @dataclass(frozen=True, slots=True)

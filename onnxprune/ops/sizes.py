@@ -6,11 +6,37 @@ import onnx_ir as ir
 
 from onnxprune.ops.base import OpRule, op_rule
 from onnxprune.ops.channels import Channels
+from onnxprune.ops.kept import Kept
+from onnxprune.ops.reshape import written_target
 
 
-@op_rule("Constant", "ConstantOfShape", "EyeLike", "Range", "Shape", "Size")
+@op_rule("Constant", "EyeLike", "Range", "Shape", "Size")
 class Sizes(OpRule):
     """y = numbers made from sizes; those that are constant were folded before"""
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """No input loses anything by being measured, and no output has channels."""
+
+
+@op_rule("ConstantOfShape")
+class ConstantOfShape(OpRule):
+    """y = one number, everywhere: all positions are equal, so any of them may go"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """Axes with a written size have new channels."""
+        y = node.outputs[0]
+        if written_target(node, 0) is not None:
+            for axis, dim in enumerate(channels.shapes.dims[y]):
+                if dim.is_constant and dim.size > 1:
+                    channels.put(y, (axis,), channels.labels.fresh(dim.size))
+
+    def fix(self, node: ir.Node, kept: Kept) -> None:
+        """Written sizes become the kept counts."""
+        masks = kept.masks(node.outputs[0])
+        target = written_target(node, 0)
+        sizes = None if target is None else kept.old_ints(*target)
+        if not masks or target is None or sizes is None:
+            return
+        for axis in masks:
+            sizes[axis] = kept.count(node.outputs[0], axis)
+        kept.set_ints(*target, sizes)

@@ -2,17 +2,22 @@
 
 A sum does not change when terms that are zero are left out, so the twin computes what the cut model must
 compute. It is made from the original by other means than the cut: no shape changes, no size is repaired.
+
+A statistic over channels (a mean, a deviation, a maximum) does change. Where such channels were removed all
+the same, the twin takes that statistic over the kept positions alone, which is what the cut model must do.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.names import Names, add_constant
-from onnxprune.ops.channels import Channels, Contraction
+from onnxprune.ops.channels import Channels, Contraction, Statistic
+from onnxprune.ops.kept import Kept
 from onnxprune.types import BoolArray
 
 
@@ -32,15 +37,65 @@ def make_twin(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Mod
         gone = _gone(channels, contraction, removed)
         if gone is None or not gone.any():
             continue
-        node = producers[str(contraction.node.outputs[0].name)]
-        while node.op_type == "Identity":  # the preparation left these out
-            node = producers[str(node.inputs[0].name)]  # type: ignore[union-attr]
+        node = _same_node(contraction.node, producers)
         operand = contraction.node.inputs[contraction.operand]
         shape = [1] * channels.rank(channels.ref(contraction.node, contraction.operand))
         shape[contraction.axis] = len(gone)
         dtype = (None if operand is None else operand.dtype) or ir.DataType.FLOAT
         _zero(node, contraction, ~gone.reshape(shape), dtype, copy.graph, names.fresh(f"twin_{number}"))
+    kept = Kept(channels, removed)
+    for node in {statistic.node: None for statistic in _changed(channels, removed)}:
+        _restrict(_same_node(node, producers), node, kept, copy.graph, names)
     return copy
+
+
+def _same_node(node: ir.Node, producers: Mapping[str, ir.Node]) -> ir.Node:
+    """Return the node of the original for one of its working copy: outputs keep their names."""
+    name = next(str(output.name) for output in node.outputs if output.name)
+    found = producers[name]
+    while found.op_type == "Identity":  # the preparation left these out
+        found = producers[str(found.inputs[0].name)]  # type: ignore[union-attr]
+    return found
+
+
+def _changed(channels: Channels, removed: BoolArray) -> list[Statistic]:
+    """Return the statistics that are taken over removed channels."""
+    return [
+        statistic
+        for statistic in channels.statistics
+        if removed[channels.labels.resolve(statistic.labels)].any()
+    ]
+
+
+def _restrict(node: ir.Node, analysed: ir.Node, kept: Kept, graph: ir.Graph, names: Names) -> None:
+    """Let a node see the kept positions only; its outputs get their old sizes back.
+
+    What then stands at removed positions is the value of a kept one: whoever reads it must ignore it.
+    """
+    for index, value in enumerate(node.inputs):
+        for axis, mask in (kept.input(analysed, index) if value is not None else {}).items():
+            picked = _picked(node.inputs[index], axis, np.flatnonzero(mask), graph, names)
+            graph.insert_before(node, picked)
+            node.replace_input_with(index, picked.outputs[0])
+    for before, output in zip(analysed.outputs, node.outputs, strict=True):
+        uses, last, value = list(output.uses()), node, output
+        for axis, mask in kept.masks(before).items():
+            places = np.where(mask, np.cumsum(mask) - 1, 0)
+            picked = _picked(value, axis, places, graph, names)
+            graph.insert_after(last, picked)
+            last, value = picked, picked.outputs[0]
+        for user, index in uses:
+            user.replace_input_with(index, value)
+
+
+def _picked(value: ir.Value | None, axis: int, places: np.ndarray, graph: ir.Graph, names: Names) -> ir.Node:
+    """Return a Gather of positions along an axis, not inserted yet."""
+    name = names.fresh("twin_places")
+    positions = add_constant(graph, ir.tensor(places.astype(np.int64), name=name), name)
+    gather = ir.node("Gather", [value, positions], {"axis": axis}, name=names.fresh("twin_pick"))
+    gather.outputs[0].name = gather.name
+    gather.outputs[0].type = None if value is None else value.type
+    return gather
 
 
 def _gone(channels: Channels, contraction: Contraction, removed: BoolArray) -> BoolArray | None:

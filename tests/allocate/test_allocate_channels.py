@@ -141,12 +141,6 @@ def test_what_is_left_is_always_allowed(
         assert (choice.skipped is None) == (len(choice.removed) > 0)
 
 
-def test_counts_that_the_rewriter_can_express() -> None:
-    a = group("a", 12, multiple_of=3)
-    (choice,) = choose_channels([a], rising(a), Options(align=2, floor=0), amount=0.4)
-    assert (12 - len(choice.removed)) % 6 == 0
-
-
 def test_heads_are_counted_one_by_one() -> None:
     heads = group("h", 12, "heads")
     (choice,) = choose_channels([heads], rising(heads), Options(floor=0), amount=0.25)

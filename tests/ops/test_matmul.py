@@ -79,19 +79,57 @@ def test_matmul_with_the_weight_on_the_left() -> None:
 
 
 def test_matmul_with_stacks_of_weights() -> None:
-    """Three experts over the same input: their hidden channels go together."""
+    """Three experts over the same input: their hidden channels go together, and so may whole experts."""
     constants = {"a_w": (3, 6, 8), "a_b": (3, 1, 8), "c_w": (3, 8, 4), "one": [1]}
     body = """
         u = Unsqueeze(x, one) h = MatMul(u, a_w) s = Add(h, a_b) r = Relu(s) m = MatMul(r, c_w)
         y = ReduceSum<keepdims = 0>(m, one)
     """
     analysis = check_cut(graph(body, inputs=SEQUENCE, constants=constants))
-    assert open_groups(analysis) == {"a_w": 8}
-    assert positions(group_of(analysis, "a_w", 2)) == {
-        ("a_w", 2, False),
-        ("a_b", 2, False),
-        ("c_w", 1, True),
-    }
+    hidden, experts = group_of(analysis, "a_w", 2), group_of(analysis, "a_w", 0)
+    assert (hidden.size, hidden.kind, experts.size, experts.kind) == (8, "hidden", 3, "experts")
+    assert positions(hidden) == {("a_w", 2, False), ("a_b", 2, False), ("c_w", 1, True)}
+    assert positions(experts) == {("a_w", 0, False), ("a_b", 0, False), ("c_w", 0, False)}
+
+
+ROUTED = """
+    u = Unsqueeze(x, one) h = MatMul(u, a_w) r = Relu(h) m = MatMul(r, c_w)
+    l = MatMul(x, r_w) p = Softmax(l) q = Unsqueeze(p, last) g = Transpose<perm = [0, 2, 1, 3]>(q)
+    v = Mul(m, g) y = ReduceSum<keepdims = 0>(v, one)
+"""
+
+
+def test_experts_go_with_the_rows_of_their_router() -> None:
+    """What is left of the experts shares the weight, so this is not exact; the twin does the same."""
+    constants = {"a_w": (3, 6, 8), "c_w": (3, 8, 4), "r_w": (6, 3), "one": [1], "last": [3]}
+    model = graph(ROUTED, inputs=SEQUENCE, constants=constants)
+    frozen = frozen_groups(check_cut(model))
+    assert any("(Softmax) normalises along this axis" in reason for reason in frozen.values())
+    experts = group_of(check_cut(model, allow_inexact=True), "a_w", 0)
+    assert (experts.size, experts.kind, experts.exact, experts.frozen) == (3, "experts", False, None)
+    assert ("r_w", 1, False) in positions(experts)
+
+
+def test_query_heads_that_share_a_key() -> None:
+    """One key for four query heads: the repeats of the key are heads of their own."""
+    constants = {
+        "q_w": (6, 12), "k_w": (6, 3), "v_w": (6, 3), "o_w": (12, 4), "split": [0, 0, 4, 3], "one": [1],
+        "four": [1, 4, 1, 1], "back": [0, 0, 12],
+    }  # fmt: skip
+    body = """
+        a = MatMul(x, q_w) b = MatMul(x, k_w) c = MatMul(x, v_w)
+        r = Reshape(a, split) q = Transpose<perm = [0, 2, 1, 3]>(r)
+        s = Unsqueeze(b, one) e = Expand(s, four) k = Transpose<perm = [0, 1, 3, 2]>(e)
+        t = Unsqueeze(c, one) v = Expand(t, four)
+        w = MatMul(q, k) p = Softmax(w) o = MatMul(p, v) u = Transpose<perm = [0, 2, 1, 3]>(o)
+        f = Reshape(u, back) y = MatMul(f, o_w)
+    """
+    analysis = check_cut(graph(body, inputs=SEQUENCE, constants=constants))
+    heads = next(group for group in analysis.groups if group.kind == "heads")
+    assert (heads.size, heads.frozen) == (4, None)
+    assert positions(heads) == {("q_w", 1, False), ("o_w", 0, True)}
+    by_place = check_cut(graph(body, inputs=SEQUENCE, constants=constants), prefer="head_dim")
+    assert {group.kind for group in by_place.groups if group.frozen is None} == {"head_dim"}
 
 
 def test_matmul_with_a_vector() -> None:
