@@ -16,6 +16,7 @@ from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Block, Channels, Use
 from onnxprune.ops.registry import rule_for
+from onnxprune.ops.transforms import fixed_transforms
 from onnxprune.types import BoolArray, ChannelGroup, IntArray, Kind, Member, Skipped
 
 _NEVER = np.iinfo(np.int64).max
@@ -90,6 +91,10 @@ def analyze(
     work, shapes = prepare(model, input_shapes)
     channels = Channels(shapes)
     unknown = _link(work.graph, channels)
+    _tie_shared_weights(work.graph, channels)
+    for (node, index), what in fixed_transforms(work.graph, work.graph.inputs).items():
+        use = Use(node, index)
+        channels.freeze_all(use, f"{use.value.name} is left alone: it looks like {what}")
     _freeze_borders(work, channels)
     _freeze_statistics(channels, allow_inexact)
     _make_rectangular(channels)
@@ -162,6 +167,37 @@ def _tagged(channels: Channels, tag: str) -> IntArray:
     channels.labels.flush()
     found = [channels.labels.resolve(labels).ravel() for labels in channels.tags.get(tag, ())]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int32)
+
+
+def _tie_shared_weights(graph: ir.Graph, channels: Channels) -> None:
+    """Let all uses of a weight lose the same positions, so that one copy of it is enough.
+
+    Vectors and constant tensors are left alone: exporters store equal ones once, whoever they belong to.
+    """
+    nodes = set(graph)
+    for value in graph.initializers.values():
+        uses = [Use(node, index) for node, index in value.uses() if node in nodes]
+        by_axes: dict[tuple[int, ...], Block] = {}
+        if len(uses) < 2 or not _is_matrix(value):
+            continue
+        for block in (block for use in uses for block in channels.blocks.get(use, ())):
+            first = by_axes.setdefault(block.axes, block)
+            if first is not block and first.labels.shape[:-1] == block.labels.shape[:-1]:
+                channels.labels.equate(
+                    first.labels, block.labels, f"{value.name} is shared, and one use of it stays whole"
+                )
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    tensor = value.const_value
+    if tensor is None or sum(size != 1 for size in tensor.shape) < 2:
+        return False
+    array = tensor.numpy().ravel()[:_SAMPLE]
+    return bool((array != array[0]).any())
+
+
+#: Elements that tell a trained tensor from a constant one.
+_SAMPLE = 65536
 
 
 def _freeze_borders(model: ir.Model, channels: Channels) -> None:

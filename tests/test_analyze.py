@@ -15,6 +15,7 @@ from golden.regenerate import MODELS, described
 
 from onnxprune.analyze import analyze, find_groups
 from onnxprune.errors import UsageError
+from onnxprune.pipeline import prune
 
 GOLDEN = Path(__file__).parent / "golden"
 IMAGE = {"a_w": (8, 3, 1, 1), "b_w": (8, 8, 1, 1), "c_w": (4, 8, 1, 1)}
@@ -190,3 +191,27 @@ def test_constant_nodes_and_identity_chains_hide_no_weight() -> None:
     """
     analysis = check_cut(graph(body, constants={"c_w": (4, 2, 1, 1)}))
     assert list(open_groups(analysis).values()) == [2]
+
+
+def test_both_uses_of_a_shared_weight_lose_the_same_channels() -> None:
+    """One network looks at two inputs; a copy of its weights for each would make the file larger."""
+    constants = {"a_w": (8, 3, 3, 3), "c_w": (4, 8, 1, 1)}
+    body = """
+        h = Conv(x, a_w) r = Relu(h) p = Conv(r, c_w)
+        i = Conv(z, a_w) s = Relu(i) q = Conv(s, c_w)
+        y = Sub(p, q)
+    """
+    model = graph(body, inputs="float[N,3,6,6] x, float[N,3,6,6] z", constants=constants)
+    analysis = check_cut(model)
+    assert open_groups(analysis) == {"a_w": 8}
+    pruned = prune(model, amount=0.5, align=1).model
+    assert {name: value.shape.numpy() for name, value in pruned.graph.initializers.items()} == {
+        "a_w": (4, 3, 3, 3),
+        "c_w": (4, 4, 1, 1),
+    }
+
+
+def test_equal_vectors_that_are_stored_once_tie_nothing() -> None:
+    constants = {"a_w": (8, 3, 1, 1), "b_w": (8, 8, 1, 1), "c_w": (4, 8, 1, 1), "scale": (8, 1, 1)}
+    body = "h = Conv(x, a_w) r = Mul(h, scale) i = Conv(r, b_w) s = Mul(i, scale) y = Conv(s, c_w)"
+    assert open_groups(check_cut(graph(body, constants=constants))) == {"a_w": 8, "b_w": 8}

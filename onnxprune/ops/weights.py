@@ -26,6 +26,7 @@ from onnxprune.ops.constant_views import (
 )
 from onnxprune.ops.lowered import lowered_weights
 from onnxprune.ops.registry import rule_for
+from onnxprune.ops.transforms import fixed_transforms
 from onnxprune.types import Skipped, WeightUse
 
 
@@ -71,10 +72,14 @@ def find_weights(model: ir.Model) -> tuple[list[WeightUse], list[Skipped]]:
     several tensors (in the two branches of an If, say) is skipped.
     """
     found, skipped = locate_weights(model)
+    transforms = fixed_transforms(all_nodes(model), model.graph.inputs)
     shared_names = {name for name, values in stored_values(model).items() if len(values) > 1}
     uses = []
     for weight in found:
-        if weight.use.tensor in shared_names:
+        what = transforms.get((weight.node, weight.index))
+        if what is not None:
+            skipped.append(Skipped(weight.use.tensor, f"it is left alone: it looks like {what}"))
+        elif weight.use.tensor in shared_names:
             skipped.append(
                 Skipped(weight.use.tensor, "several tensors have this name; rename those in subgraphs")
             )
