@@ -406,6 +406,8 @@ class _Grouping:
             group_of[units[group.name]] = number
         rivals: dict[int, set[int]] = {}
         for _, _, labels in self.places:
+            if labels.shape[1] == 1:
+                continue
             numbers = np.where(labels > 0, group_of[labels], -1)
             for row in np.unique(numbers, axis=0).tolist():
                 together = sorted({number for number in row if number >= 0})
