@@ -257,6 +257,10 @@ def _constant_along(column: IntArray, axis: int) -> bool:
 # --- grouping -----------------------------------------------------------------------------------------------
 
 
+#: What rules say of labels, the first one first.
+_TAGS: tuple[Kind, ...] = ("heads", "experts", "head_dim")
+
+
 class _Grouping:
     """Labels that stand on the same axes of the same weights compete: they form a channel group."""
 
@@ -265,9 +269,9 @@ class _Grouping:
         self.channels = channels
         self.prefer = prefer
         self.places = self._places()
-        self.tagged = {tag: _tagged(channels, tag) for tag in ("heads", "experts", "head_dim")}
-        looked_at = [channels.labels.resolve(statistic.labels).ravel() for statistic in channels.statistics]
-        self.inexact = np.unique(np.concatenate(looked_at)) if looked_at else np.zeros(0, np.int32)
+        self.nodes = {str(node.name): node for node in graph}
+        self.tagged = {kind: self._marked([_tagged(channels, kind)[:, None]]) for kind in _TAGS}
+        self.inexact = self._marked([statistic.labels for statistic in channels.statistics])
 
     def _places(self) -> list[tuple[Use, int, IntArray]]:
         """Every axis of every weight that is labelled: the use, the axis, resolved labels ``[dim, k]``."""
@@ -294,6 +298,14 @@ class _Grouping:
                 found.append((axis, line[:, mine]))
         return found
 
+    def _marked(self, arrays: Sequence[IntArray]) -> BoolArray:
+        """Return bool ``[labels.count]``, True for the labels in some arrays."""
+        marks = np.zeros(self.channels.labels.count, dtype=np.bool_)
+        for labels in arrays:
+            marks[self.channels.labels.resolve(labels)] = True
+        marks[0] = False
+        return marks
+
     def run(self) -> tuple[tuple[ChannelGroup, ...], dict[str, IntArray]]:
         signature, first_seen = self._signatures()
         present = np.flatnonzero(first_seen < _NEVER)
@@ -315,7 +327,7 @@ class _Grouping:
             if reason is None and len(labels) == 1:
                 reason = "a single channel is left"
             kind = self._kind(np.array(labels, np.int32), mine)
-            exact = not np.isin(labels, self.inexact).any()
+            exact = not self.inexact[labels].any()
             groups.append(ChannelGroup(unique, kind, len(labels), tuple(mine), reason, exact=exact))
             units[unique] = np.array(labels, dtype=np.int32)
         return self._choose_between_products(groups, units), units
@@ -378,18 +390,16 @@ class _Grouping:
 
     def _name(self, members: Sequence[Member]) -> str:
         producers = [member for member in members if not member.contracted] or list(members)
-        nodes = {str(node.name): node for node in self.graph}
         first = producers[0]
-        return _readable_name(first.tensor, nodes[first.consumer])
+        return _readable_name(first.tensor, self.nodes[first.consumer])
 
     def _kind(self, labels: IntArray, members: Sequence[Member]) -> Kind:
         kind: Kind
-        for kind in ("heads", "experts", "head_dim"):
-            if np.isin(labels, self.tagged[kind]).any():
+        for kind in _TAGS:
+            if self.tagged[kind][labels].any():
                 return kind
-        nodes = {str(node.name): node.op_type for node in self.graph}
         linear = {"MatMul", "Gemm"}
-        ops = {nodes[member.consumer] for member in members}
+        ops = {self.nodes[member.consumer].op_type for member in members}
         return "hidden" if ops & linear and "Conv" not in ops else "channels"
 
     def _choose_between_products(

@@ -18,6 +18,8 @@ from onnxprune.ops.registry import rule_for
 #: Shorter rows are too short to tell a sinusoid from a learned filter.
 _SHORTEST_ROW = 16
 _FEWEST_ROWS = 8
+#: Twice the size of a Fourier transform of 2048 samples; what is larger was trained.
+_MOST_WEIGHTS = 2**23
 #: Bins beside the peak of a row's spectrum that a window spreads it over.
 _SPREAD = 3
 _SHARE = 0.9
@@ -32,8 +34,8 @@ def fixed_transforms(nodes: Iterable[ir.Node], inputs: Iterable[ir.Value]) -> di
         nodes: in topological order, those of subgraphs too.
         inputs: of the graph.
     """
-    signals = set(inputs)
-    found = {}
+    signals = {value for value in inputs if value.dtype is None or value.dtype.is_floating_point()}
+    found: dict[tuple[ir.Node, int], str] = {}
     for node in nodes:
         computed = [value for value in node.inputs if value is not None and stored_tensor(value) is None]
         if not any(value in signals for value in computed):
@@ -66,6 +68,8 @@ def _kind(tensor: ir.TensorProtocol, output_axis: int) -> str | None:
     others = [size for axis, size in enumerate(sizes) if axis != output_axis and size != 1]
     if len(others) != 1 or others[0] < _SHORTEST_ROW or sizes[output_axis] < _FEWEST_ROWS:
         return None
+    if others[0] * sizes[output_axis] > _MOST_WEIGHTS:
+        return None
     rows = np.moveaxis(tensor.numpy().astype(np.float64), output_axis, 0).reshape(sizes[output_axis], -1)
     if _is_fourier(rows):
         return "a Fourier transform: its rows are sinusoids of rising frequency"
@@ -75,17 +79,25 @@ def _kind(tensor: ir.TensorProtocol, output_axis: int) -> str | None:
 
 
 def _is_fourier(rows: npt.NDArray[np.float64]) -> bool:
+    some = rows[:: max(1, len(rows) // _FEWEST_ROWS)]
+    if _peaks(some) is None:  # trained weights fail here, before the whole is transformed
+        return False
+    peaks = _peaks(rows)
+    return peaks is not None and _rises(peaks) and len(np.unique(peaks)) > _FEWEST_ROWS // 2
+
+
+def _peaks(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.int64] | None:
+    """Return the strongest frequency of each row, None if most rows are no sinusoids."""
     power = np.abs(np.fft.rfft(rows, axis=1)) ** 2
     total = power.sum(axis=1)
-    present = total > 1e-12 * max(total.max(initial=0.0), 1e-300)  # the sine of frequency 0 is nothing
+    present = total > 1e-12 * total.max(initial=0.0)  # the sine of frequency 0 is nothing
     power, total = power[present], total[present]
-    if len(power) < _FEWEST_ROWS:
-        return False
+    if len(power) < _FEWEST_ROWS // 2:
+        return None
     peaks = power.argmax(axis=1)
-    bins = np.arange(power.shape[1])
-    near = np.abs(bins - peaks[:, None]) <= _SPREAD
+    near = np.abs(np.arange(power.shape[1]) - peaks[:, None]) <= _SPREAD
     narrow = (power * near).sum(axis=1) >= _SHARE * total
-    return bool(narrow.mean() >= _SHARE and _rises(peaks) and len(np.unique(peaks)) > _FEWEST_ROWS // 2)
+    return peaks if narrow.mean() >= _SHARE else None
 
 
 def _is_filter_bank(rows: npt.NDArray[np.float64]) -> bool:
