@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Block, Channels, Use
+from onnxprune.ops.labels import by_axis
 from onnxprune.ops.registry import rule_for
 from onnxprune.ops.transforms import fixed_transforms
 from onnxprune.types import BoolArray, ChannelGroup, IntArray, Kind, Member, Skipped
@@ -232,7 +233,7 @@ def _ragged_columns(block: Block, channels: Channels) -> list[tuple[IntArray, li
     found = []
     sets = channels.labels.resolve(block.labels)
     sets = np.where(channels.labels.is_frozen(sets), 0, sets)  # what never goes makes no row shorter
-    for column in np.moveaxis(sets, -1, 0):
+    for column in np.moveaxis(by_axis(sets), -1, 0):
         axes = [axis for axis in range(column.ndim) if not _constant_along(column, axis)]
         if len(axes) > 1:
             found.append((column, axes))

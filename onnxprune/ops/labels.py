@@ -169,7 +169,7 @@ class Labels:
         table = joint.transpose(*own, *rest, joint.ndim - 1)
         table = table.reshape(int(np.prod(own_shape)), int(np.prod(rest_shape)), joint.shape[-1])
         own_columns, rest_columns = [], []
-        for column in np.moveaxis(table, -1, 0):
+        for column in np.moveaxis(by_axis(table), -1, 0):
             if (column == column[:, :1]).all():
                 own_columns.append(column[:, 0])
             elif (column == column[:1]).all():
@@ -277,6 +277,41 @@ class Labels:
     def count(self) -> int:
         """Number of labels ever made, label 0 included."""
         return self._count
+
+
+def by_axis(sets: LabelArray) -> LabelArray:
+    """Order the labels of each set so that those of one axis share a column, int32 ``[d1, ..., dm, k]``.
+
+    Products of several parts of an axis may hold their factors in different orders. A label belongs to an
+    axis along which it has a single place; where there are several such axes, the order that leaves most
+    columns constant along most axes is taken.
+    """
+    if sets.shape[-1] == 1 or sets.ndim == 2 or _unsettled(sets) == 0:
+        return sets
+    labels, place = np.unique(sets, return_inverse=True)
+    place = place.reshape(sets.shape)
+    single = np.zeros((sets.ndim - 1, len(labels)), dtype=np.bool_)
+    for axis in range(sets.ndim - 1):
+        along = np.arange(sets.shape[axis]).reshape([-1] + [1] * (sets.ndim - 1 - axis))
+        first, last = np.full(len(labels), sets.shape[axis]), np.full(len(labels), -1)
+        np.minimum.at(first, place, np.broadcast_to(along, sets.shape))
+        np.maximum.at(last, place, np.broadcast_to(along, sets.shape))
+        single[axis] = first == last
+    choices = [sets]
+    for owner in (single.argmax(axis=0), sets.ndim - single[::-1].argmax(axis=0)):
+        owner = np.where(labels == 0, sets.ndim + 1, owner)
+        order = np.argsort(owner[place], axis=-1, kind="stable")
+        choices.append(np.take_along_axis(sets, order, axis=-1))
+    return min(choices, key=_unsettled)
+
+
+def _unsettled(sets: LabelArray) -> int:
+    """Return along how many axes too many the columns of a joint array vary."""
+    count = 0
+    for column in np.moveaxis(sets, -1, 0):
+        varies = [bool((column != np.take(column, [0], axis=axis)).any()) for axis in range(column.ndim)]
+        count += max(0, sum(varies) - 1)
+    return count
 
 
 def _columns(columns: list[LabelArray], count: int) -> LabelArray:

@@ -24,6 +24,9 @@ class Reshape(OpRule):
         if isinstance(x, Use):
             for axis in range(channels.rank(x)):
                 channels.alone(x, axis)
+        if math.prod(channels.shape(x)) != math.prod(channels.shape(y)):
+            channels.freeze_all(x, f"the target of {node.name} does not fit its input")
+            return
         factors = refine(channels.shape(x), channels.shape(y))
         blocks = []
         for block in channels.blocks.get(x, ()):

@@ -31,10 +31,17 @@ def cut(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Model:
         _cut_initializer(value, kept, copies, copy.graph, names)
     for node in model.graph:
         rule = rule_for(node)
-        if rule is not None:
+        if rule is not None and _is_touched(node, kept):
             rule.fix(node, kept)
     _drop_unused(copy.graph)
     return copy
+
+
+def _is_touched(node: ir.Node, kept: Kept) -> bool:
+    """Return whether an input or output of a node lost positions."""
+    return any(kept.masks(output) for output in node.outputs) or any(
+        kept.input(node, index) for index, value in enumerate(node.inputs) if value is not None
+    )
 
 
 def _drop_unused(graph: ir.Graph) -> None:

@@ -110,6 +110,37 @@ def test_experts_go_with_the_rows_of_their_router() -> None:
     assert ("r_w", 1, False) in positions(experts)
 
 
+def test_rotary_embedding_of_a_part_of_each_head() -> None:
+    """Places 0 and 1 of four are rotated, 2 and 3 pass: heads stay whole, rotated places go in pairs."""
+    constants = {
+        "q_w": (6, 12), "k_w": (6, 12), "v_w": (6, 12), "o_w": (12, 4), "heads": [0, 0, 3, 4],
+        "back": [0, 0, 12], "none": [0], "half": [1], "two": [2], "all": [4], "last": [3],
+        "cos": (1, 1, 1, 2), "sin": (1, 1, 1, 2),
+    }  # fmt: skip
+
+    def turned(name: str) -> str:
+        return f"""
+            {name}m = MatMul(x, {name}_w) {name}h = Reshape({name}m, heads)
+            {name}t = Transpose<perm = [0, 2, 1, 3]>({name}h)
+            {name}r = Slice({name}t, none, two, last) {name}p = Slice({name}t, two, all, last)
+            {name}a = Slice({name}r, none, half, last) {name}b = Slice({name}r, half, two, last)
+            {name}n = Neg({name}b) {name}c = Concat<axis = -1>({name}n, {name}a)
+            {name}u = Mul({name}r, cos) {name}v = Mul({name}c, sin) {name}w = Add({name}u, {name}v)
+            {name} = Concat<axis = -1>({name}w, {name}p)
+        """
+
+    body = f"""
+        {turned("q")} {turned("k")} kk = Transpose<perm = [0, 1, 3, 2]>(k)
+        vm = MatMul(x, v_w) vh = Reshape(vm, heads) vt = Transpose<perm = [0, 2, 1, 3]>(vh)
+        l = MatMul(q, kk) s = Softmax(l) m = MatMul(s, vt) t = Transpose<perm = [0, 2, 1, 3]>(m)
+        f = Reshape(t, back) y = MatMul(f, o_w)
+    """
+    model = graph(body, inputs=SEQUENCE, constants=constants)
+    assert [g.size for g in check_cut(model).groups if g.frozen is None and g.kind == "heads"] == [3]
+    places = [g.size for g in check_cut(model, prefer="head_dim").groups if g.frozen is None]
+    assert sorted(places) == [2, 4]
+
+
 def test_query_heads_that_share_a_key() -> None:
     """One key for four query heads: the repeats of the key are heads of their own."""
     constants = {

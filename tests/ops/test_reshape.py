@@ -11,6 +11,7 @@ from cutting import check_cut, frozen_groups, graph, group_of, open_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxprune.analyze import analyze
 from onnxprune.ops.reshape import refine
 
 STEM = "h = Conv(x, a_w) "
@@ -229,3 +230,11 @@ def test_a_target_from_another_value_with_the_same_symbols() -> None:
     )
     analysis = check_cut(model)
     assert open_groups(analysis) == {"a_w": 8}
+
+
+def test_a_target_that_does_not_fit_freezes() -> None:
+    """Such a model does not run, but inspecting it must say so and not crash."""
+    model = graph("h = MatMul(x, a_w) r = Reshape(h, t) y = MatMul(r, c_w)", inputs="float[2,6] x",
+                  constants={"a_w": (6, 8), "t": [2, 4], "c_w": (4, 3)})  # fmt: skip
+    (group,) = (g for g in analyze(model).groups if g.size == 8)
+    assert "does not fit its input" in str(group.frozen)
