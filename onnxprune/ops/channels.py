@@ -138,6 +138,13 @@ class Channels:
         self.put(ref, tuple(a for a in block.axes if a != axis), rest)
         return own
 
+    def label_constant(self, ref: Ref, skip: int | None = None) -> None:
+        """Give a constant that is only moved or mapped labels of its own, so that a cut can reach it."""
+        if isinstance(ref, Use):
+            for axis in range(self.rank(ref)):
+                if axis != skip:
+                    self.alone(ref, axis)
+
     def separate_all(self, ref: Ref) -> None:
         """Give every labelled axis of a value a block of its own."""
         for block in list(self.blocks.get(ref, ())):

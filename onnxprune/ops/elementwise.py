@@ -25,6 +25,7 @@ class Unary(OpRule):
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Every output has the labels of the first input."""
+        channels.label_constant(channels.ref(node, 0))
         for output in node.outputs:
             if output.name:
                 channels.copy(channels.ref(node, 0), output)

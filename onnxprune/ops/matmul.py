@@ -79,7 +79,7 @@ def _link_stacks(node: ir.Node, channels: Channels, a: Ref, b: Ref) -> None:
             continue
         if constant and not labels:
             labels = [channels.alone(*constant[0])]
-        if constant:  # one matrix of weights for each position of the stack
+        if constant and len(constant) < 2:  # one matrix of weights for each position of the stack
             channels.tag("experts", labels[0])
         for ref, own in found:
             channels.meet(ref, own, labels[0], reason)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxprune.model.shape_values import slice_bounds
 from onnxprune.ops.base import OpRule, op_rule
-from onnxprune.ops.channels import Channels, Ref, Use
+from onnxprune.ops.channels import Channels
 from onnxprune.ops.elementwise import link_broadcast
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.labels import LabelArray
@@ -25,7 +25,7 @@ class Transpose(OpRule):
         x = channels.ref(node, 0)
         rank = channels.rank(x)
         perm = list(node.attributes.get_ints("perm", ())) or list(reversed(range(rank)))
-        _label_constant(channels, x)
+        channels.label_constant(x)
         channels.copy(x, node.outputs[0], {source: target for target, source in enumerate(perm)})
 
 
@@ -36,7 +36,7 @@ class Squeeze(OpRule):
     def link(self, node: ir.Node, channels: Channels) -> None:
         """The axes of other sizes keep their order."""
         x, y = channels.ref(node, 0), node.outputs[0]
-        _label_constant(channels, x)
+        channels.label_constant(x)
         wide_x = [axis for axis, size in enumerate(channels.shape(x)) if size != 1]
         wide_y = [axis for axis, size in enumerate(channels.shape(y)) if size != 1]
         channels.copy(x, y, dict(zip(wide_x, wide_y, strict=True)))
@@ -220,7 +220,7 @@ class Gather(OpRule):
             channels.index(x, y, axis, indices)
             return
         reason = f"{node.name} picks along this axis by computed positions"
-        _label_constant(channels, x, skip=axis)
+        channels.label_constant(x, skip=axis)
         channels.freeze_axis(x, axis, reason)
         channels.freeze_all(channels.ref(node, 1), f"{node.name} reads positions from it")
         more = len(channels.shape(y)) - rank
@@ -349,11 +349,3 @@ def _padded_axes(node: ir.Node, channels: Channels, rank: int) -> set[int] | Non
         axes = list(range(rank))
     moved = (counts.reshape(2, -1) != 0).sum(axis=0).tolist()
     return {axis for axis, some in zip(axes, moved, strict=True) if some}
-
-
-def _label_constant(channels: Channels, ref: Ref, skip: int | None = None) -> None:
-    """Give a constant that is only moved labels of its own, so that a cut can reach it."""
-    if isinstance(ref, Use):
-        for axis in range(channels.rank(ref)):
-            if axis != skip:
-                channels.alone(ref, axis)

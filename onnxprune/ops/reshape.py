@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.ops.base import OpRule, op_rule
-from onnxprune.ops.channels import Block, Channels, Ref, Use
+from onnxprune.ops.channels import Block, Channels, Ref
 from onnxprune.ops.kept import Kept
 
 
@@ -21,9 +21,7 @@ class Reshape(OpRule):
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Both shapes are refined to common factors; labels follow the factors."""
         x, y = channels.ref(node, 0), node.outputs[0]
-        if isinstance(x, Use):
-            for axis in range(channels.rank(x)):
-                channels.alone(x, axis)
+        channels.label_constant(x)
         if math.prod(channels.shape(x)) != math.prod(channels.shape(y)):
             channels.freeze_all(x, f"the target of {node.name} does not fit its input")
             return
