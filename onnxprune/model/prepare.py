@@ -146,7 +146,13 @@ class _Sizes:
         content = self.shapes.contents.get(target)
         if content is None or source not in self.shapes.dims or node.attributes.get_int("allowzero", 0) == 1:
             return
-        entries, given = content.elements(), self.shapes.dims[source]
+        given = self.shapes.dims[source]
+        result = self.shapes.dims.get(node.outputs[0], ())
+        entries = content.elements()
+        if len(result) == len(entries):  # what -1 stands for is often known
+            entries = [
+                known if entry == Dim(-1) else entry for entry, known in zip(entries, result, strict=True)
+            ]
         sizes: list[int | None] = [
             dim.size if dim.is_constant else 0 if axis < len(given) and given[axis] == dim else None
             for axis, dim in enumerate(entries)

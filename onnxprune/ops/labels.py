@@ -124,6 +124,8 @@ class Labels:
         if clash.any():
             self._merge_rows(np.concatenate([self.resolve(plain[clash, None]), rows[clash]], axis=1))
         plain, rows = plain[~clash], rows[~clash]
+        if len(plain) == 0:
+            return
         unique, first, back = np.unique(plain, return_index=True, return_inverse=True)
         self._expand(unique, rows[first])
         again = first[back] != np.arange(len(plain))

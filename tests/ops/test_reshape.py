@@ -238,3 +238,15 @@ def test_a_target_that_does_not_fit_freezes() -> None:
                   constants={"a_w": (6, 8), "t": [2, 4], "c_w": (4, 3)})  # fmt: skip
     (group,) = (g for g in analyze(model).groups if g.size == 8)
     assert "does not fit its input" in str(group.frozen)
+
+
+def test_heads_in_the_batch_with_the_rest_of_the_sizes_left_open() -> None:
+    """[n, 12, h, w] -> [3n, 4, -1]: what -1 stands for is known, so that the batch may be the open size."""
+    body = """
+        h = Conv(x, a_w) s = Shape(x) n = Gather(s, first) m = Mul(n, three) t = Concat<axis = 0>(m, rest)
+        r = Reshape(h, t) g = Relu(r) b = Reshape(g, back) y = Conv(b, c_w)
+    """
+    constants = {"a_w": (12, 3, 1, 1), "c_w": (4, 12, 1, 1), "first": [0], "three": [3], "rest": [4, -1],
+                 "back": [-1, 12, 6, 6]}  # fmt: skip
+    analysis = check_cut(graph(body, constants=constants))
+    assert open_groups(analysis)
