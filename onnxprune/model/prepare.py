@@ -18,7 +18,7 @@ from onnxprune.model.joins import join_pieces, pick_before_joining
 from onnxprune.model.names import Names, add_constant
 from onnxprune.model.shape_values import Array, Dim
 from onnxprune.model.shapes import Shapes, concretise
-from onnxprune.model.states import own_states
+from onnxprune.model.states import leave_out_zero_states
 
 # The passes log every step at levels that belong to their own users.
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)
@@ -44,7 +44,7 @@ def prepare(
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
     passes.IdentityEliminationPass()(work)
     join_pieces(work.graph)
-    own_states(work.graph)
+    leave_out_zero_states(work.graph)
     shapes = concretise(work, input_shapes)
     pick_before_joining(work.graph, shapes)
     _Sizes(work.graph, shapes).write()

@@ -1,4 +1,4 @@
-"""Initial states of recurrent layers: zeros are left out, others are repeated for each layer apart."""
+"""Initial states of recurrent layers: zeros are left out, others stay."""
 
 from __future__ import annotations
 
@@ -63,17 +63,3 @@ def test_a_computed_state_stays() -> None:
     body = "m = ReduceMean<axes = [0], keepdims = 1>(x) z = MatMul(m, s_w)" + LAYER
     h, c = states_of(prepared(body, {"s_w": (3, 4)}))
     assert h is c
-
-
-def test_each_layer_repeats_its_own_states() -> None:
-    body = """
-        i = Shape(x) n = Gather(i, one) t = Concat<axis = 0>(one, n, one) z = Expand(table, t)
-        z0 = Slice(z, zero, one, zero) z1 = Slice(z, one, two, zero)
-        a = LSTM<hidden_size = 4>(x, w, r, "", "", z0, z0) b = LSTM<hidden_size = 4>(x, w, r, "", "", z1, z1)
-        y = Add(a, b)
-    """
-    work = prepared(body, {"table": (2, 1, 4)})
-    expands = [node for node in work.graph if node.op_type == "Expand"]
-    assert len(expands) == 4
-    assert len({state.producer().inputs[0] for state in states_of(work)}) == 4  # type: ignore[union-attr]
-    assert len({str(node.name) for node in work.graph}) == len(work.graph)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cutting import Constant, check_cut, frozen_groups, graph, group_of, open_groups
+from cutting import Constant, check_cut, graph, group_of, open_groups
 
 CONSTANTS: dict[str, Constant] = {
     "a_w": (6, 8), "c_w": (8, 3), "zero": [0], "eight": [8], "four": [4], "one": [1],
@@ -38,15 +38,6 @@ def test_numbers_that_are_channels_of_their_own(made: str) -> None:
     analysis = check_cut(graph(body, inputs=ROWS, constants=CONSTANTS | {"c_w": (12, 3)}))
     assert sorted(open_groups(analysis).values()) == [4, 8]
     assert group_of(analysis, "a_w", 1).size == 8
-
-
-def test_whole_numbers_have_no_channels() -> None:
-    body = f"""
-        {BATCH} t = Concat<axis = 0>(n, eight) z = ConstantOfShape<value = int64[1] {{2}}>(t)
-        f = Cast<to = 1>(z) h = MatMul(x, a_w) s = Add(h, f) y = MatMul(s, c_w)
-    """
-    analysis = check_cut(graph(body, inputs=ROWS, constants=CONSTANTS))
-    assert "no channels along this axis" in frozen_groups(analysis)["a_w"]
 
 
 def test_a_size_that_is_a_multiple_of_a_symbol_counts_no_channels() -> None:
