@@ -14,9 +14,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from onnxprune.model.joins import join_pieces, pick_before_joining
 from onnxprune.model.names import Names, add_constant
 from onnxprune.model.shape_values import Array, Dim
 from onnxprune.model.shapes import Shapes, concretise
+from onnxprune.model.states import leave_out_zero_states
 
 # The passes log every step at levels that belong to their own users.
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)
@@ -41,7 +43,10 @@ def prepare(
     _lift_tensors(work.graph)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
     passes.IdentityEliminationPass()(work)
+    join_pieces(work.graph)
+    leave_out_zero_states(work.graph)
     shapes = concretise(work, input_shapes)
+    pick_before_joining(work.graph, shapes)
     _Sizes(work.graph, shapes).write()
     passes.RemoveUnusedNodesPass()(work)
     return work, shapes

@@ -8,7 +8,7 @@ which happen to be shared do not tie layers together; they appear when a rule fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -138,12 +138,11 @@ class Channels:
         self.put(ref, tuple(a for a in block.axes if a != axis), rest)
         return own
 
-    def label_constant(self, ref: Ref, skip: int | None = None) -> None:
+    def label_constant(self, ref: Ref, skip: Iterable[int] = ()) -> None:
         """Give a constant that is only moved or mapped labels of its own, so that a cut can reach it."""
         if isinstance(ref, Use):
-            for axis in range(self.rank(ref)):
-                if axis != skip:
-                    self.alone(ref, axis)
+            for axis in sorted(set(range(self.rank(ref))).difference(skip)):
+                self.alone(ref, axis)
 
     def separate_all(self, ref: Ref) -> None:
         """Give every labelled axis of a value a block of its own."""

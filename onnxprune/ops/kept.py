@@ -101,7 +101,7 @@ class Kept:
             raise ValueError(f"{node.name} is not being cut")
         old = node.inputs[index] if index < len(node.inputs) else None
         dtype = np.int64 if old is None or old.const_value is None else old.const_value.dtype.numpy()
-        name = self._names.fresh(f"{copy.outputs[0].name}_sizes_{index}")
+        name = self._names.fresh(f"{copy.outputs[0].name or copy.name}_sizes_{index}")
         value = add_constant(copy.graph, ir.tensor(np.asarray(numbers, dtype=dtype), name=name), name)
         if index >= len(copy.inputs):
             copy.resize_inputs(index + 1)

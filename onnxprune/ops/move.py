@@ -89,7 +89,8 @@ class Split(OpRule):
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Each output has the labels of its part."""
         x = channels.ref(node, 0)
-        axis = node.attributes.get_int("axis", 0)
+        axis = node.attributes.get_int("axis", 0) % channels.rank(x)
+        channels.label_constant(x, skip=(axis,))
         start = 0
         for output in node.outputs:
             size = channels.shape(output)[axis]
@@ -120,6 +121,7 @@ class Slice(OpRule):
         if picked is None:
             channels.freeze_all(x, f"{node.name} slices at computed bounds")
             return
+        channels.label_constant(x, skip=picked)
         for axis, places in picked.items():
             if np.abs(np.diff(places)).max(initial=1) > 1:
                 channels.freeze_axis(x, axis, f"{node.name} picks with a stride along this axis")
@@ -220,7 +222,7 @@ class Gather(OpRule):
             channels.index(x, y, axis, indices)
             return
         reason = f"{node.name} picks along this axis by computed positions"
-        channels.label_constant(x, skip=axis)
+        channels.label_constant(x, skip=(axis,))
         channels.freeze_axis(x, axis, reason)
         channels.freeze_all(channels.ref(node, 1), f"{node.name} reads positions from it")
         more = len(channels.shape(y)) - rank

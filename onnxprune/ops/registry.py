@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from onnxprune.ops import conv, elementwise, matmul, move, normalize, pool, reshape, sizes
+from onnxprune.ops import conv, elementwise, matmul, move, normalize, pool, recurrent, reshape, sizes
 from onnxprune.ops.base import rule_for
 
-FAMILIES = (conv, elementwise, matmul, move, normalize, pool, reshape, sizes)
+FAMILIES = (conv, elementwise, matmul, move, normalize, pool, recurrent, reshape, sizes)
 
 __all__ = ["FAMILIES", "rule_for"]

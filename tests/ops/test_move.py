@@ -366,3 +366,22 @@ def test_pad_that_shifts_channels_freezes_them() -> None:
     body = STEM + "r = Pad(h, pads) y = Conv(r, c_w)"
     analysis = check_cut(graph(body, constants=CONSTANTS | {"pads": [0, -1, 0, 0, 0, 1, 0, 0]}))
     assert open_groups(analysis) == {}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    ["p = Slice(table, one, four, zero) q = Slice(table, zero, three, zero)",
+     "p, v = Split<axis = 0>(table, sizes) q = Slice(table, zero, three, zero) e = Exp(v)"],
+)  # fmt: skip
+def test_a_table_whose_rows_are_picked_loses_columns(parts: str) -> None:
+    """Rows that overlap, so that the table stays one weight: its columns are channels all the same."""
+    body = f"""
+        {parts} h = MatMul(x, a_w) s = Mul(h, p) t = Add(s, q) y = MatMul(t, c_w)
+    """
+    constants = {
+        "a_w": (6, 8), "c_w": (8, 3), "table": (4, 8), "zero": [0], "one": [1], "three": [3], "four": [4],
+        "sizes": [3, 1],
+    }  # fmt: skip
+    analysis = check_cut(graph(body, inputs="float[N,3,6] x", constants=constants))
+    assert list(open_groups(analysis).values()) == [8]
+    assert ("table", 1, False) in positions(group_of(analysis, "a_w", 1))

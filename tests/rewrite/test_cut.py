@@ -161,3 +161,16 @@ def test_other_float_types(dtype: type) -> None:
     pruned = proved_cut(analysis, removed(analysis, a_w=[2, 3]), trial_shapes(analysis))
     assert weight(pruned, "a_w").dtype == dtype
     assert weight(pruned, "a_w").shape == (6, 6)
+
+
+def test_nodes_of_unknown_shapes_need_no_repair() -> None:
+    """What follows an operator that nobody knows is left alone, whatever its own rule would repair."""
+    body = f"""
+        {SIMPLE} u = com.microsoft.NobodyKnows(x) v = Slice(u, zero, one, zero)
+        a, b = Split<axis = 0>(u, ones) e = Expand(u, ones) g = Gather(u, zero)
+    """
+    constants = SIMPLE_CONSTANTS | {"zero": [0], "one": [1], "ones": [1, 1]}
+    outputs = "y; float[M,6] v; float[1,6] a; float[M,6] e; float[1,M,6] g"
+    analysis = analyze(graph(body, inputs=ROWS, outputs=outputs, constants=constants))
+    pruned = cut(analysis.model, analysis.channels, removed(analysis, a_w=[1, 6]))
+    assert weight(pruned, "a_w").shape == (6, 6)
