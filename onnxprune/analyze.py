@@ -178,14 +178,14 @@ def _tie_shared_weights(graph: ir.Graph, channels: Channels) -> None:
     nodes = set(graph)
     for value in graph.initializers.values():
         uses = [Use(node, index) for node, index in value.uses() if node in nodes]
-        by_axes: dict[tuple[int, ...], Block] = {}
-        if len(uses) < 2 or not _is_matrix(value):
-            continue
-        for block in (block for use in uses for block in channels.blocks.get(use, ())):
-            first = by_axes.setdefault(block.axes, block)
-            if first is not block and first.labels.shape[:-1] == block.labels.shape[:-1]:
+        blocks = [channels.blocks.get(use, []) for use in uses]
+        shapes = [[(block.axes, block.labels.shape[:-1]) for block in of_use] for of_use in blocks]
+        if len(uses) < 2 or any(shape != shapes[0] for shape in shapes) or not _is_matrix(value):
+            continue  # where the axes differ, a copy is needed in any case
+        for others in blocks[1:]:
+            for first, other in zip(blocks[0], others, strict=True):
                 channels.labels.equate(
-                    first.labels, block.labels, f"{value.name} is shared, and one use of it stays whole"
+                    first.labels, other.labels, f"{value.name} is shared, and one use of it stays whole"
                 )
 
 
