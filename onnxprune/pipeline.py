@@ -226,8 +226,9 @@ def _cut_and_prove(plan: Plan, analysis: Analysis, sums: Sums, watch: Watch) -> 
     if inexact:
         check = replace(check, detail=f"{check.detail}; statistics over {len(inexact)} groups changed")
     before, after = plan.predicted
-    added = replace(after, params=after.params + trial.added)
-    report = _report(replace(plan, predicted=(before, added)), (check,), watch, trial.folds)
+    numbers, size_bytes = trial.added
+    after = replace(after, params=after.params + numbers, size_bytes=after.size_bytes + size_bytes)
+    report = _report(replace(plan, predicted=(before, after)), (check,), watch, trial.folds)
     return PruneResult(trial.pruned, plan, report)
 
 
@@ -240,14 +241,14 @@ class _Trial:
         in_single: it in float32, with biases that were not rounded to 16 bits: what is proved.
         gone: bool ``[labels.count]``, the labels that went.
         folds: what became of constant terms.
-        added: how many numbers the folds added.
+        added: how many numbers the folds added, and their bytes.
     """
 
     pruned: ir.Model
     in_single: ir.Model
     gone: BoolArray
     folds: tuple[Fold, ...]
-    added: int
+    added: tuple[int, int]
 
 
 def _cut(analysis: Analysis, sums: Sums, removed: Mapping[str, IntArray]) -> _Trial:

@@ -136,7 +136,7 @@ def choose_dead(
     choices, notes = [], []
     for group in groups:
         removed = np.flatnonzero(dead.removable[group.name]).astype(np.int32)
-        step = math.lcm(1 if options.align == "auto" else int(options.align), group.multiple_of)
+        step = 1 if options.align == "auto" else int(options.align)
         kept = min(group.size, math.ceil((group.size - len(removed)) / step) * step)
         removed = removed[: group.size - kept]
         choices.append(Choice(group, removed, _reason(group, dead, options) if not len(removed) else None))

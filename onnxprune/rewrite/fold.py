@@ -77,7 +77,7 @@ def exact_positions(folds: Sequence[Fold]) -> Mapping[Contraction, BoolArray]:
     return {fold.seen.contraction: fold.exact for fold in folds}
 
 
-def apply_folds(cut: ir.Model, sums: Sums, folds: Sequence[Fold], removed: BoolArray) -> int:
+def apply_folds(cut: ir.Model, sums: Sums, folds: Sequence[Fold], removed: BoolArray) -> tuple[int, int]:
     """Write folded constants into a model that was cut.
 
     Args:
@@ -87,7 +87,7 @@ def apply_folds(cut: ir.Model, sums: Sums, folds: Sequence[Fold], removed: BoolA
         removed: bool ``[labels.count]``, True for each label that goes.
 
     Returns:
-        How many numbers the model holds more than before: biases that were not there.
+        How many numbers the model holds more than before, for biases that were not there, and their bytes.
     """
     writer = _Writer(cut.graph, sums, Kept(sums.channels, removed))
     for fold in folds:
@@ -95,7 +95,7 @@ def apply_folds(cut: ir.Model, sums: Sums, folds: Sequence[Fold], removed: BoolA
             writer.write_weight(fold)
         if len(fold.into_bias):
             writer.write_bias(fold)
-    return writer.added
+    return writer.added, writer.added_bytes
 
 
 class _Writer:
@@ -107,7 +107,7 @@ class _Writer:
         self.kept = kept
         self.names = Names(graph)
         self.nodes = {str(output.name): node for node in graph for output in node.outputs}
-        self.added = 0
+        self.added = self.added_bytes = 0
 
     def write_weight(self, fold: Fold) -> None:
         """Add the weights of folded positions, scaled, to those of the carrier."""
@@ -206,8 +206,13 @@ class _Writer:
         """Register numbers in the type of a node's result."""
         name = self.names.fresh(wanted)
         dtype = node.outputs[0].dtype or next(v.dtype for v in node.inputs if v is not None and v.dtype)
-        self.added += array.size
-        return add_constant(self.graph, ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=name), name)
+        tensor = ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)
+        self._count(tensor.size, tensor.nbytes)
+        return add_constant(self.graph, tensor, name)
+
+    def _count(self, numbers: int, size_bytes: int) -> None:
+        self.added += numbers
+        self.added_bytes += size_bytes
 
     def _store(self, node: ir.Node, index: int, value: ir.Value, array: FloatArray) -> None:
         """Replace a stored tensor for one of its users."""
@@ -218,10 +223,10 @@ class _Writer:
         name = str(value.name) if alone else self.names.fresh(str(value.name))
         tensor = ir.Tensor(array.astype(old.dtype.numpy()), dtype=old.dtype, name=name)
         if alone:
-            self.added += array.size - old.size
+            self._count(tensor.size - old.size, tensor.nbytes - old.nbytes)
             value.const_value, value.shape = tensor, ir.Shape(array.shape)
         else:
-            self.added += array.size
+            self._count(tensor.size, tensor.nbytes)
             node.replace_input_with(index, add_constant(self.graph, tensor, name))
 
 

@@ -136,7 +136,9 @@ def test_a_model_output_keeps_its_name_behind_an_added_sum() -> None:
     assert [node.op_type for node in result.model.graph][-2:] == ["MatMul", "Add"]
     # the parameters of the added sum are counted
     costs = {row["what"]: row["after"] for row in result.report.sections["cost"]}
-    assert costs["parameters"] == sum(array.size for array in weights(result.model).values())
+    arrays = weights(result.model).values()
+    assert costs["parameters"] == sum(array.size for array in arrays)
+    assert costs["bytes of weights"] == sum(array.nbytes for array in arrays)
 
 
 def ordinary_cut(numbers: list[int]) -> tuple[Analysis, ir.Model, ir.Model, bool]:
