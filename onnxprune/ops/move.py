@@ -244,7 +244,7 @@ class Gather(OpRule):
         kept.set_ints(node, 1, (np.cumsum(mask) - 1)[indices % len(mask)])
 
 
-@op_rule("GatherElements", "GatherND", "ScatterElements", "ScatterND")
+@op_rule("GatherElements", "GatherND", "Scatter", "ScatterElements", "ScatterND")
 class Indexed(OpRule):
     """y = elements picked or replaced by index tuples"""
 

@@ -43,7 +43,7 @@ def test_equations(text, ranks, operands, output) -> None:
 
 @pytest.mark.parametrize(("text", "ranks"), [("ij,jk->ik", (3, 2)), ("ijk->k", (2,)), ("i,j->ij", (1,))])
 def test_equations_that_do_not_fit(text: str, ranks: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="fit|zip"):
+    with pytest.raises(ValueError, match=r"fit|zip"):
         equation(text, *ranks)
 
 
@@ -244,4 +244,4 @@ def test_weight_inputs(text: str, ranks: tuple[int, ...], expected: list[WeightI
     values = [ir.Value(name=f"x{number}", shape=ir.Shape([2] * rank)) for number, rank in enumerate(ranks)]
     node = ir.node("Einsum", values, {"equation": text})
     assert list(Einsum().weight_inputs(node, lambda value: len(value.shape or ()))) == expected
-    assert Einsum().weight_inputs(node, lambda value: 0) == ()
+    assert Einsum().weight_inputs(node, lambda _: 0) == ()
