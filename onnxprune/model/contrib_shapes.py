@@ -1,4 +1,4 @@
-"""Output shapes of operators that ONNX itself does not tell: those that ONNX Runtime adds, and a few of its own.
+"""Output shapes of operators that ONNX does not tell: those that ONNX Runtime adds, and a few of its own.
 
 A shape function gets the sizes of all inputs, symbols included, and returns those of the outputs. It uses the
 `Dim` objects of the inputs wherever it can, so that equal names go on meaning equal sizes.

@@ -122,9 +122,6 @@ class Slice(OpRule):
             channels.freeze_all(x, f"{node.name} slices at computed bounds")
             return
         channels.label_constant(x, skip=picked)
-        for axis, places in picked.items():
-            if np.abs(np.diff(places)).max(initial=1) > 1:
-                channels.freeze_axis(x, axis, f"{node.name} picks with a stride along this axis")
         if any(len(places) == 0 for places in picked.values()):
             channels.separate_all(x)  # the other axes of an empty part still shrink
         for block in channels.blocks.get(x, ()):
@@ -135,26 +132,34 @@ class Slice(OpRule):
             channels.put(y, block.axes, labels)
 
     def fix(self, node: ir.Node, kept: Kept) -> None:
-        """New bounds for every axis that lost positions; the kept ones lie between them as before."""
+        """New bounds for every axis that lost positions; a Gather where even spacing was lost."""
         masks = kept.input(node, 0)
         picked = _sliced(node, kept.channels)
         if picked is None or not set(picked).intersection(masks):
             return
-        axes, starts, ends, steps = sorted(picked), [], [], []
-        for axis in axes:
-            bounds = _bounds(node, kept.channels, axis)
-            if axis in masks:
-                bounds = _shrunk(picked[axis], masks[axis], node)
-            start, end, step = bounds
-            starts.append(start)
-            ends.append(end)
-            steps.append(step)
-        if len(node.inputs) > 1:
-            for index, numbers in enumerate((starts, ends, axes, steps), start=1):
-                kept.set_ints(node, index, numbers)
-        else:
-            for name, numbers in (("starts", starts), ("ends", ends), ("axes", axes)):
-                kept.set_attribute(node, ir.AttrInt64s(name, numbers))
+        places = {axis: _new_places(picked[axis], mask) for axis, mask in masks.items() if axis in picked}
+        uneven = [axis for axis, numbers in places.items() if len(np.unique(np.diff(numbers))) > 1]
+        sliced = [axis for axis in sorted(picked) if axis not in uneven]
+        if not sliced:
+            kept.become_gather(node, uneven[0], places[uneven.pop(0)])
+        for axis in uneven:
+            kept.gather_before(node, axis, places[axis])
+        if sliced:
+            bounds = [
+                _evenly(places[axis]) if axis in places else _bounds(node, kept.channels, axis)
+                for axis in sliced
+            ]
+            _write_bounds(node, kept, sliced, bounds)
+
+
+def _write_bounds(node: ir.Node, kept: Kept, axes: list[int], bounds: list[tuple[int, int, int]]) -> None:
+    starts, ends, steps = (list(numbers) for numbers in zip(*bounds, strict=True))
+    if len(node.inputs) > 1:
+        for index, numbers in enumerate((starts, ends, axes, steps), start=1):
+            kept.set_ints(node, index, numbers)
+    else:
+        for name, numbers in (("starts", starts), ("ends", ends), ("axes", axes)):
+            kept.set_attribute(node, ir.AttrInt64s(name, numbers))
 
 
 _THROUGH_FIRST = -(2**62)
@@ -192,20 +197,19 @@ def _bounds(node: ir.Node, channels: Channels, axis: int) -> tuple[int, int, int
     return start or 0, end, step
 
 
-def _shrunk(picked: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], node: ir.Node) -> tuple[int, int, int]:
-    """Return bounds that pick the kept ones of ``picked`` from the kept ones of the axis."""
-    new_place = np.cumsum(mask) - 1
-    wanted = new_place[picked[mask[picked]]]
-    steps = np.unique(np.diff(wanted))
-    if len(wanted) == 0:
-        return int(mask.sum()), int(mask.sum()), 1
-    if len(wanted) == 1:
-        return int(wanted[0]), int(wanted[0]) + 1, 1
-    if len(steps) != 1:
-        raise AssertionError(f"{node.name}: a strided slice was cut unevenly")
-    step = int(steps[0])
-    end = int(wanted[-1]) + (1 if step > 0 else -1)
-    return int(wanted[0]), end if end >= 0 else _THROUGH_FIRST, step
+def _new_places(picked: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return where the kept ones of ``picked`` stand among the kept positions of the axis."""
+    places: np.ndarray[Any, Any] = (np.cumsum(mask) - 1)[picked[mask[picked]]]
+    return places
+
+
+def _evenly(places: np.ndarray[Any, Any]) -> tuple[int, int, int]:
+    """Return the bounds that pick evenly spaced places, forwards or backwards."""
+    if len(places) == 0:
+        return 0, 0, 1
+    step = int(places[1] - places[0]) if len(places) > 1 else 1
+    end = int(places[-1]) + (1 if step > 0 else -1)
+    return int(places[0]), end if end >= 0 else _THROUGH_FIRST, step
 
 
 @op_rule("Gather")
