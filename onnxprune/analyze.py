@@ -119,6 +119,7 @@ def _link(graph: ir.Graph, channels: Channels) -> list[Skipped]:
         else:
             unknown.append(Skipped(str(node.name), str(reason)))
             _freeze_node(node, channels, f"{node.name}: {reason}")
+        channels.note_constant(node)
     return unknown
 
 

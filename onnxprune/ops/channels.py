@@ -81,6 +81,8 @@ class Channels:
         self.contractions: list[Contraction] = []
         self.tags: dict[str, list[LabelArray]] = {}
         self.statistics: list[Statistic] = []
+        self._computed_constants: set[ir.Value] = set()
+        self._whole: set[tuple[Use, int]] = set()  # axes of constants that were frozen before they had labels
 
     # --- looking --------------------------------------------------------------------------------------------
 
@@ -111,6 +113,16 @@ class Channels:
         """Return the contents of a small input that is the same for every input of the model, else None."""
         return self.shapes.constant(node.inputs[index]) if self.has(node, index) else None
 
+    def note_constant(self, node: ir.Node) -> None:
+        """Remember the outputs of a node that reads constants alone; called in topological order."""
+        given = [value for value in node.inputs if value is not None]
+        if given and all(value.is_initializer() or value in self._computed_constants for value in given):
+            self._computed_constants.update(node.outputs)
+
+    def is_constant(self, ref: Ref) -> bool:
+        """Return whether a value is a constant, or computed from constants alone."""
+        return isinstance(ref, Use) or ref in self._computed_constants
+
     def block_at(self, ref: Ref, axis: int) -> Block | None:
         """Return the block that holds an axis, None if the axis is untracked."""
         return next((block for block in self.blocks.get(ref, ()) if axis in block.axes), None)
@@ -127,6 +139,8 @@ class Channels:
         if block is None:
             if not isinstance(ref, Use) or not _is_weight(ref.value) or self.shape(ref)[axis] < 2:
                 return None
+            if (ref, axis) in self._whole:
+                return None
             labels = self.labels.fresh(self.shape(ref)[axis])
             self.put(ref, (axis,), labels)
             return labels
@@ -138,11 +152,14 @@ class Channels:
         self.put(ref, tuple(a for a in block.axes if a != axis), rest)
         return own
 
-    def label_constant(self, ref: Ref, skip: Iterable[int] = ()) -> None:
-        """Give a constant that is only moved or mapped labels of its own, so that a cut can reach it."""
+    def label_constant(
+        self, ref: Ref, axes: Iterable[int] | None = None, *, skip: int | None = None
+    ) -> None:
+        """Give axes of a constant (all by default) labels; where it goes, a cut then reaches it."""
         if isinstance(ref, Use):
-            for axis in sorted(set(range(self.rank(ref))).difference(skip)):
-                self.alone(ref, axis)
+            for axis in range(self.rank(ref)) if axes is None else axes:
+                if axis != skip:
+                    self.alone(ref, axis)
 
     def separate_all(self, ref: Ref) -> None:
         """Give every labelled axis of a value a block of its own."""
@@ -174,7 +191,8 @@ class Channels:
         untracked axis are frozen, with the reason.
         """
         axis %= self.rank(ref)
-        if isinstance(ref, Use) and self.block_at(ref, axis) is None and self.shape(ref)[axis] > 1:
+        takes_over = isinstance(ref, Use) and (ref, axis) not in self._whole
+        if takes_over and self.block_at(ref, axis) is None and self.shape(ref)[axis] > 1:
             self.put(ref, (axis,), labels)
             return
         mine = self.alone(ref, axis)
@@ -198,9 +216,13 @@ class Channels:
             labels = self.alone(ref, axis)
             if labels is not None:
                 self.freeze(labels, reason)
+        elif isinstance(ref, Use):
+            self._whole.add((ref, axis))
 
     def freeze_all(self, ref: Ref, reason: str) -> None:
         """Say that a value keeps its whole shape."""
+        if isinstance(ref, Use):
+            self._whole.update((ref, axis) for axis in range(self.rank(ref)))
         for block in self.blocks.get(ref, ()):
             self.freeze(block.labels, reason)
 
@@ -238,6 +260,7 @@ class Channels:
 
         Axes that are not in the map lose their labels: they must have been frozen or reduced before.
         """
+        self.label_constant(source, axis_map)
         for block in self.blocks.get(source, ()):
             if axis_map is None:
                 self.put(target, block.axes, block.labels)
@@ -253,6 +276,7 @@ class Channels:
         """
         axis %= self.rank(source)
         more = positions.ndim - 1
+        self.label_constant(source)
         for block in self.blocks.get(source, ()):
             labels, axes = block.labels, [a if a <= axis else a + more for a in block.axes]
             if axis in block.axes:

@@ -17,9 +17,11 @@ _SPACE = "a convolution slides along this axis ({node})"
 
 
 def _freeze_space(node: ir.Node, channels: Channels) -> None:
-    x = channels.ref(node, 0)
-    for axis in (0, *range(2, channels.rank(x))):
-        channels.freeze_axis(x, axis, _SPACE.format(node=node.name))
+    x, w = channels.ref(node, 0), channels.ref(node, 1)
+    channels.freeze_axis(x, 0, _SPACE.format(node=node.name))
+    for axis in range(2, channels.rank(x)):
+        for ref in (x, w):  # a kernel that is computed from constants has labels along its taps
+            channels.freeze_axis(ref, axis, _SPACE.format(node=node.name))
 
 
 def _input_by_group(

@@ -159,7 +159,7 @@ def _tag_attention(channels: Channels, refs: list[Ref], equation: Equation) -> N
 
     The others are places in a head: those that are summed, and those of the values alone.
     """
-    if len(refs) != 2 or any(_is_weight(ref) for ref in refs):
+    if len(refs) != 2 or any(channels.is_constant(ref) for ref in refs):
         return
     a, b = (set(axes) for axes in equation.operands)
     if not a & b & set(equation.output):
@@ -169,11 +169,3 @@ def _tag_attention(channels: Channels, refs: list[Ref], equation: Equation) -> N
             if channels.block_at(ref, axis) is not None:
                 stays = name in a & b and not equation.is_summed(name)
                 channels.tag("heads" if stays else "head_dim", channels.alone(ref, axis))
-
-
-def _is_weight(ref: Ref) -> bool:
-    """Return whether an operand is a constant, or one that a node merely moves."""
-    if isinstance(ref, Use):
-        return True
-    producer = ref.producer()
-    return producer is not None and all(v is None or v.is_initializer() for v in producer.inputs)

@@ -60,6 +60,8 @@ class Concat(OpRule):
         for axis in range(rank):
             if axis == joined or channels.shape(y)[axis] < 2:
                 continue
+            if all(isinstance(ref, Use) for ref in refs):
+                channels.label_constant(refs[0], [axis])
             tracked = [ref for ref in refs if channels.block_at(ref, axis) is not None]
             if not tracked:
                 continue
@@ -90,12 +92,13 @@ class Split(OpRule):
         """Each output has the labels of its part."""
         x = channels.ref(node, 0)
         axis = node.attributes.get_int("axis", 0) % channels.rank(x)
-        channels.label_constant(x, skip=(axis,))
-        start = 0
-        for output in node.outputs:
-            size = channels.shape(output)[axis]
-            channels.index(x, output, axis, np.arange(start, start + size))
-            start += size
+        sizes = [channels.shape(output)[axis] for output in node.outputs]
+        parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+        used = [part for part, output in zip(parts, node.outputs, strict=True) if output.uses()]
+        channels.label_constant(x)
+        _freeze_unread(node, channels, x, axis, np.concatenate([*used, parts[0][:0]]))
+        for output, part in zip(node.outputs, parts, strict=True):
+            channels.index(x, output, axis, part)
 
     def fix(self, node: ir.Node, kept: Kept) -> None:
         """The sizes of the parts, written out where they were equal and implicit."""
@@ -121,7 +124,9 @@ class Slice(OpRule):
         if picked is None:
             channels.freeze_all(x, f"{node.name} slices at computed bounds")
             return
-        channels.label_constant(x, skip=picked)
+        channels.label_constant(x)
+        for axis, places in picked.items():
+            _freeze_unread(node, channels, x, axis, places)
         if any(len(places) == 0 for places in picked.values()):
             channels.separate_all(x)  # the other axes of an empty part still shrink
         for block in channels.blocks.get(x, ()):
@@ -197,6 +202,16 @@ def _bounds(node: ir.Node, channels: Channels, axis: int) -> tuple[int, int, int
     return start or 0, end, step
 
 
+def _freeze_unread(
+    node: ir.Node, channels: Channels, x: Ref, axis: int, picked: np.ndarray[Any, Any]
+) -> None:
+    """Keep the positions of a constant that are not picked: nothing reads them, so they are no channels."""
+    labels = channels.alone(x, axis) if channels.is_constant(x) else None
+    if labels is not None:
+        unread = np.delete(np.arange(len(labels)), picked.ravel())
+        channels.freeze(labels[unread], f"{node.name} picks others")
+
+
 def _new_places(picked: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return where the kept ones of ``picked`` stand among the kept positions of the axis."""
     places: np.ndarray[Any, Any] = (np.cumsum(mask) - 1)[picked[mask[picked]]]
@@ -223,10 +238,11 @@ class Gather(OpRule):
         axis = node.attributes.get_int("axis", 0) % rank
         indices = channels.constant(node, 1)
         if indices is not None and (indices.ndim < 2 or channels.block_at(x, axis) is not None):
+            channels.label_constant(x)
+            _freeze_unread(node, channels, x, axis, indices)
             channels.index(x, y, axis, indices)
             return
         reason = f"{node.name} picks along this axis by computed positions"
-        channels.label_constant(x, skip=(axis,))
         channels.freeze_axis(x, axis, reason)
         channels.freeze_all(channels.ref(node, 1), f"{node.name} reads positions from it")
         more = len(channels.shape(y)) - rank
