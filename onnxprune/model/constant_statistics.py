@@ -2,7 +2,8 @@
 
 Such a weight is computed in the graph, ``g * v / norm(v)``. Elementwise operators and moves need no folding,
 as channels are followed through them; but a norm over input channels must not change when some of these go.
-Only what is smaller than what it is computed from is folded, so no weight is copied.
+Only what is smaller than what it is computed from is folded, so no weight is copied, and no layer of a
+network that happens to have a constant input (a table of positions that is made by one) is lost.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from onnx import reference
 
 from onnxprune.model.names import Names, add_constant
 
+#: Products are statistics where a vector is left, as in ``u W v``; others may be weights, or layers.
+_PRODUCTS = frozenset(("Einsum", "Gemm", "MatMul"))
+
 #: Operators whose results depend on many positions of their inputs at once.
-_STATISTICS = frozenset((
-    "ArgMax", "ArgMin", "Einsum", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "MatMul", "ReduceL1",
-    "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-    "ReduceSum", "ReduceSumSquare",
+_STATISTICS = _PRODUCTS | frozenset((
+    "ArgMax", "ArgMin", "GlobalAveragePool", "GlobalMaxPool", "ReduceL1", "ReduceL2", "ReduceLogSum",
+    "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
 ))  # fmt: skip
 
 #: Types that ONNX's reference computes in.
@@ -40,6 +43,7 @@ def fold_statistics(graph: ir.Graph, opset: int) -> None:
     """
     constants = _constants(graph)
     names = Names(graph)
+    made = []
     for node in list(graph):
         output = node.outputs[0]
         if node.op_type not in _STATISTICS or output not in constants or output.is_graph_output():
@@ -48,10 +52,16 @@ def fold_statistics(graph: ir.Graph, opset: int) -> None:
         contents = _evaluate(output, opset, known)
         if contents.size >= max(known[value].size for value in node.inputs if value is not None):
             continue
+        if node.op_type in _PRODUCTS and sum(size > 1 for size in contents.shape) > 1:
+            continue
         name = names.fresh(f"{output.name}_folded")
         folded = add_constant(graph, ir.tensor(contents, name=name), name)
+        made.append(folded)
         output.replace_all_uses_with(folded)
         graph.remove(node, safe=True)
+    for folded in made:
+        if not folded.uses():  # another statistic was made of it
+            graph.initializers.pop(str(folded.name))
 
 
 def _constants(graph: ir.Graph) -> set[ir.Value]:

@@ -132,7 +132,9 @@ class MeanVarianceNormalization(OpRule):
         for axis in node.attributes.get_ints("axes", (0, 2, 3)):
             labels = channels.alone(x, axis)
             if labels is not None:
-                channels.averages_over(node, labels, f"{node.name} takes mean and deviation over these channels")
+                channels.averages_over(
+                    node, labels, f"{node.name} takes mean and deviation over these channels"
+                )
         channels.copy(x, node.outputs[0])
 
 

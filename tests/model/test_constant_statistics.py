@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -9,6 +11,7 @@ from cutting import graph
 
 from onnxprune.model.constant_statistics import fold_statistics
 
+PARTS = {"one": [1], "w": np.arange(6, dtype=np.float32)}
 V = np.arange(24, dtype=np.float32).reshape(4, 6) - 7
 
 
@@ -30,14 +33,11 @@ def contents(model: ir.Model) -> dict[str, np.ndarray]:
         ("p = Mul(v, v) n = ReduceSum(p, one)", (V**2).sum(1, keepdims=True)),
         ("t = Transpose(v) n = ReduceMax<axes = [0], keepdims = 0>(t)", V.max(1)),
         ("n = ReduceMean(v)", V.mean().reshape(1, 1)),
+        ("m = MatMul(v, w) n = ReduceSum<keepdims = 0>(m)", (V @ np.arange(6)).sum()),
     ],
 )
 def test_statistics_are_folded(lines: str, expected: np.ndarray) -> None:
-    model = (
-        folded(f"{lines} y = Mul(x, n)", one=[1], v=V[:, :])
-        if "one" in lines
-        else folded(f"{lines} y = Mul(x, n)")
-    )
+    model = folded(f"{lines} y = Mul(x, n)", **{k: v for k, v in PARTS.items() if f" {k})" in lines})
     (result,) = contents(model).values()
     np.testing.assert_allclose(result, expected, rtol=1e-6)
     assert all(value is None or value.name != "n" for node in model.graph for value in node.inputs)
@@ -48,14 +48,15 @@ def test_statistics_are_folded(lines: str, expected: np.ndarray) -> None:
     [
         "n = Mul(v, v)",  # elementwise: channels are followed through it
         "t = Transpose(v) n = MatMul(v, t)",  # as large as its parts together: a weight of its own
+        "t = Slice(v, zero, two, one) n = MatMul(v, t)",  # a layer of a network whose input is constant
         "n = ReduceSum<keepdims = 0>(x, zero)",  # not constant
-        "r = RandomNormal<shape = [4, 6]>() n = ReduceSum(r, zero)",  # another one each time
+        "r = RandomNormal<shape = [6, 6]>() n = ReduceSum<keepdims = 0>(r, zero)",  # another one each time
     ],
 )
 def test_nothing_else_is_folded(lines: str) -> None:
-    wide = {"v": np.ones((6, 6), np.float32), "zero": [0]}
-    used = {name: value for name, value in wide.items() if name in lines.replace("MatMul(v", "v")}
-    model = graph(f"{lines} y = Mul(x, n)", inputs="float[6,6] x", constants=used)
+    constants = {"v": np.ones((6, 6), np.float32), "zero": [0], "one": [1], "two": [2]}
+    used = {name: value for name, value in constants.items() if re.search(rf"[ (]{name}[,)]", lines)}
+    model = graph(f"{lines} y = MatMul(x, n)", inputs="float[6,6] x", constants=used)
     fold_statistics(model.graph, 17)
     assert contents(model) == {}
 

@@ -146,7 +146,6 @@ def test_group_norm_of_the_model_input_stays() -> None:
     [
         ("LRN<size = 3>(h)", "neighbouring channels"),
         ("MeanVarianceNormalization<axes = [0, -3]>(h)", "mean and deviation"),
-        ("LpNormalization<axis = 1>(h)", "takes a norm"),
     ],
 )
 def test_statistics_over_channels_keep_them(call: str, reason: str) -> None:
