@@ -100,6 +100,7 @@ class Einsum(OpRule):
             else:
                 channels.put(y, (equation.output.index(name),), labels)
         _tag_attention(channels, refs, equation)
+        _tag_experts(channels, refs, equation)
 
     def macs(self, node: ir.Node, shape_of: ShapeOf) -> int:
         """The operands are multiplied from left to right, as ONNX Runtime does; a sum alone costs nothing."""
@@ -169,3 +170,15 @@ def _tag_attention(channels: Channels, refs: list[Ref], equation: Equation) -> N
             if channels.block_at(ref, axis) is not None:
                 stays = name in a & b and not equation.is_summed(name)
                 channels.tag("heads" if stays else "head_dim", channels.alone(ref, axis))
+
+
+def _tag_experts(channels: Channels, refs: list[Ref], equation: Equation) -> None:
+    """A letter of weights that the other operand has too, and that stays, counts matrices: one per expert."""
+    if len(refs) != 2 or channels.is_constant(refs[0]) == channels.is_constant(refs[1]):
+        return
+    weight = 0 if channels.is_constant(refs[0]) else 1
+    axes, other = equation.operands[weight], equation.operands[1 - weight]
+    is_matrix = any(equation.is_summed(name) for name in axes) and any(name not in other for name in axes)
+    for axis, name in enumerate(axes):
+        if is_matrix and name in other and not equation.is_summed(name):
+            channels.tag("experts", channels.alone(refs[weight], axis))

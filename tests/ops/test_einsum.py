@@ -204,7 +204,9 @@ def test_experts() -> None:
     analysis = check_cut(graph(body, inputs=SEQUENCE, constants=constants))
     # The e of the second product goes on; the result of the third no longer has it.
     assert positions(group_of(analysis, "a_w", 2)) == {("a_w", 2, False), ("c_w", 1, True)}
-    assert positions(group_of(analysis, "r_w", 1)) == {
+    experts = group_of(analysis, "r_w", 1)
+    assert (experts.kind, experts.size) == ("experts", 4)
+    assert positions(experts) == {
         ("r_w", 1, False),
         ("a_w", 0, False),
         ("c_w", 0, False),

@@ -159,3 +159,26 @@ def test_statistics_over_channels_keep_them(call: str, reason: str) -> None:
 def test_statistics_over_space_pass_channels(call: str) -> None:
     body = f"h = Conv(x, a_w) n = {call} y = Conv(n, c_w)"
     assert open_groups(check_cut(graph(body, constants=CONSTANTS))) == {"a_w": 8}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "LRN<size = 3>(h)",
+        "MeanVarianceNormalization<axes = [1]>(h)",
+        "GroupNormalization<num_groups = 1>(h, s, b)",
+    ],
+)
+def test_statistics_over_channels_on_request(call: str) -> None:
+    constants = CONSTANTS | ({"s": (8,), "b": (8,)} if "Group" in call else {})
+    model = graph(f"h = Conv(x, a_w) n = {call} y = Conv(n, c_w)", constants=constants, opset=21)
+    analysis = check_cut(model, allow_inexact=True)
+    (group,) = (group for group in analysis.groups if group.frozen is None)
+    assert (group.size, group.exact) == (8, False)
+
+
+def test_group_norm_loses_places_in_its_groups_on_request() -> None:
+    """Groups and places in them are rivals: whole groups are exact, and offered unless there are more places."""
+    body = "h = Conv(x, a_w) r = GroupNormalization<num_groups = 2>(h, s, b) y = Conv(r, c_w)"
+    model = graph(body, constants=CONSTANTS | {"s": (8,), "b": (8,)}, opset=21)
+    assert sum(group.frozen is None for group in check_cut(model, allow_inexact=True).groups) == 1
