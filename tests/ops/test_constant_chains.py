@@ -111,3 +111,16 @@ def test_an_embedding_keeps_its_rows_without_a_label() -> None:
     constants = {"a_w": (50, 8), "c_w": (8, 3)}
     analysis = analyze(graph(body, inputs="int64[N,5] x", constants=constants))
     assert {group.size for group in analysis.groups} == {8, 3}
+
+
+def test_statistics_over_a_constant_keep_its_axes() -> None:
+    """A constant image that is normalised over space: no place of it may go, though its channels may."""
+    body = """
+        n = InstanceNormalization(p_w, s, b) k = Reshape(n, to) t = Transpose<perm = [1, 0]>(k)
+        g = MatMul(x, g_w) h = MatMul(g, t) y = MatMul(h, c_w)
+    """
+    constants = {
+        "p_w": (1, 8, 4, 4), "s": (8,), "b": (8,), "to": [8, 16], "g_w": (6, 16), "c_w": (8, 3),
+    }  # fmt: skip
+    analysis = check_cut(graph(body, inputs="float[N,6] x", constants=constants))
+    assert list(open_groups(analysis).values()) == [8]

@@ -178,7 +178,7 @@ def test_statistics_over_channels_on_request(call: str) -> None:
 
 
 def test_group_norm_loses_places_in_its_groups_on_request() -> None:
-    """Groups and places in them are rivals: whole groups are exact, and offered unless there are more places."""
+    """Groups and places in them are rivals: one of the two is offered."""
     body = "h = Conv(x, a_w) r = GroupNormalization<num_groups = 2>(h, s, b) y = Conv(r, c_w)"
     model = graph(body, constants=CONSTANTS | {"s": (8,), "b": (8,)}, opset=21)
     assert sum(group.frozen is None for group in check_cut(model, allow_inexact=True).groups) == 1

@@ -223,3 +223,26 @@ def test_random_numbers_that_meet_channels_keep_them() -> None:
     body = STEM + "n = RandomNormal<shape = [1, 8, 1, 1]>() s = Add(h, n) y = Conv(s, c_w)"
     analysis = analyze(graph(body, constants=CONSTANTS))
     assert "no channels along this axis" in frozen_groups(analysis)["a_w"]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_constant_in_order_keeps_the_axis_that_is_ordered(axis: int) -> None:
+    """Labels that come later, with the first operator that copies them, don't stand on that axis."""
+    constants = {"a_w": (6, 8), "axis": np.array(axis), "c_w": (8, 3)}
+    body = "w = CumSum(a_w, axis) h = MatMul(x, w) r = Relu(h) y = MatMul(r, c_w)"
+    analysis = check_cut(graph(body, inputs="float[N,6] x", constants=constants))
+    assert list(open_groups(analysis).values()) == ([8] if axis == 0 else [])
+
+
+def test_one_hot_of_positions_that_belong_to_channels() -> None:
+    """Where each channel is largest: the new axis stands before that of the channels."""
+    constants = CONSTANTS | {"depth": np.array(6), "values": np.array([0, 1], np.float32), "m_w": (8, 3)}
+    body = (
+        STEM
+        + """
+        i = ArgMax<axis = 2, keepdims = 0>(h) o = OneHot<axis = 1>(i, depth, values)
+        t = Transpose<perm = [0, 1, 3, 2]>(o) y = MatMul(t, m_w)
+    """
+    )
+    del constants["c_w"]
+    assert open_groups(check_cut(graph(body, constants=constants))) == {"a_w": 8}
