@@ -82,7 +82,6 @@ class Channels:
         self.tags: dict[str, list[LabelArray]] = {}
         self.statistics: list[Statistic] = []
         self._computed_constants: set[ir.Value] = set()
-        self._whole: set[tuple[Use, int]] = set()  # axes of constants that were frozen before they had labels
 
     # --- looking --------------------------------------------------------------------------------------------
 
@@ -139,8 +138,6 @@ class Channels:
         if block is None:
             if not isinstance(ref, Use) or not _is_weight(ref.value) or self.shape(ref)[axis] < 2:
                 return None
-            if (ref, axis) in self._whole:
-                return None
             labels = self.labels.fresh(self.shape(ref)[axis])
             self.put(ref, (axis,), labels)
             return labels
@@ -152,14 +149,14 @@ class Channels:
         self.put(ref, tuple(a for a in block.axes if a != axis), rest)
         return own
 
-    def label_constant(
-        self, ref: Ref, axes: Iterable[int] | None = None, *, skip: int | None = None
-    ) -> None:
-        """Give axes of a constant (all by default) labels; where it goes, a cut then reaches it."""
+    def label_constant(self, ref: Ref, axes: Iterable[int] | None = None) -> None:
+        """Give some axes of a constant (all by default) labels; where it goes, a cut then reaches it.
+
+        For rules that only move or map positions: a statistic over an axis must not come before its labels.
+        """
         if isinstance(ref, Use):
             for axis in range(self.rank(ref)) if axes is None else axes:
-                if axis != skip:
-                    self.alone(ref, axis)
+                self.alone(ref, axis)
 
     def separate_all(self, ref: Ref) -> None:
         """Give every labelled axis of a value a block of its own."""
@@ -191,8 +188,7 @@ class Channels:
         untracked axis are frozen, with the reason.
         """
         axis %= self.rank(ref)
-        takes_over = isinstance(ref, Use) and (ref, axis) not in self._whole
-        if takes_over and self.block_at(ref, axis) is None and self.shape(ref)[axis] > 1:
+        if isinstance(ref, Use) and self.block_at(ref, axis) is None and self.shape(ref)[axis] > 1:
             self.put(ref, (axis,), labels)
             return
         mine = self.alone(ref, axis)
@@ -216,13 +212,9 @@ class Channels:
             labels = self.alone(ref, axis)
             if labels is not None:
                 self.freeze(labels, reason)
-        elif isinstance(ref, Use):
-            self._whole.add((ref, axis))
 
     def freeze_all(self, ref: Ref, reason: str) -> None:
         """Say that a value keeps its whole shape."""
-        if isinstance(ref, Use):
-            self._whole.update((ref, axis) for axis in range(self.rank(ref)))
         for block in self.blocks.get(ref, ()):
             self.freeze(block.labels, reason)
 
@@ -260,7 +252,6 @@ class Channels:
 
         Axes that are not in the map lose their labels: they must have been frozen or reduced before.
         """
-        self.label_constant(source, axis_map)
         for block in self.blocks.get(source, ()):
             if axis_map is None:
                 self.put(target, block.axes, block.labels)

@@ -24,6 +24,7 @@ class Transpose(OpRule):
         """Axes are renumbered."""
         x = channels.ref(node, 0)
         rank = channels.rank(x)
+        channels.label_constant(x)
         perm = list(node.attributes.get_ints("perm", ())) or list(reversed(range(rank)))
         channels.label_constant(x)
         channels.copy(x, node.outputs[0], {source: target for target, source in enumerate(perm)})
@@ -246,7 +247,9 @@ class Gather(OpRule):
         channels.freeze_axis(x, axis, reason)
         channels.freeze_all(channels.ref(node, 1), f"{node.name} reads positions from it")
         more = len(channels.shape(y)) - rank
-        channels.copy(x, y, {a: a if a < axis else a + more for a in range(rank) if a != axis})
+        others = [a for a in range(rank) if a != axis]
+        channels.label_constant(x, others)
+        channels.copy(x, y, {a: a if a < axis else a + more for a in others})
 
     def fix(self, node: ir.Node, kept: Kept) -> None:
         """The kept ones of the picked positions, renumbered."""
@@ -351,7 +354,9 @@ class Pad(OpRule):
             return
         for axis in padded:
             channels.freeze_axis(x, axis, f"{node.name} pads this axis")
-        channels.copy(x, y, {axis: axis for axis in range(rank) if axis not in padded})
+        others = [axis for axis in range(rank) if axis not in padded]
+        channels.label_constant(x, others)
+        channels.copy(x, y, {axis: axis for axis in others})
 
 
 def _padded_axes(node: ir.Node, channels: Channels, rank: int) -> set[int] | None:

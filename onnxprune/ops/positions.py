@@ -17,6 +17,7 @@ def _pass_others(
     for axis in stays:
         channels.freeze_axis(x, axis, reason)
     others = axis_map or {axis: axis for axis in range(channels.rank(x)) if axis not in stays}
+    channels.label_constant(x, others)
     for output in node.outputs:
         if output.name:
             channels.copy(x, output, others)

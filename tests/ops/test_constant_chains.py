@@ -114,7 +114,7 @@ def test_an_embedding_keeps_its_rows_without_a_label() -> None:
 
 
 def test_statistics_over_a_constant_keep_its_axes() -> None:
-    """A constant image that is normalised over space: no place of it may go, though its channels may."""
+    """A constant image that is normalised over space: no place of it may go. Its channels may."""
     body = """
         n = InstanceNormalization(p_w, s, b) k = Reshape(n, to) t = Transpose<perm = [1, 0]>(k)
         g = MatMul(x, g_w) h = MatMul(g, t) y = MatMul(h, c_w)
