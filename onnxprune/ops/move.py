@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxprune.model.shape_values import slice_bounds
 from onnxprune.ops.base import OpRule, op_rule
-from onnxprune.ops.channels import Channels
+from onnxprune.ops.channels import Channels, Ref, Use
 from onnxprune.ops.elementwise import link_broadcast
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.labels import LabelArray
@@ -24,7 +24,6 @@ class Transpose(OpRule):
         """Axes are renumbered."""
         x = channels.ref(node, 0)
         rank = channels.rank(x)
-        channels.label_constant(x)
         perm = list(node.attributes.get_ints("perm", ())) or list(reversed(range(rank)))
         channels.label_constant(x)
         channels.copy(x, node.outputs[0], {source: target for target, source in enumerate(perm)})
