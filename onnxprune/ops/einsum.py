@@ -173,12 +173,17 @@ def _tag_attention(channels: Channels, refs: list[Ref], equation: Equation) -> N
 
 
 def _tag_experts(channels: Channels, refs: list[Ref], equation: Equation) -> None:
-    """A letter of weights that the other operand has too, and that stays, counts matrices: one per expert."""
-    if len(refs) != 2 or channels.is_constant(refs[0]) == channels.is_constant(refs[1]):
+    """A letter of weights that counts matrices, one per expert: others have it too, and it stays.
+
+    Or it is summed together with a third operand, the router's choice, as in ``btef,efd,bte->btd``.
+    """
+    if all(channels.is_constant(ref) for ref in refs):
         return
-    weight = 0 if channels.is_constant(refs[0]) else 1
-    axes, other = equation.operands[weight], equation.operands[1 - weight]
-    is_matrix = any(equation.is_summed(name) for name in axes) and any(name not in other for name in axes)
-    for axis, name in enumerate(axes):
-        if is_matrix and name in other and not equation.is_summed(name):
-            channels.tag("experts", channels.alone(refs[weight], axis))
+    holders = Counter(name for axes in equation.operands for name in set(axes))
+    for ref, axes in zip(refs, equation.operands, strict=True):
+        is_matrix = any(equation.is_summed(name) for name in axes) and any(holders[n] == 1 for n in axes)
+        if not channels.is_constant(ref) or not is_matrix:
+            continue
+        for axis, name in enumerate(axes):
+            if holders[name] >= (3 if equation.is_summed(name) else 2):
+                channels.tag("experts", channels.alone(ref, axis))

@@ -213,6 +213,17 @@ def test_experts() -> None:
     }
 
 
+def test_experts_summed_by_their_router() -> None:
+    body = """
+        g = MatMul(x, r_w) p = Sigmoid(g) h = Einsum<equation = "btm,emf->btef">(x, a_w) r = Relu(h)
+        y = Einsum<equation = "btef,efm,bte->btm">(r, c_w, p)
+    """
+    constants = {"r_w": (6, 4), "a_w": (4, 6, 8), "c_w": (4, 8, 6)}
+    analysis = check_cut(graph(body, inputs=SEQUENCE, constants=constants))
+    assert (group_of(analysis, "r_w", 1).kind, group_of(analysis, "r_w", 1).size) == ("experts", 4)
+    assert (group_of(analysis, "a_w", 2).kind, group_of(analysis, "a_w", 2).size) == ("hidden", 8)
+
+
 def test_macs() -> None:
     body = 'y = Einsum<equation = "nti,ir,ro->nto">(x, a_w, b_w)'
     model = graph(body, inputs="float[2,5,6] x", constants={"a_w": (6, 7), "b_w": (7, 8)})
