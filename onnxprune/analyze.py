@@ -119,6 +119,7 @@ def _link(graph: ir.Graph, channels: Channels) -> list[Skipped]:
         else:
             unknown.append(Skipped(str(node.name), str(reason)))
             _freeze_node(node, channels, f"{node.name}: {reason}")
+        channels.note_constant(node)
     return unknown
 
 
@@ -399,7 +400,7 @@ class _Grouping:
         for kind in _TAGS:
             if self.tagged[kind][labels].any():
                 return kind
-        linear = {"MatMul", "Gemm", "LSTM", "GRU", "RNN"}
+        linear = {"MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN"}
         ops = {self.nodes[member.consumer].op_type for member in members}
         return "hidden" if ops & linear and "Conv" not in ops else "channels"
 

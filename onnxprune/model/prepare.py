@@ -1,8 +1,8 @@
 """A working copy in which sizes are constants: what analysis and cutting are done on.
 
 The copy computes the same outputs from the same inputs. Constants are initializers, Identity nodes are gone,
-arithmetic on sizes is done where its result is the same for every input, and the targets of Reshape and
-Expand say in numbers what they can.
+statistics of constants are constants too, arithmetic on sizes is done where its result is the same for every
+input, and the targets of Reshape and Expand say in numbers what they can.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from onnxprune.model.constant_statistics import fold_statistics
 from onnxprune.model.joins import join_pieces, pick_before_joining
 from onnxprune.model.names import Names, add_constant
 from onnxprune.model.shape_values import Array, Dim
@@ -45,6 +46,7 @@ def prepare(
     passes.IdentityEliminationPass()(work)
     join_pieces(work.graph)
     leave_out_zero_states(work.graph)
+    fold_statistics(work.graph, (work.graph.opset_imports or work.opset_imports).get("", 1))
     shapes = concretise(work, input_shapes)
     pick_before_joining(work.graph, shapes)
     _Sizes(work.graph, shapes).write()

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-from onnxprune.ops import conv, elementwise, matmul, move, normalize, pool, recurrent, reshape, sizes
+from onnxprune.ops import (
+    blocks,
+    conv,
+    einsum,
+    elementwise,
+    matmul,
+    move,
+    normalize,
+    pool,
+    positions,
+    recurrent,
+    reshape,
+    sizes,
+)
 from onnxprune.ops.base import rule_for
 
-FAMILIES = (conv, elementwise, matmul, move, normalize, pool, recurrent, reshape, sizes)
+FAMILIES = (
+    blocks,
+    conv,
+    einsum,
+    elementwise,
+    matmul,
+    move,
+    normalize,
+    pool,
+    positions,
+    recurrent,
+    reshape,
+    sizes,
+)
 
 __all__ = ["FAMILIES", "rule_for"]

@@ -136,3 +136,17 @@ def test_contents_of_small_constants() -> None:
     shapes = concretise(model)
     np.testing.assert_array_equal(shapes.constant(model.graph.initializers["s"]), [-1, 3])
     assert shapes.constant(None) is None
+
+
+def test_operators_whose_shapes_onnx_does_not_tell() -> None:
+    body = """
+        g = GroupNormalization<num_groups = 3>(x, s, s) m = MeanVarianceNormalization(g) y = Relu(m)
+    """
+    model = graph(body, constants={"s": (3,)}, opset=21)
+    assert described(concretise(model), model, "y") == ["N", "3", "6", "6"]
+
+
+def test_operators_whose_shapes_a_later_opset_tells() -> None:
+    body = "f = GreaterOrEqual(x, s) y = Where(f, x, s)"
+    model = graph(body, constants={"s": (3, 1, 1)}, opset=12)
+    assert described(concretise(model), model, "y") == ["N", "3", "6", "6"]
