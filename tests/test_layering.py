@@ -18,7 +18,7 @@ LAYERS = (
     ("data", "messages", "npz", "patterns", "registry", "resident", "types", "user_code"),
     ("model",),
     ("ops",),
-    ("cost", "runtime"),
+    ("activations", "cost", "runtime"),
     ("allocate", "analyze", "importers", "measure", "plans", "prove", "report", "rewrite", "scores",
      "verification"),
     ("planning",),
