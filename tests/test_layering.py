@@ -19,10 +19,10 @@ LAYERS = (
     ("model",),
     ("ops",),
     ("activations", "cost", "runtime"),
-    ("allocate", "analyze", "importers", "measure", "plans", "prove", "report", "rewrite", "scores",
-     "verification"),
-    ("planning",),
-    ("inspection", "pipeline", "planning"),
+    ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "report", "rewrite",
+     "scores", "verification"),
+    ("layer_planning", "planning"),
+    ("inspection", "pipeline"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip
