@@ -13,24 +13,29 @@ from onnxprune_cli.output import Output, reporting
 
 EXAMPLE = options.example("onnxprune prune model.onnx -o small.onnx --target-macs 0.5 --plan small.plan")
 PATTERNS = (
-    "channels, heads, head_dim, experts (shapes shrink); dead (shapes shrink, the results stay); "
-    "unstructured, 2:4, block:RxC (zeros)."
+    "channels, heads, head_dim, experts (shapes shrink); layers (residual branches go); dead (the results "
+    "stay); unstructured, 2:4, block:RxC (zeros)."
 )
+SCORES = "What matters: l1, l2 (default) or random; for layers influence (default), l2 or random."
+SCOPES = "uniform: the same share everywhere (default); global: one threshold (default for layers)."
 
 
 @click.command(short_help="Remove what matters least, prove it, write it.", epilog=EXAMPLE)
 @click.argument("model", type=options.FILE)
 @options.output_file()
 @option("--pattern", default="channels", metavar="PATTERN", help=PATTERNS)
-@share("--amount", help="Share of the channels or weights to remove.")
+@share("--amount", help="Share of the channels, layers or weights to remove.")
 @share("--target-macs", help="Share of the multiply-accumulates that may stay.")
 @share("--target-params", help="Share of the parameters that may stay.")
-@name("--score", default="l2", help="What matters: l1, l2 or random.")
-@name("--scope", default="uniform", help="uniform: the same share everywhere; global: one threshold.")
+@name("--score", help=SCORES)
+@name("--scope", help=SCOPES)
+@option(
+    "--data", metavar="DATA", help="Samples that the influence of layers is measured on: .npz, folder ..."
+)
 @options.alignment()
-@option("--protect", multiple=True, metavar="GLOB", help="Groups or tensors that stay whole; repeatable.")
+@option("--protect", multiple=True, metavar="GLOB", help="Groups, branches or tensors that stay; repeatable.")
 @option("--allow-inexact", is_flag=True, help="Also cut what normalisation takes statistics over.")
-@share("--floor", default=0.1, help="Least share of a group that stays.")
+@share("--floor", default=0.1, help="Least share of a group, or kind of layers, that stays.")
 @option("--plan", type=options.FILE, metavar="DIR", help="Save what was decided, to apply it again.")
 @options.input_shapes()
 @options.seed()

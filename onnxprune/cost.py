@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Set
 
 import numpy as np
 import onnx_ir as ir
@@ -13,21 +14,39 @@ from onnxprune.ops.registry import rule_for
 from onnxprune.types import Cost
 
 
-def cost_of(graph: ir.Graph, channels: Channels, kept: Kept | None = None) -> Cost:
+def cost_of(
+    graph: ir.Graph, channels: Channels, kept: Kept | None = None, gone: Set[ir.Node] = frozenset()
+) -> Cost:
     """Return the cost of a graph, or that of the graph after a cut. MACs are those of one sample.
 
     Args:
         graph: the analysed graph.
         channels: its labels.
         kept: what a plan would leave; None for the graph as it is.
+        gone: nodes that a plan would remove, with the weights that only they read.
     """
-    kept = kept or Kept(channels, np.zeros(channels.labels.count, dtype=np.bool_))
-    params, size_bytes = _weights(graph, kept)
-    return Cost(params, _macs(graph, channels, kept), size_bytes)
+    kept = kept or nothing_cut(channels)
+    params, size_bytes = _weights(graph, kept, gone)
+    return Cost(params, _macs(graph, channels, kept, gone), size_bytes)
 
 
-def _macs(graph: ir.Graph, channels: Channels, kept: Kept) -> int:
-    total = 0
+def nothing_cut(channels: Channels) -> Kept:
+    """Return what is left where nothing is removed."""
+    return Kept(channels, np.zeros(channels.labels.count, dtype=np.bool_))
+
+
+def counts_as_parameters(tensor: ir.TensorProtocol) -> bool:
+    """True for floating-point and quantized weights, False for sizes and indices."""
+    return tensor.dtype.is_floating_point() or tensor.dtype in _QUANTIZED
+
+
+def _macs(graph: ir.Graph, channels: Channels, kept: Kept, gone: Set[ir.Node]) -> int:
+    total = sum(macs for node, macs in macs_by_node(graph, channels, kept) if node not in gone)
+    return round(total / channels.shapes.samples)
+
+
+def macs_by_node(graph: ir.Graph, channels: Channels, kept: Kept) -> Iterator[tuple[ir.Node, int]]:
+    """Yield the multiply-accumulates of every node of which they are known, for all samples of the batch."""
     for node in graph:
         rule = rule_for(node)
         values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
@@ -39,25 +58,26 @@ def _macs(graph: ir.Graph, channels: Channels, kept: Kept) -> int:
                 return kept.shape(Use(node, list(node.inputs).index(value)))
             return kept.shape(value)
 
-        total += rule.macs(node, shape_of)
-    return round(total / channels.shapes.samples)
+        yield node, rule.macs(node, shape_of)
 
 
-def _weights(graph: ir.Graph, kept: Kept) -> tuple[int, int]:
+def _weights(graph: ir.Graph, kept: Kept, gone: Set[ir.Node]) -> tuple[int, int]:
     """Return elements and bytes of all weights; a tied weight that is cut in two ways counts twice."""
     params = size_bytes = 0
     for value in graph.initializers.values():
         tensor = value.const_value
-        if tensor is None:
+        if tensor is None or (value.uses() and all(node in gone for node, _ in value.uses())):
             continue
         versions: dict[tuple[object, ...], int] = {}
         for node, index in value.uses():
+            if node in gone:
+                continue
             use = Use(node, index)
             masks = kept.masks(use)
             key = tuple((axis, mask.tobytes()) for axis, mask in sorted(masks.items()))
             versions[key] = math.prod(kept.shape(use)) if masks else tensor.size
         elements = sum(versions.values()) if versions else tensor.size
-        if tensor.dtype.is_floating_point() or tensor.dtype in _QUANTIZED:
+        if counts_as_parameters(tensor):
             params += elements
         size_bytes += math.ceil(elements * tensor.dtype.itemsize)
     return params, size_bytes

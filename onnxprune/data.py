@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ LABEL = "label"
 SEGMENT = "segment"
 
 Array = npt.NDArray[Any]
+
+#: Shape (None for a symbolic axis; the first axis is the batch) and type of every input of a model, by name.
+Inputs: TypeAlias = Mapping[str, tuple[tuple[int | None, ...], np.dtype[Any]]]
 
 
 class DataReader(Protocol):
@@ -78,11 +81,11 @@ class Dataset:
         for start in range(0, len(self), size):
             yield {name: array[start : start + size] for name, array in self.arrays.items()}
 
-    def check_against(self, inputs: Mapping[str, tuple[tuple[int | None, ...], np.dtype[Any]]]) -> None:
+    def check_against(self, inputs: Inputs) -> None:
         """Check that the arrays fit a model's inputs.
 
         Args:
-            inputs: by name, shape (None for a symbolic axis; the first axis is the batch) and type.
+            inputs: shapes and types by name.
 
         Raises:
             DataError: a name, rank, size or type differs.
@@ -114,6 +117,22 @@ class Dataset:
                 raise DataError(
                     f"{self.source}: {quoted(name)} has shape {array.shape}, the model takes [{wanted_text}]"
                 )
+
+
+def fixed_batch(inputs: Inputs) -> int | None:
+    """Return the size of the first axis of a model's inputs, None if it is symbolic.
+
+    Raises:
+        DataError: the inputs have different fixed sizes.
+    """
+    shapes = [shape for shape, _ in inputs.values()]
+    sizes = {shape[0] for shape in shapes if shape} - {None}
+    if len(sizes) > 1:
+        raise DataError(
+            "the first axes of the model's inputs have different fixed sizes "
+            f"({', '.join(map(str, shapes))}), so none is the batch"
+        )
+    return next(iter(sizes), None)
 
 
 def load_data(source: str | Path | DataReader) -> Dataset:

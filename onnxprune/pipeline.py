@@ -12,7 +12,9 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune.analyze import Analysis
+from onnxprune.data import DataReader, Dataset, load_data
 from onnxprune.errors import PlanError, ProofError, UsageError, VerificationError
+from onnxprune.layer_planning import Layers, find_layers, plan_layers, planned_branches
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.float32 import in_float32
 from onnxprune.model.io import save
@@ -22,10 +24,11 @@ from onnxprune.planning import STRUCTURED, Watch, analyze_for, check_groups, pla
 from onnxprune.plans import save_plan
 from onnxprune.prove import TOLERANCE, prove
 from onnxprune.rewrite.cut import cut
+from onnxprune.rewrite.depth import make_depth_twin, remove_branches
 from onnxprune.rewrite.fold import Fold, apply_folds, exact_positions, plan_folds
 from onnxprune.rewrite.mask import apply_masks
 from onnxprune.rewrite.twin import make_twin
-from onnxprune.types import BoolArray, Check, IntArray, Plan, Report
+from onnxprune.types import BoolArray, Branch, Check, IntArray, Plan, Report
 from onnxprune.verification import verify
 
 #: Name of the proof where a cut claims to lose nothing: its twin is the original itself.
@@ -54,12 +57,13 @@ def prune(
     amount: float | None = None,
     target_macs: float | None = None,
     target_params: float | None = None,
-    score: str = "l2",
-    scope: str = "uniform",
+    score: str | None = None,
+    scope: str | None = None,
     align: int | str = "auto",
     protect: Sequence[str] = (),
     allow_inexact: bool = False,
     floor: float = 0.1,
+    data: Dataset | DataReader | str | Path | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> PruneResult:
@@ -70,17 +74,21 @@ def prune(
         pattern: ``channels`` (everything whose removal shrinks shapes), ``heads`` (attention heads alone),
             ``head_dim`` (the same places inside all heads of an attention), ``experts`` (of a mixture),
             ``dead`` (only channels that do nothing, with no amount: the result computes the same),
+            ``layers`` (whole residual branches: attention, feed-forward, convolution blocks),
             ``unstructured``, ``N:M`` (as 2:4: at most 2 of 4 stay) or ``block:RxC``.
-        amount: share of channels or weights to remove, in [0, 1); not with N:M, which says it itself.
+        amount: share of channels, layers or weights to remove, in [0, 1); not with N:M, which says it itself.
         target_macs: share of the multiply-accumulates that may stay, in (0, 1], instead of an amount.
         target_params: share of the parameters that may stay, in (0, 1], instead of an amount.
-        score: ``l1``, ``l2`` or ``random``.
-        scope: ``uniform`` (the same share everywhere) or ``global`` (one threshold for all).
+        score: ``l1``, ``l2`` (the default) or ``random``; for layers ``influence`` (the default, measured on
+            data), ``l2`` or ``random``.
+        scope: ``uniform`` (the same share everywhere) or ``global`` (one threshold for all; the default for
+            layers).
         align: kept channel counts are multiples of this; ``auto`` avoids counts that are slow on CPUs.
-        protect: globs over group and tensor names that must stay whole.
+        protect: globs over group (or branch) and tensor names that must stay whole.
         allow_inexact: also remove channels that normalisation takes statistics over (the width of a
             transformer), which changes these statistics.
-        floor: least share of every channel group that stays.
+        floor: least share of every channel group, or kind of layers, that stays.
+        data: what the influence of layers is measured on: see `onnxprune.load_data`.
         seed: of every random choice.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
 
@@ -88,16 +96,21 @@ def prune(
         UsageError: options that make no sense, alone or together.
         NothingToPrune: nothing can go; ``reasons`` says why.
         LimitMissed: the target can't be met within the floors.
+        DataError: the data is damaged, or does not fit the model.
         ProofError: the cut model differs from its exact twin.
     """
     watch = Watch()
+    samples = _samples(data, pattern)
     recipe = _recipe(
         {
             "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
             "score": score, "scope": scope, "align": align, "protect": protect, "floor": floor,
             "input_shapes": input_shapes, "allow_inexact": allow_inexact or None,
-        }
+        },
+        samples,
     )  # fmt: skip
+    if pattern == "layers":
+        return _remove_and_prove(*plan_layers(model, recipe, samples, seed, watch), watch)
     if pattern in STRUCTURED:
         decision, analysis, sums = plan_channels(model, recipe, seed, watch)
         return _cut_and_prove(decision, analysis, sums, watch)
@@ -117,16 +130,34 @@ def plan(model: ir.Model, **options: Any) -> Plan:
     bound.apply_defaults()
     given = dict(bound.arguments)
     seed = given.pop("seed")
-    recipe = _recipe({name: value for name, value in given.items() if name != "model"})
+    samples = _samples(given.pop("data"), given["pattern"])
+    recipe = _recipe({name: value for name, value in given.items() if name != "model"}, samples)
+    if recipe["pattern"] == "layers":
+        return plan_layers(model, recipe, samples, seed, Watch())[0]
     if recipe["pattern"] in STRUCTURED:
         return plan_channels(model, recipe, seed, Watch())[0]
     return plan_masks(model, recipe, seed, Watch())
 
 
-def _recipe(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that were given, as plain JSON values."""
+def _samples(data: Dataset | DataReader | str | Path | None, pattern: str) -> Dataset | None:
+    if data is not None and pattern != "layers":
+        raise UsageError(f"data is for the influence of layers; pattern {pattern!r} goes by weights alone")
+    return data if data is None or isinstance(data, Dataset) else load_data(data)
+
+
+#: score and scope where none are given
+_DEFAULTS = {"layers": ("influence", "global")}
+
+
+def _recipe(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str, Any]:
+    """Return the options that were given, and defaults, as plain JSON values."""
+    score, scope = _DEFAULTS.get(options["pattern"], ("l2", "uniform"))
     plain = {
         **options,
+        "score": options["score"] or score,
+        "scope": options["scope"] or scope,
+        "data": None if data is None else data.source,
+        "data_digest": None if data is None else data.digest,
         "protect": list(options["protect"]),
         "input_shapes": {name: list(shape) for name, shape in (options["input_shapes"] or {}).items()},
     }
@@ -148,6 +179,10 @@ def apply_plan(model: ir.Model, plan: Plan) -> PruneResult:
                 f"the plan is for another graph (structure {plan.structure_digest[:12]}, this model has "
                 f"{digest[:12]}); apply needs the same export, weights may differ: prune anew instead"
             )
+    if plan.pattern == "layers":
+        with watch.stage("find branches"):
+            layers = find_layers(model, plan.recipe.get("input_shapes"))
+        return _remove_and_prove(plan, layers, watch)
     if plan.pattern not in STRUCTURED:
         return _mask(model, plan, watch)
     with watch.stage("analyze"):
@@ -261,11 +296,16 @@ def _cut(analysis: Analysis, sums: Sums, removed: Mapping[str, IntArray]) -> _Tr
     return _Trial(pruned, in_single, gone, folds, apply_folds(pruned, sums, folds, gone))
 
 
+def _compare(
+    original: ir.Model, twin: ir.Model, pruned: ir.Model, first: Mapping[str, tuple[int, ...]], seed: int
+) -> Check:
+    shapes = trial_shapes(original, first)
+    return prove(twin, pruned, shapes if len(shapes) > 1 else shapes * 2, tolerance=TOLERANCE, seed=seed)
+
+
 def _prove(analysis: Analysis, trial: _Trial, seed: int) -> Check:
     twin = make_twin(analysis.original, analysis.channels, trial.gone, exact_positions(trial.folds))
-    shapes = trial_shapes(analysis.original, analysis.shapes.input_shapes)
-    trials = shapes if len(shapes) > 1 else shapes * 2
-    check = prove(twin, trial.in_single, trials, tolerance=TOLERANCE, seed=seed)
+    check = _compare(analysis.original, twin, trial.in_single, analysis.shapes.input_shapes, seed)
     lossless = all(fold.lossless for fold in trial.folds) and not _restricted(analysis, trial.gone)
     return replace(check, name=_UNCHANGED) if lossless else check
 
@@ -282,9 +322,40 @@ def _blame(analysis: Analysis, sums: Sums, removed: Mapping[str, IntArray], seed
     for name, numbers in removed.items():
         if not _prove(analysis, _cut(analysis, sums, {name: numbers}), seed).passed:
             guilty.append(name)
-    if not guilty:
-        return "no single group fails, only several together"
-    return f"the proof fails for group {', '.join(guilty)}: protect it, and please report this"
+    return _guilty("group", guilty)
+
+
+def _guilty(what: str, names: Sequence[str]) -> str:
+    if not names:
+        return f"no single {what} fails, only several together"
+    return f"the proof fails for {what} {', '.join(names)}: protect it, and please report this"
+
+
+def _remove_and_prove(plan: Plan, layers: Layers, watch: Watch) -> PruneResult:
+    branches = planned_branches(layers, plan)
+    with watch.stage("remove"):
+        pruned = remove_branches(layers.model, branches)
+    with watch.stage("prove"):
+        check = _prove_layers(layers, pruned, branches, plan.seed)
+        if not check.passed:
+            raise ProofError(
+                f"{check.detail}; {_blame_layer(layers, branches, plan.seed)}; nothing was written"
+            )
+    return PruneResult(pruned, plan, _report(plan, (check,), watch))
+
+
+def _prove_layers(layers: Layers, pruned: ir.Model, branches: Sequence[Branch], seed: int) -> Check:
+    twin = make_depth_twin(layers.original, layers.model, branches)
+    return _compare(layers.original, twin, pruned, layers.shapes.input_shapes, seed)
+
+
+def _blame_layer(layers: Layers, branches: Sequence[Branch], seed: int) -> str:
+    """Remove one branch at a time, and name those whose proof fails."""
+    alone = {branch.name: remove_branches(layers.model, [branch]) for branch in branches}
+    return _guilty(
+        "branch",
+        [b.name for b in branches if not _prove_layers(layers, alone[b.name], [b], seed).passed],
+    )
 
 
 def _mask(model: ir.Model, plan: Plan, watch: Watch) -> PruneResult:
@@ -304,7 +375,14 @@ def _report(plan: Plan, checks: tuple[Check, ...], watch: Watch, folds: tuple[Fo
             for name, key in (("parameters", "params"), ("MACs", "macs"), ("bytes of weights", "size_bytes"))
         ]
     }  # fmt: skip
-    if plan.groups:
+    branches = [
+        {"branch": b.name, "kind": g.kind.replace("_", " "), "score": b.score, "removed": number in g.removed}
+        for g in plan.groups
+        for number, b in enumerate(g.branches)
+    ]
+    if branches:
+        sections["layers"] = sorted(branches, key=lambda row: (not row["removed"], row["score"]))
+    elif plan.groups:
         sections["groups"] = [
             {
                 "group": g.name,

@@ -116,7 +116,7 @@ def plan_channels(
                 recipe=dict(recipe),
                 predicted=(whole, left),
                 seed=seed,
-                versions=_versions(),
+                versions=versions(),
                 skipped=(
                     *_skipped(choices),
                     *notes,
@@ -151,7 +151,7 @@ def _choose(
     if recipe["pattern"] == DEAD:
         _check_no_amount(recipe)
         return choose_dead(analysis.groups, dead, options)
-    budget, of = _budget(recipe)
+    budget, of = budget_of(recipe)
 
     def share_left(removed: Mapping[str, IntArray]) -> float:
         return float(getattr(_cost_after(analysis, removed), of) / max(getattr(whole, of), 1))
@@ -175,7 +175,7 @@ def _check_no_amount(recipe: Mapping[str, Any]) -> None:
             raise UsageError(f"pattern {DEAD!r} removes all that does nothing, no more: leave out {name}")
 
 
-def _budget(recipe: Mapping[str, Any]) -> tuple[Budget | None, str]:
+def budget_of(recipe: Mapping[str, Any]) -> tuple[Budget | None, str]:
     """Return the budget of a recipe, if it has one, and the field of `Cost` that it limits."""
     given = [name for name in ("amount", "target_macs", "target_params") if recipe.get(name) is not None]
     if len(given) != 1:
@@ -304,7 +304,7 @@ def plan_masks(model: ir.Model, recipe: Mapping[str, Any], seed: int, watch: Wat
             recipe=dict(recipe),
             predicted=(whole, whole),
             seed=seed,
-            versions=_versions(),
+            versions=versions(),
             skipped=tuple(skipped),
         )
 
@@ -315,6 +315,7 @@ def _plain_cost(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | Non
     return cost_of(work.graph, Channels(shapes))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide what a plan does."""
     names = ("onnxprune", "numpy", "onnx", "onnx-ir", "onnxruntime")
     return {name: metadata.version(name) for name in names}

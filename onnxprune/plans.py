@@ -22,11 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from onnxprune.errors import OutputError, PlanError
 from onnxprune.messages import one_line
 from onnxprune.types import (
+    BranchKind,
     Cost,
     IntArray,
     Kind,
     Mask,
     Plan,
+    PlannedBranch,
     PlannedGroup,
     PlannedMember,
     Skipped,
@@ -54,14 +56,22 @@ class _Member(_Strict):
     removed: list[_Position]
 
 
+class _Branch(_Strict):
+    name: str
+    value: str
+    weights: list[str]
+    score: float
+
+
 class _Group(_Strict):
     name: str
-    kind: Kind
+    kind: Kind | BranchKind
     size: _Size
     removed: list[_Position]
     skipped: str | None
     members: list[_Member]
     exact: bool = True
+    branches: list[_Branch] = []
 
 
 class _MaskEntry(_Strict):
@@ -193,8 +203,14 @@ def _planned(group: _Group, path: Path) -> PlannedGroup:
         PlannedMember(m.tensor, m.axis, m.size, m.consumer, m.contracted, _positions(m, path))
         for m in group.members
     )
+    if group.branches and len(group.branches) != group.size:
+        raise PlanError(
+            f"{path}: group {group.name}: has {len(group.branches)} branches, its size is {group.size}"
+        )
+    branches = tuple(PlannedBranch(b.name, b.value, tuple(b.weights), b.score) for b in group.branches)
+    gone = removed.astype(np.int32)
     return PlannedGroup(
-        group.name, group.kind, group.size, removed.astype(np.int32), members, group.skipped, group.exact
+        group.name, group.kind, group.size, gone, members, group.skipped, group.exact, branches
     )
 
 
@@ -259,12 +275,23 @@ def _as_json(plan: Plan) -> dict[str, Any]:
                     }
                     for member in group.members
                 ],
+                **_branches(group),
             }
             for group in plan.groups
         ],
         "masks": {name: {"shape": list(mask.shape), "kept": mask.kept} for name, mask in plan.masks.items()},
         "skipped": [{"name": entry.name, "reason": entry.reason} for entry in plan.skipped],
     }
+
+
+def _branches(group: PlannedGroup) -> dict[str, Any]:
+    if not group.branches:
+        return {}
+    entries = [
+        {"name": b.name, "value": b.value, "weights": list(b.weights), "score": b.score}
+        for b in group.branches
+    ]
+    return {"branches": entries}
 
 
 def _cost(cost: Cost) -> dict[str, int]:

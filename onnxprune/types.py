@@ -13,6 +13,7 @@ IntArray: TypeAlias = npt.NDArray[np.int32]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 
+BranchKind = Literal["attention", "feed_forward", "convolution", "recurrent", "other"]
 Kind = Literal["channels", "heads", "head_dim", "hidden", "experts"]
 Metric = Literal["params", "macs", "bytes", "latency_ms", "sparsity"]
 
@@ -55,6 +56,35 @@ class ChannelGroup:
     members: tuple[Member, ...]
     frozen: str | None = None
     exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A residual branch: the f of y = x + f(x). Everything is named as in the model it was found in.
+
+    Attributes:
+        name: stable and readable; what the names of its weights have in common.
+        kind: what it does.
+        node: name of the node that adds f.
+        operand: which of that node's inputs f is.
+        value: name of f.
+        total: name of y, the whole sum.
+        axis: the feature axis of y.
+        weights: the tensors that it computes with.
+        freed: those of them that nothing else reads, so that they go with it.
+        stays: nodes inside it that hold weights and stay, because something else needs them.
+    """
+
+    name: str
+    kind: BranchKind
+    node: str
+    operand: int
+    value: str
+    total: str
+    axis: int
+    weights: tuple[str, ...]
+    freed: tuple[str, ...] = ()
+    stays: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,26 +265,47 @@ class PlannedMember:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedBranch:
+    """One residual branch of a plan.
+
+    Attributes:
+        name: of the branch.
+        value: name of f, in y = x + f(x).
+        weights: the tensors that go with it.
+        score: its importance; higher is kept longer.
+    """
+
+    name: str
+    value: str
+    weights: tuple[str, ...]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedGroup:
     """What a plan does to one channel group, down to the positions of every tensor.
+
+    Where whole residual branches go, a group holds the branches of one kind in place of channels.
 
     Attributes:
         name: of the group.
         kind: of the group.
-        size: number of channels before.
+        size: number of channels (or branches) before.
         removed: int32 [removed channels], ascending; empty if nothing goes.
         members: every axis that the group stands on.
         skipped: why nothing was removed, or None.
         exact: of the group: a cut equals zeroing.
+        branches: one for each number below ``size`` where branches are removed, else empty.
     """
 
     name: str
-    kind: Kind
+    kind: Kind | BranchKind
     size: int
     removed: IntArray
     members: tuple[PlannedMember, ...]
     skipped: str | None = None
     exact: bool = True
+    branches: tuple[PlannedBranch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +313,7 @@ class Plan:
     """A decision, apart from any model: what to remove and what to zero.
 
     Attributes:
-        pattern: "channels", "heads", "dead", "unstructured", "N:M" or "block:RxC".
+        pattern: "channels", "heads", "layers", "dead", "unstructured", "N:M" or "block:RxC".
         structure_digest: sha256 of the graph's structure (operators, edges, shapes; not the weights).
         weights_digest: sha256 of the weights that the scores were computed from.
         groups: every channel group, those left alone too (empty for mask patterns).

@@ -18,11 +18,11 @@ LAYERS = (
     ("data", "messages", "npz", "patterns", "registry", "resident", "types", "user_code"),
     ("model",),
     ("ops",),
-    ("cost", "runtime"),
-    ("allocate", "analyze", "importers", "measure", "plans", "prove", "report", "rewrite", "scores",
-     "verification"),
-    ("planning",),
-    ("inspection", "pipeline", "planning"),
+    ("activations", "cost", "runtime"),
+    ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "report", "rewrite",
+     "scores", "verification"),
+    ("layer_planning", "planning"),
+    ("inspection", "pipeline"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from onnxprune.errors import OutputError, PlanError
 from onnxprune.plans import load_plan, save_plan
-from onnxprune.types import Cost, Mask, Plan, PlannedGroup, PlannedMember, Skipped
+from onnxprune.types import Cost, Mask, Plan, PlannedBranch, PlannedGroup, PlannedMember, Skipped
 
 # --- any plan -----------------------------------------------------------------------------------------------
 
@@ -37,10 +37,15 @@ def groups(draw: st.DrawFn) -> PlannedGroup:
     members = st.builds(
         PlannedMember, names, st.integers(0, 7), st.just(2**31 - 1), names, st.booleans(), positions
     )
-    kind = draw(st.sampled_from(["channels", "heads", "head_dim", "hidden", "experts"]))
+    kind = draw(st.sampled_from(["channels", "heads", "head_dim", "hidden", "experts", "attention", "other"]))
+    scores = st.floats(allow_nan=False, allow_infinity=False)
+    entries = st.builds(PlannedBranch, names, names, st.lists(names, max_size=2).map(tuple), scores)
+    branches = tuple(draw(st.just([]) | st.lists(entries, min_size=size, max_size=size)))
     removed = np.array(gone, dtype=np.int32)
     found = tuple(draw(st.lists(members, max_size=3)))
-    return PlannedGroup(draw(names), kind, size, removed, found, draw(st.none() | texts))
+    return PlannedGroup(
+        draw(names), kind, size, removed, found, draw(st.none() | texts), draw(st.booleans()), branches
+    )
 
 
 @st.composite
@@ -71,7 +76,8 @@ def comparable(plan: Plan) -> object:
         plan.versions, plan.skipped,
         [
             (g.name, g.kind, g.size, g.removed.tolist(), g.skipped,
-             [(m.tensor, m.axis, m.size, m.consumer, m.contracted, m.removed.tolist()) for m in g.members])
+             [(m.tensor, m.axis, m.size, m.consumer, m.contracted, m.removed.tolist()) for m in g.members],
+             g.exact, g.branches)
             for g in plan.groups
         ],
         {name: (mask.shape, mask.bits.tolist()) for name, mask in plan.masks.items()},

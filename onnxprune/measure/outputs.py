@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.data import Dataset
+from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import DataError
 from onnxprune.messages import quoted
 from onnxprune.runtime import Session
@@ -28,7 +28,7 @@ def outputs_of(
         DataError: a model whose inputs have different fixed batches.
         RuntimeFailure: a model can't be run.
     """
-    sizes = [fixed_batch(session) for session in sessions]
+    sizes = [fixed_batch(session.inputs) for session in sessions]
     start = 0
     for feeds in data.batches(batch):
         count = len(next(iter(feeds.values())))
@@ -37,21 +37,6 @@ def outputs_of(
         ]
         yield slice(start, start + count), results
         start += count
-
-
-def fixed_batch(session: Session) -> int | None:
-    """Return the size of the first axis of a model's inputs, None if it is symbolic.
-
-    Raises:
-        DataError: the inputs have different fixed sizes.
-    """
-    sizes = {info.shape[0] for info in session.inputs.values() if info.shape} - {None}
-    if len(sizes) > 1:
-        raise DataError(
-            "the first axes of the model's inputs have different fixed sizes "
-            f"({', '.join(str(info.shape) for info in session.inputs.values())}), so none is the batch"
-        )
-    return next(iter(sizes), None)
 
 
 def _run(session: Session, feeds: dict[str, Array], count: int, size: int) -> dict[str, Array]:

@@ -204,3 +204,29 @@ def _shapes_read(node: ir.Node, tensor: str) -> Iterator[tuple[int, ...]]:
         suffix = name.removeprefix(f"{tensor}_")
         if name == tensor or (suffix != name and suffix.isdigit()):
             yield tuple(int(size) for size in stored.shape.numpy())
+
+
+def check_branches(model: ir.Model, plan: Plan) -> Check:
+    """Check that the branches that the plan removes are gone with their weights, and the others are there.
+
+    One branch may stand inside another (an encoder inside the only cross-attention that reads it): what goes
+    with the inner one is not missed in the outer one.
+    """
+    name = "planned layers"
+    there = {str(output.name) for node in model.graph for output in node.outputs} | stored_values(
+        model
+    ).keys()
+    branches = [
+        (branch, number in group.removed)
+        for group in plan.groups
+        for number, branch in enumerate(group.branches)
+    ]
+    gone = {entry for branch, removed in branches if removed for entry in (branch.value, *branch.weights)}
+    for branch, removed in branches:
+        for entry in (branch.value, *branch.weights):
+            if removed and entry in there:
+                return Check(name, False, f"{branch.name} should be gone, but the file has its {entry!r}")
+            if entry not in there and entry not in gone:
+                return Check(name, False, f"{branch.name} should be there, but the file has no {entry!r}")
+    count = sum(removed for _, removed in branches)
+    return Check(name, True, f"{count} of {len(branches)} residual branches are gone, the others are there")

@@ -29,6 +29,7 @@ from onnxprune.verification.container import (
 )
 from onnxprune.verification.optimized import Survival, check_survival, trace_zeros
 from onnxprune.verification.plan import (
+    check_branches,
     check_declared_zeros,
     check_pattern,
     check_same_graph,
@@ -156,6 +157,9 @@ class _Checking:
     def look_at_plan(self) -> None:
         plan, pattern, original = self.plan, self._declared(), self.original
         if plan is None:
+            return
+        if any(group.branches for group in plan.groups):
+            self.run("planned layers", lambda: check_branches(self.model, plan))
             return
         if pattern is None:
             self.run("planned shapes", lambda: check_shapes(self.model, plan))
