@@ -16,7 +16,10 @@ PATTERNS = (
     "channels, heads, head_dim, experts (shapes shrink); layers (residual branches go); dead (the results "
     "stay); unstructured, 2:4, block:RxC (zeros)."
 )
-SCORES = "What matters: l1, l2 (default) or random; for layers influence (default), l2 or random."
+SCORES = (
+    "What matters: l1, l2 (default) or random; on data activation, wanda or ablation; for layers influence "
+    "(default), l2 or random."
+)
 SCOPES = "uniform: the same share everywhere (default); global: one threshold (default for layers)."
 
 
@@ -29,9 +32,7 @@ SCOPES = "uniform: the same share everywhere (default); global: one threshold (d
 @share("--target-params", help="Share of the parameters that may stay.")
 @name("--score", help=SCORES)
 @name("--scope", help=SCOPES)
-@option(
-    "--data", metavar="DATA", help="Samples that the influence of layers is measured on: .npz, folder ..."
-)
+@name("--data", help="Samples to score on: an .npz file, a folder of them, or module:function.")
 @options.alignment()
 @option("--protect", multiple=True, metavar="GLOB", help="Groups, branches or tensors that stay; repeatable.")
 @option("--allow-inexact", is_flag=True, help="Also cut what normalisation takes statistics over.")
@@ -60,7 +61,7 @@ def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: 
     out.step(f"reading {model}")
     original = load(model)
     out.step("deciding, removing and proving")
-    result = run(original, **choices)
+    result = run(original, progress=out.progress.share, **choices)
     out.step(f"verifying and writing {output}")
     report = save_pruned(result, output, against=model, plan_folder=plan, **storage)
     out.show(report, title=f"prune {model} -> {output}", written={"model": output, "plan": plan})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -66,6 +66,7 @@ def prune(
     data: Dataset | DataReader | str | Path | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> PruneResult:
     """Decide what goes, remove it from a copy of the model, and prove the result.
 
@@ -79,8 +80,9 @@ def prune(
         amount: share of channels, layers or weights to remove, in [0, 1); not with N:M, which says it itself.
         target_macs: share of the multiply-accumulates that may stay, in (0, 1], instead of an amount.
         target_params: share of the parameters that may stay, in (0, 1], instead of an amount.
-        score: ``l1``, ``l2`` (the default) or ``random``; for layers ``influence`` (the default, measured on
-            data), ``l2`` or ``random``.
+        score: ``l1``, ``l2`` (the default) or ``random``, from the weights; for channels and heads also
+            ``activation``, ``wanda`` or ``ablation``, measured on data; for layers ``influence`` (the
+            default, measured on data), ``l2`` or ``random``.
         scope: ``uniform`` (the same share everywhere) or ``global`` (one threshold for all; the default for
             layers).
         align: kept channel counts are multiples of this; ``auto`` avoids counts that are slow on CPUs.
@@ -88,9 +90,10 @@ def prune(
         allow_inexact: also remove channels that normalisation takes statistics over (the width of a
             transformer), which changes these statistics.
         floor: least share of every channel group, or kind of layers, that stays.
-        data: what the influence of layers is measured on: see `onnxprune.load_data`.
+        data: the samples that scores are measured on: see `onnxprune.load_data`.
         seed: of every random choice.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
+        progress: called while scores are measured on data, with the share that is done, in (0, 1].
 
     Raises:
         UsageError: options that make no sense, alone or together.
@@ -99,8 +102,8 @@ def prune(
         DataError: the data is damaged, or does not fit the model.
         ProofError: the cut model differs from its exact twin.
     """
-    watch = Watch()
-    samples = _samples(data, pattern)
+    watch = Watch(progress=progress)
+    samples = _samples(data)
     recipe = _recipe(
         {
             "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
@@ -112,9 +115,9 @@ def prune(
     if pattern == "layers":
         return _remove_and_prove(*plan_layers(model, recipe, samples, seed, watch), watch)
     if pattern in STRUCTURED:
-        decision, analysis, sums = plan_channels(model, recipe, seed, watch)
+        decision, analysis, sums = plan_channels(model, recipe, samples, seed, watch)
         return _cut_and_prove(decision, analysis, sums, watch)
-    return _mask(model, plan_masks(model, recipe, seed, watch), watch)
+    return _mask(model, plan_masks(model, recipe, samples, seed, watch), watch)
 
 
 def plan(model: ir.Model, **options: Any) -> Plan:
@@ -129,19 +132,19 @@ def plan(model: ir.Model, **options: Any) -> Plan:
         raise UsageError(f"{error}; the options are those of prune") from None
     bound.apply_defaults()
     given = dict(bound.arguments)
-    seed = given.pop("seed")
-    samples = _samples(given.pop("data"), given["pattern"])
+    seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"))
+    samples = _samples(given.pop("data"))
     recipe = _recipe({name: value for name, value in given.items() if name != "model"}, samples)
     if recipe["pattern"] == "layers":
-        return plan_layers(model, recipe, samples, seed, Watch())[0]
+        return plan_layers(model, recipe, samples, seed, watch)[0]
     if recipe["pattern"] in STRUCTURED:
-        return plan_channels(model, recipe, seed, Watch())[0]
-    return plan_masks(model, recipe, seed, Watch())
+        return plan_channels(model, recipe, samples, seed, watch)[0]
+    return plan_masks(model, recipe, samples, seed, watch)
 
 
-def _samples(data: Dataset | DataReader | str | Path | None, pattern: str) -> Dataset | None:
-    if data is not None and pattern != "layers":
-        raise UsageError(f"data is for the influence of layers; pattern {pattern!r} goes by weights alone")
+def _samples(data: Dataset | DataReader | str | Path | None) -> Dataset | None:
+    if data == "random":
+        raise UsageError("random inputs say nothing about what matters: give samples of the real inputs")
     return data if data is None or isinstance(data, Dataset) else load_data(data)
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import fnmatch
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.activations import left_out
 from onnxprune.allocate.channels import Options, choose_channels
 from onnxprune.allocate.dead import choose_dead, find_dead
 from onnxprune.allocate.masks import choose_masks
 from onnxprune.analyze import Analysis, analyze
 from onnxprune.cost import cost_of
+from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, PlanError, UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.prepare import prepare
@@ -27,7 +29,10 @@ from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import parse_pattern
-from onnxprune.scores.magnitude import score
+from onnxprune.registry import did_you_mean
+from onnxprune.scores.magnitude import CHANNEL_SCORERS, score
+from onnxprune.scores.on_data import DATA_SCORERS, score_on_data
+from onnxprune.scores.subject import Subject
 from onnxprune.scores.weights import WEIGHT_SCORERS
 from onnxprune.types import (
     Budget,
@@ -57,9 +62,10 @@ STRUCTURED: Mapping[str, frozenset[str]] = {
 
 @dataclass(slots=True)
 class Watch:
-    """Seconds by stage."""
+    """Seconds by stage, and who is told which share of long work is done, in (0, 1]."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    progress: Callable[[float], None] | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -72,13 +78,14 @@ class Watch:
 
 
 def plan_channels(
-    model: ir.Model, recipe: Mapping[str, Any], seed: int, watch: Watch
+    model: ir.Model, recipe: Mapping[str, Any], data: Dataset | None, seed: int, watch: Watch
 ) -> tuple[Plan, Analysis, Sums]:
     """Analyse, score, and choose the channels that go.
 
     Args:
         model: not changed.
         recipe: the options of `onnxprune.prune` that were given, with pattern, score and scope.
+        data: what scores from data are measured on.
         seed: of every random choice.
         watch: gets the seconds of each stage.
 
@@ -86,8 +93,9 @@ def plan_channels(
         The plan, the analysis that it was made on, and the constants that were found in it.
 
     Raises:
-        UsageError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
+        UsageError, DataError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
     """
+    _check_score(recipe["score"], data)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
         with watch.stage("analyze"):
@@ -97,7 +105,7 @@ def plan_channels(
         scores = Scores(recipe["score"], {})
         if recipe["pattern"] != DEAD:
             with watch.stage("score"):
-                scores = score(analysis.model, analysis.groups, recipe["score"], seed=seed)
+                scores = _score(recipe, analysis, data, seed, watch)
         with watch.stage("allocate"):
             whole = cost_of(analysis.model.graph, analysis.channels)
             choices, notes = _choose(recipe, analysis, sums, scores, whole)
@@ -122,6 +130,7 @@ def plan_channels(
                     *notes,
                     *analysis.unknown,
                     *_unmatched(recipe, _names(analysis.groups)),
+                    *unused_samples(model, data),
                 ),
             )
     return decision, analysis, sums
@@ -135,6 +144,44 @@ def analyze_for(recipe: Mapping[str, Any], model: ir.Model) -> Analysis:
         allow_inexact=recipe.get("allow_inexact", False) and recipe["pattern"] != DEAD,
         prefer="head_dim" if recipe["pattern"] == "head_dim" else "heads",
     )
+
+
+def _check_score(name: str, data: Dataset | None) -> None:
+    """Refuse a score from data without data, data that nothing looks at, and names that nobody knows."""
+    if name in DATA_SCORERS:
+        if data is None:
+            raise UsageError(f"score {name!r} is measured on samples: give --data calib.npz")
+    elif name not in CHANNEL_SCORERS:
+        known = [*CHANNEL_SCORERS, *DATA_SCORERS]
+        raise UsageError(f"unknown score {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    elif data is not None:
+        raise UsageError(
+            f"score {name!r} uses no data: leave the data out, or score by {' or '.join(DATA_SCORERS)}"
+        )
+
+
+def _score(
+    recipe: Mapping[str, Any], analysis: Analysis, data: Dataset | None, seed: int, watch: Watch
+) -> Scores:
+    if data is None:
+        return score(analysis.model, analysis.groups, recipe["score"], seed=seed)
+    kinds = STRUCTURED[recipe["pattern"]]
+    groups = [group for group in analysis.groups if group.frozen is None and group.kind in kinds]
+    subject = Subject(
+        analysis.model, analysis.channels, groups, analysis.units, data, progress=watch.progress
+    )
+    return score_on_data(subject, recipe["score"])
+
+
+def _unmeasured(groups: Sequence[ChannelGroup], scores: Scores, kinds: frozenset[str]) -> list[ChannelGroup]:
+    """Freeze the groups that a score from data has no figures for."""
+    reason = f"score {scores.scorer!r} finds nothing to measure in its consumers; another score may"
+    return [
+        replace(group, frozen=reason)
+        if group.frozen is None and group.kind in kinds and group.name not in scores.channels
+        else group
+        for group in groups
+    ]
 
 
 def _choose(
@@ -156,8 +203,9 @@ def _choose(
     def share_left(removed: Mapping[str, IntArray]) -> float:
         return float(getattr(_cost_after(analysis, removed), of) / max(getattr(whole, of), 1))
 
+    groups = _unmeasured(analysis.groups, scores, options.kinds)
     choices = choose_channels(
-        analysis.groups,
+        groups,
         scores,
         options,
         amount=recipe.get("amount"),
@@ -216,6 +264,14 @@ def _unmatched(recipe: Mapping[str, Any], names: set[str]) -> list[Skipped]:
     ]
 
 
+def unused_samples(model: ir.Model, data: Dataset | None) -> list[Skipped]:
+    """Say which samples nothing was measured on."""
+    count = 0 if data is None else left_out(model, data)
+    if data is None or count == 0:
+        return []
+    return [Skipped(data.source, f"the last {count} of {len(data)} samples fill no batch of the model")]
+
+
 def _planned(choice: Choice) -> PlannedGroup:
     members = tuple(
         PlannedMember(
@@ -265,10 +321,14 @@ def _same_members(a: PlannedGroup, b: PlannedGroup) -> bool:
     )
 
 
-def plan_masks(model: ir.Model, recipe: Mapping[str, Any], seed: int, watch: Watch) -> Plan:
+def plan_masks(
+    model: ir.Model, recipe: Mapping[str, Any], data: Dataset | None, seed: int, watch: Watch
+) -> Plan:
     """Choose the weights that become zero; arguments and errors as for `plan_channels`."""
     pattern = recipe["pattern"]
     parse_pattern(pattern)
+    if data is not None:
+        raise UsageError(f"pattern {pattern!r} goes by weights alone: leave the data out")
     for name in ("target_macs", "target_params"):
         if recipe.get(name) is not None:
             raise UsageError(

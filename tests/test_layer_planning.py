@@ -229,7 +229,7 @@ def test_data_that_does_not_fit() -> None:
     [
         ({"score": "l2", "data": samples()}, "uses no data"),
         ({"score": "taylor"}, "taylor"),
-        ({"pattern": "channels", "data": samples()}, "influence of layers"),
+        ({"pattern": "channels", "data": samples()}, "score .l2. uses no data"),
         ({"score": "l2", "scope": "sideways"}, "sideways"),
         ({"score": "l2", "target_macs": 0.5}, "amount and target_macs"),
     ],

@@ -232,3 +232,69 @@ def test_a_damaged_plan_is_refused(run, saved, tmp_path, plan):
     assert ran.status == 1
     assert ran.document["error"]["type"] == "PlanError"
     assert run("apply", tmp_path / "nowhere", saved["mlp"], "-o", tmp_path / "o.onnx").status == 1
+
+
+@pytest.fixture
+def calibration(tmp_path):
+    def write(name="x", shape=(20, 16)):
+        values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        np.savez(tmp_path / "calib.npz", **{name: values, "label": np.zeros(len(values), np.int64)})
+        return tmp_path / "calib.npz"
+
+    return write
+
+
+@pytest.mark.parametrize("score", ["activation", "wanda"])
+def test_scores_on_data(run, saved, tmp_path, calibration, score):
+    plan, output = tmp_path / "p.plan", tmp_path / "o.onnx"
+    arguments = ["-o", output, "--amount", "0.5", "--score", score, "--data", calibration(), "--plan", plan]
+    assert run("prune", saved["mlp"], *arguments).status == 0
+    assert weights_of(output)["fc2.weight"].shape == (16, 16)
+    recipe = json.loads((plan / "plan.json").read_text())["recipe"]
+    assert recipe["score"] == score
+    assert recipe["data"] == str(tmp_path / "calib.npz")
+    assert len(recipe["data_digest"]) == 64
+    again = tmp_path / "again.onnx"
+    assert run("apply", plan, saved["mlp"], "-o", again).status == 0  # without the data
+    np.testing.assert_array_equal(weights_of(again)["fc2.weight"], weights_of(output)["fc2.weight"])
+
+
+def test_heads_on_data(run, saved, tmp_path, calibration):
+    output = tmp_path / "o.onnx"
+    arguments = ["--pattern", "heads", "--amount", "0.5", "--score", "activation"]
+    ran = run("prune", saved["attention"], "-o", output, *arguments, "--data", calibration(shape=(5, 6, 32)))
+    assert ran.status == 0
+    assert weights_of(output)["query.weight"].shape == (32, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data", "status", "words"),
+    [
+        (
+            ["--score", "activation"],
+            None,
+            2,
+            "score 'activation' is measured on samples: give --data calib.npz",
+        ),
+        (["--score", "l2"], {}, 2, "score 'l2' uses no data"),
+        ([], {}, 2, "score 'l2' uses no data"),
+        (["--score", "wanda"], {"name": "z"}, 1, "'z' is no input of the model"),
+        (
+            ["--score", "wanda"],
+            {"shape": (20, 15)},
+            1,
+            "'x' has shape (20, 15), the model takes [samples, 16]",
+        ),
+        (["--score", "wanda"], "random", 2, "random inputs say nothing"),
+        (["--score", "wanda"], "missing.npz", 1, "missing.npz: no such file"),
+        (["--pattern", "2:4"], {}, 2, "pattern '2:4' goes by weights alone"),
+    ],
+)
+def test_data_that_does_not_fit(run, saved, tmp_path, calibration, arguments, data, status, words):
+    source = data if isinstance(data, str) else None if data is None else calibration(**data)
+    given = [] if source is None else ["--data", source]
+    amount = [] if "2:4" in arguments else ["--amount", "0.5"]
+    ran = run("prune", saved["mlp"], "-o", tmp_path / "o.onnx", *amount, *arguments, *given)
+    assert (ran.status, ran.out) == (status, "")
+    assert words in ran.error
+    assert not (tmp_path / "o.onnx").exists()

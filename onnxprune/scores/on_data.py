@@ -1,0 +1,33 @@
+"""The scores that are measured on data, by the names that users type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from onnxprune.registry import Registry
+from onnxprune.scores import ablation, activation
+from onnxprune.scores.subject import Subject
+from onnxprune.types import FloatArray, Scores
+
+#: subject -> float64 [channel] by group name; higher = keep. Groups where nothing can be measured are absent.
+DataScorer = Callable[[Subject], Mapping[str, FloatArray]]
+
+DATA_SCORERS: Registry[DataScorer] = Registry("score")
+DATA_SCORERS.register("activation")(activation.energy)
+DATA_SCORERS.register("wanda")(activation.weighted_energy)
+DATA_SCORERS.register("ablation")(ablation.change_of_outputs)
+
+
+def score_on_data(subject: Subject, scorer: str = "activation") -> Scores:
+    """Return the importance of every channel of every group in which something can be measured.
+
+    Args:
+        subject: model, groups and data.
+        scorer: a name in `DATA_SCORERS`.
+
+    Raises:
+        UsageError: the scorer is not known, or does not suit so many channels.
+        DataError: the data does not fit the model, or makes it compute what is not finite.
+        RuntimeFailure: ONNX Runtime can't run the model.
+    """
+    return Scores(scorer, DATA_SCORERS.get(scorer)(subject), subject.data.digest)
