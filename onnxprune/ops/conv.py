@@ -98,6 +98,22 @@ class Conv(OpRule):
         return (WeightInput(1, summed_axis=1, output_axis=0),)
 
 
+@op_rule("FusedConv", domain="com.microsoft")
+class FusedConv(Conv):
+    """y = activation(Conv(x, w, b) + z)"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """As Conv; what is added has the channels of the result."""
+        super().link(node, channels)
+        if channels.has(node, 3):
+            added, y = channels.ref(node, 3), node.outputs[0]
+            channels.separate_all(added)
+            for axis in (0, *range(2, channels.rank(y))):
+                channels.freeze_axis(added, axis, _SPACE.format(node=node.name))
+            labels = channels.alone(y, 1)
+            channels.meet(added, 1, labels, f"{node.name} adds a value without channels")
+
+
 @op_rule("ConvTranspose")
 class ConvTranspose(OpRule):
     """y[n, (g, o), ...] = sum_i x[n, (g, i), ...] * w[(g, i), o, ...] + b[(g, o)]"""

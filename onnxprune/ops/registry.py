@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-from onnxprune.ops import conv, elementwise, matmul, move, normalize, pool, recurrent, reshape, sizes
+from onnxprune.ops import (
+    attention,
+    contrib_attention,
+    contrib_fused,
+    conv,
+    elementwise,
+    matmul,
+    move,
+    normalize,
+    pool,
+    recurrent,
+    reshape,
+    sizes,
+)
 from onnxprune.ops.base import rule_for
 
-FAMILIES = (conv, elementwise, matmul, move, normalize, pool, recurrent, reshape, sizes)
+FAMILIES = (
+    attention,
+    contrib_attention,
+    contrib_fused,
+    conv,
+    elementwise,
+    matmul,
+    move,
+    normalize,
+    pool,
+    recurrent,
+    reshape,
+    sizes,
+)
 
 __all__ = ["FAMILIES", "rule_for"]
