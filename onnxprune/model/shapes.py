@@ -252,6 +252,9 @@ class _Walk:
             self._infer(node)
         else:
             self._tell(node, function)
+        if node.op_type == "Split" and not node.domain:
+            parts = shape_values.split(node, self.shapes.dims, self.shapes.contents)
+            self.shapes.contents.update(zip(node.outputs, parts, strict=False))
 
     def _tell(self, node: ir.Node, function: contrib_shapes.ShapeFunction) -> None:
         """Take the output shapes from a shape function."""
