@@ -1,7 +1,7 @@
 """Output shapes of attention: results, caches, scores.
 
-Those of ONNX Runtime, and the standard one, of whose optional results ONNX tells no shape. How long a cache becomes is partly told by numbers that are fed. Where it can't be computed, its size is a
-symbol of its own: nobody relies on it.
+Those of ONNX Runtime, and the standard one, of whose optional results ONNX tells no shape. How long a cache
+becomes is partly told by numbers that are fed; where it can't be computed, its size is a symbol of its own.
 """
 
 from __future__ import annotations

@@ -59,9 +59,12 @@ class ProjectedAttention(OpRule):
         sizes = _projected_sizes(node, channels)
         query, key, value = split_parts(channels, columns, [(heads, size // heads) for size in sizes])
         result = link_heads(channels, node, query, key, value)
+        # The product of queries and keys sums over places, which are zero if weight and bias are.
+        channels.sums_over(node, 1, 1)
         if channels.has(node, 2):
             merged = join([part.merged() for part in (query, key, value)])
             channels.meet(channels.ref(node, 2), 0, merged, f"{node.name} adds a bias without channels")
+            channels.sums_over(node, 2, 0)
         if node.attributes.get_int("do_rotary", 0):
             channels.freeze(query.places, f"{node.name} turns pairs of places")
         present = output_at(node, 1)
@@ -141,6 +144,7 @@ class MultiHeadAttention(OpRule):
             merged = join([part.merged() for part in (query, key, value)])
             bias = channels.ref(node, self.bias_index)
             channels.meet(bias, 0, merged, f"{node.name} adds a bias without channels")
+            channels.sums_over(node, self.bias_index, 0)  # a query is zero if its bias is, too
         meet_heads_of_mask(channels, node, self.added_index, query.heads)
         link_cache(channels, node, self.key_index, 1, key)
         link_cache(channels, node, self.value_index, 2, value)

@@ -85,6 +85,7 @@ class MixtureOfExperts(OpRule):
         reason = f"{node.name} sums over an axis without channels"
         self._link_inputs(node, channels, inputs, reason)
         channels.sums_over(node, 4, 2)
+        channels.meet(down, 1, inputs, f"{node.name} returns what it takes in: sizes that stay")
         for index, axis, labels in (
             (2, 1, _rows(node, hidden, channels.shape(up)[1])),
             (3, 1, _rows(node, hidden, channels.shape(up)[1])),

@@ -1,4 +1,4 @@
-"""Attention, RotaryEmbedding, RMSNormalization and TensorScatter of the standard, by themselves and together."""
+"""Attention, RotaryEmbedding, RMSNormalization and TensorScatter of the standard."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from cutting import check_cut, frozen_groups, graph, group_of, open_groups, proved_cut
 
 from onnxprune.analyze import Analysis, analyze
+from onnxprune.cost import cost_of
 from onnxprune.types import ChannelGroup
 
 SEQUENCE = "float[N,5,6] x"
@@ -210,8 +211,6 @@ def test_learned_queries() -> None:
 
 
 def test_macs_of_attention() -> None:
-    from onnxprune.cost import cost_of
-
     body = f"{PROJECTED} y = Attention<q_num_heads = 4, kv_num_heads = 2>(qp, kp, vp)"
     constants = {"q_w": (6, 24), "k_w": (6, 12), "v_w": (6, 12)}
     analysis = analyze(graph(body, inputs="float[N,5,6] x", constants=constants, opset=23))
