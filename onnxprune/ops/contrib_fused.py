@@ -23,7 +23,7 @@ def _normalise(
         if channels.has(node, index):
             channels.meet(channels.ref(node, index), -1, labels, f"{node.name} normalises untracked channels")
     if labels is not None:
-        channels.averages_over(labels, f"{node.name} takes mean and deviation over these channels")
+        channels.averages_over(node, labels, f"{node.name} takes mean and deviation over these channels")
 
 
 @op_rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
