@@ -123,6 +123,21 @@ def test_places_in_a_head_keep_the_scale_that_was_implicit() -> None:
     assert "scale" not in the_node(without_heads(analysis, values, [2, 5]), "Attention").attributes
 
 
+@pytest.mark.parametrize(("heads", "key_heads"), [(3, 3), (6, 2), (4, 1)])
+def test_places_in_every_head(heads: int, key_heads: int) -> None:
+    """The same places go in all heads: one set in queries and keys, another in values and what reads them."""
+    body = f"""
+        {PROJECTED} a = Attention<q_num_heads = {heads}, kv_num_heads = {key_heads}>(qp, kp, vp)
+        y = MatMul(a, o_w)
+    """
+    keys = (6, 4 * key_heads)
+    constants = {"q_w": (6, 4 * heads), "k_w": keys, "v_w": keys, "o_w": (4 * heads, 6)}
+    model = graph(body, inputs=SEQUENCE, constants=constants, opset=23)
+    analysis = check_cut(model, prefer="head_dim")
+    assert [group.size for group in offered(analysis, "head_dim")] == [4, 4]
+    assert offered(analysis, "heads") == []
+
+
 def test_cross_attention_with_another_size_of_values() -> None:
     body = """
         qp = MatMul(x, q_w) kp = MatMul(m, k_w) vp = MatMul(m, v_w)
@@ -262,6 +277,8 @@ def test_rotated_places_stay_in_pairs(interleaved: int, rotated: int, heads: int
     queries = next(member for member in pairs.members if member.tensor == "q_w")
     expected = np.repeat(np.arange(pairs.size), 2) if interleaved else np.tile(np.arange(pairs.size), 2)
     assert queries.channel_at[: rotated or 8].tolist() == expected.tolist()
+    wanted = offered(check_cut(model, prefer="head_dim"), "head_dim")
+    assert any("cos" in {member.tensor for member in group.members} for group in wanted)
     if heads == 1:
         assert pairs.frozen is None
         node = next(n for n in without_heads(analysis, pairs, [1]).graph if n.op_type == "RotaryEmbedding")
@@ -302,6 +319,8 @@ def test_rms_normalization_takes_statistics_of_channels() -> None:
     analysis = check_cut(graph(body, inputs=SEQUENCE, constants=constants, opset=23))
     assert open_groups(analysis) == {}
     assert "over these channels" in str(group_of(analysis, "g", 0).frozen)
+    model = graph(body, inputs=SEQUENCE, constants=constants, opset=23)
+    assert list(open_groups(check_cut(model, allow_inexact=True)).values()) == [8]
 
 
 def test_rms_normalization_inside_heads_leaves_them_free() -> None:

@@ -98,6 +98,13 @@ def test_places_of_projected_attention_keep_the_scale() -> None:
     assert node.attributes.get_float("scale") == pytest.approx(1 / math.sqrt(12))
 
 
+def test_places_in_every_head_of_projected_attention() -> None:
+    body = f"a = {ATTENTION}<num_heads = 3>(x, w, b) {OUT}"
+    constants = {"w": (6, 36), "b": (36,), "o_w": (12, 6)}
+    analysis = check_cut(graph(body, inputs=SEQUENCE, constants=constants), prefer="head_dim")
+    assert [group.size for group in offered(analysis, "head_dim")] == [4, 4]
+
+
 def test_masks_of_projected_attention() -> None:
     bias = np.random.default_rng(0).standard_normal((1, 3, 5, 5)).astype(np.float32)
     body = f"a = {ATTENTION}<num_heads = 3>(x, w, b, mask, , bias) {OUT}"
@@ -173,6 +180,14 @@ def test_places_of_multi_head_attention_keep_the_scale() -> None:
     assert node.attributes.get_float("scale") == pytest.approx(1 / math.sqrt(12))
     values = without(analysis, group_of(analysis, "v_w", 1), [0, 5], "MultiHeadAttention")
     assert "scale" not in values.attributes
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_places_in_every_head(bias: bool) -> None:
+    body = f"{PROJECTED} a = {MULTI_HEAD}<num_heads = 3>({'q, k, v, b' if bias else 'q, k, v'}) {OUT}"
+    constants = {**WEIGHTS, **({"b": (36,)} if bias else {})}
+    analysis = check_cut(graph(body, inputs=SEQUENCE, constants=constants), prefer="head_dim")
+    assert [group.size for group in offered(analysis, "head_dim")] == [4, 4]
 
 
 def test_scores_as_a_result() -> None:
@@ -377,8 +392,11 @@ def test_rotary_embedding(interleaved: int, rotated: int, heads: int) -> None:
         {PROJECTED} qr = {rotary}(q, start, cos, sin) kr = {rotary}(k, start, cos, sin)
         a = {MULTI_HEAD}<num_heads = {heads}>(qr, kr, v) {OUT}
     """
-    analysis = check_cut(graph(body, inputs=SEQUENCE, constants=constants))
+    model = graph(body, inputs=SEQUENCE, constants=constants)
+    analysis = check_cut(model)
     assert [group.size for group in offered(analysis, "heads")] == ([3] if heads == 3 else [])
     pairs = group_of(analysis, "cos", 1)
     assert pairs.size == (rotated // 2 or 4)
     assert (pairs.frozen is None) == (heads == 1)
+    places = offered(check_cut(model, prefer="head_dim"), "head_dim")
+    assert any("cos" in tensors(group) for group in places)
