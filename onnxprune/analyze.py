@@ -262,9 +262,7 @@ def _constant_along(column: IntArray, axis: int) -> bool:
 _TAGS: tuple[Kind, ...] = ("heads", "experts", "head_dim")
 
 #: Operators whose channels are called hidden units, unless a convolution shares them.
-_LINEAR = frozenset(
-    {"Attention", "FusedGemm", "FusedMatMul", "GRU", "Gemm", "LSTM", "MatMul", "MoE", "RNN"}
-)
+_LINEAR = frozenset({"Attention", "FusedGemm", "FusedMatMul", "GRU", "Gemm", "LSTM", "MatMul", "MoE", "RNN"})
 _CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
 
 
