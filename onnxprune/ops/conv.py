@@ -118,6 +118,8 @@ class FusedConv(Conv):
 class ConvTranspose(OpRule):
     """y[n, (g, o), ...] = sum_i x[n, (g, i), ...] * w[(g, i), o, ...] + b[(g, o)]"""
 
+    bias_index = 2
+
     def link(self, node: ir.Node, channels: Channels) -> None:
         """As Conv, with the kernel's axes swapped."""
         w = channels.ref(node, 1)
@@ -135,8 +137,8 @@ class ConvTranspose(OpRule):
             if outputs > 1:
                 # Only the place in the group is an axis of the kernel: the last column made above.
                 channels.meet(w, 1, y.reshape(group_count, outputs, -1)[0][:, -1:], reason)
-        if channels.has(node, 2):
-            channels.meet(channels.ref(node, 2), 0, y, reason)
+        if channels.has(node, self.bias_index):
+            channels.meet(channels.ref(node, self.bias_index), 0, y, reason)
         channels.put(node.outputs[0], (1,), y)
         channels.sums_over(node, 1, 0)
 
@@ -153,6 +155,13 @@ class ConvTranspose(OpRule):
     def weight_inputs(self, node: ir.Node, rank_of: Callable[[ir.Value], int]) -> tuple[WeightInput, ...]:
         """The kernel: the sum runs over its first axis."""
         return (WeightInput(1, summed_axis=0, output_axis=1),)
+
+
+@op_rule("ConvTransposeWithDynamicPads", domain="com.microsoft")
+class ConvTransposeWithDynamicPads(ConvTranspose):
+    """As ConvTranspose; the padding is an input, before the bias."""
+
+    bias_index = 3
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:

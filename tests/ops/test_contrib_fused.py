@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from cutting import check_cut, graph, graph_proto, group_of, open_groups, positions
+from cutting import check_cut, graph, graph_proto, group_of, open_groups, positions, value_info
 
 from onnxprune.analyze import analyze
 from onnxprune.cost import cost_of
@@ -127,6 +127,24 @@ def test_fused_conv_adds_a_value_from_outside() -> None:
     constants = {"a_w": (8, 3, 1, 1), "a_b": (8,), "c_w": (2, 8, 1, 1)}
     analysis = check_cut(graph(body, inputs=IMAGE + ", float[N,8,6,6] m", constants=constants))
     assert "adds a value without channels" in str(group_of(analysis, "a_w", 0).frozen)
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_transposed_convolution_with_computed_pads(group: int) -> None:
+    """What the file declares is all that is known of the output's size."""
+    body = f"""
+        h = Conv(x, a_w)
+        t = {FUSED}.ConvTransposeWithDynamicPads<strides = [2, 2], group = {group}>(h, b_w, pads, b_b)
+        y = Conv(t, c_w)
+    """
+    constants = {
+        "a_w": (8, 3, 1, 1), "b_w": (8, 10 // group, 3, 3), "b_b": (10,), "pads": [1, 1, 1, 1],
+        "c_w": (2, 10, 1, 1),
+    }  # fmt: skip
+    proto = graph_proto(body, inputs="float[2,3,6,6] x", constants=constants)
+    proto.graph.value_info.append(value_info("t", 2, 10, 11, 11))
+    analysis = check_cut(ir.from_proto(proto))
+    assert sorted(open_groups(analysis).values()) == ([8, 10] if group == 1 else [4, 5])
 
 
 # --- activations --------------------------------------------------------------------------------------------
