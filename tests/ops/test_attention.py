@@ -190,15 +190,26 @@ def test_a_cache_from_outside_keeps_heads_and_places() -> None:
     assert any("keys and values from outside" in reason for reason in frozen_groups(analysis).values())
 
 
-def test_a_cache_that_goes_out_alone_keeps_key_heads() -> None:
+def test_a_cache_that_comes_in_alone_keeps_the_heads() -> None:
     body = f"""
-        {PROJECTED} a, k2 = Attention<q_num_heads = 8, kv_num_heads = 2>(qp, kp, vp)
+        {PROJECTED} a, k2, v2 = Attention<q_num_heads = 3, kv_num_heads = 3>(qp, kp, vp, , pk, pv)
         y = MatMul(a, o_w)
     """
-    constants = {"q_w": (6, 24), "k_w": (6, 6), "v_w": (6, 6), "o_w": (24, 6)}
+    inputs = SEQUENCE + ", float[N,3,4,4] pk, float[N,3,4,4] pv"
+    assert open_groups(check_cut(graph(body, inputs=inputs, constants=WEIGHTS, opset=23))) == {}
+
+
+def test_a_cache_that_goes_out_alone_keeps_key_heads() -> None:
+    """Three heads of keys are more than two queries for each, and would be offered."""
+    body = f"""
+        {PROJECTED} a, k2 = Attention<q_num_heads = 6, kv_num_heads = 3>(qp, kp, vp)
+        y = MatMul(a, o_w)
+    """
+    constants = {"q_w": (6, 18), "k_w": (6, 9), "v_w": (6, 9), "o_w": (18, 6)}
     analysis = check_cut(graph(body, inputs=SEQUENCE, outputs="y; k2", constants=constants, opset=23))
     (heads,) = offered(analysis, "heads")
-    assert heads.size == 4  # places in the rows of query heads are free still
+    assert heads.size == 2  # the places in the rows of query heads
+    assert {member.tensor for member in heads.members} == {"q_w", "o_w"}
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2, 3])

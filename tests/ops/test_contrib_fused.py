@@ -228,14 +228,18 @@ def test_embeddings_and_their_norm() -> None:
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "swiglu"])
 def test_hidden_units_of_experts(activation: str) -> None:
-    """Router and experts read the same stream; only hidden units go, in all experts at once."""
+    """Router and experts read the same stream; hidden units go in all experts at once.
+
+    The stream is read once more after the experts: else the runtime puts their result into its memory, and
+    clears that before it is read.
+    """
     fused = activation == "swiglu"
     more = ", swiglu_fusion = 1" if fused else ""
     rows = 14 if fused else 7
     body = f"""
         h = MatMul(x, a_w) p = MatMul(h, router_w) flat = Reshape(p, shape)
         m = {FUSED}.MoE<k = 2, activation_type = "{activation}"{more}>(h, flat, u, u_b, w, w_b)
-        y = MatMul(m, c_w)
+        r = Add(m, h) y = MatMul(r, c_w)
     """
     constants = {
         "a_w": (6, 8), "router_w": (8, 3), "shape": [-1, 3], "u": (3, rows, 8), "u_b": (3, rows),
