@@ -156,7 +156,8 @@ class _Sizes:
         entries = content.elements()
         if len(result) == len(entries):  # what -1 stands for is often known
             entries = [
-                known if entry == Dim(-1) else entry for entry, known in zip(entries, result, strict=True)
+                known if entry == Dim(-1) and (known.is_constant or known in given) else entry
+                for entry, known in zip(entries, result, strict=True)
             ]
         literal_zero = node.attributes.get_int("allowzero", 0) == 1
         if literal_zero and any(dim.is_constant and dim.size == 0 for dim in entries):
