@@ -262,6 +262,12 @@ def _constant_along(column: IntArray, axis: int) -> bool:
 #: What rules say of labels, the first one first.
 _TAGS: tuple[Kind, ...] = ("heads", "experts", "head_dim")
 
+#: Operators whose channels are called hidden units, unless a convolution shares them.
+_LINEAR = frozenset(
+    {"Attention", "Einsum", "FusedGemm", "FusedMatMul", "GRU", "Gemm", "LSTM", "MatMul", "MoE", "RNN"}
+)
+_CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
+
 
 class _Grouping:
     """Labels that stand on the same axes of the same weights compete: they form a channel group."""
@@ -400,9 +406,8 @@ class _Grouping:
         for kind in _TAGS:
             if self.tagged[kind][labels].any():
                 return kind
-        linear = {"MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN"}
         ops = {self.nodes[member.consumer].op_type for member in members}
-        return "hidden" if ops & linear and "Conv" not in ops else "channels"
+        return "hidden" if ops & _LINEAR and not ops & _CONVOLUTIONS else "channels"
 
     def _choose_between_products(
         self, groups: list[ChannelGroup], units: Mapping[str, IntArray]

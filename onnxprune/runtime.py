@@ -295,17 +295,29 @@ def _random_array(
     return np.asarray(generator.integers(0, _index_limit(value), shape)).astype(dtype)
 
 
+#: Inputs that index a table: operator and number of the input -> the input that holds the table.
+_TABLES = {
+    ("", "Gather", 1): 0,
+    ("", "RotaryEmbedding", 3): 1,
+    ("com.microsoft", "EmbedLayerNormalization", 0): 2,
+    ("com.microsoft", "EmbedLayerNormalization", 1): 4,
+    ("com.microsoft", "EmbedLayerNormalization", 8): 3,
+    ("com.microsoft", "GroupQueryAttention", 9): 7,
+    ("com.microsoft", "RotaryEmbedding", 1): 2,
+}
+
+
 def _index_limit(value: ir.Value) -> int:
     """Return 100, or the rows of the smallest constant table that ``value`` is an index into."""
     limit = 100
     pending, seen = [value], {value}
     while pending:
         for node, position in pending.pop().uses():
-            table = node.inputs[0]
-            if node.op_type == "Gather" and position == 1:
-                if table is not None and table.shape is not None:
-                    rows = table.shape[node.attributes.get_int("axis", 0)]
-                    limit = min(limit, rows) if isinstance(rows, int) and rows > 0 else limit
+            place = _TABLES.get((node.domain, node.op_type, position))
+            table = None if place is None or place >= len(node.inputs) else node.inputs[place]
+            if table is not None and table.shape is not None:
+                rows = table.shape[node.attributes.get_int("axis", 0)]
+                limit = min(limit, rows) if isinstance(rows, int) and rows > 0 else limit
             elif node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten"):
                 fresh = [output for output in node.outputs if output not in seen]
                 seen.update(fresh)

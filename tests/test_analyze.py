@@ -45,23 +45,23 @@ def test_every_golden_file_belongs_to_a_model() -> None:
 
 def test_an_unknown_operator_freezes_what_it_touches_and_nothing_else() -> None:
     body = """
-        h = Conv(x, a_w) u = com.microsoft.Gelu(h) b = Conv(u, b_w) r = Relu(b) y = Conv(r, c_w)
+        h = Conv(x, a_w) u = com.microsoft.ScaledSiLU(h) b = Conv(u, b_w) r = Relu(b) y = Conv(r, c_w)
     """
     model = graph(body, constants=IMAGE | {"b_w": (7, 8, 1, 1), "c_w": (4, 7, 1, 1)})
-    next(n for n in model.graph if n.op_type == "Gelu").outputs[0].shape = ir.Shape(["N", 8, 6, 6])
+    next(n for n in model.graph if n.op_type == "ScaledSiLU").outputs[0].shape = ir.Shape(["N", 8, 6, 6])
     analysis = check_cut(model, input_shapes={"x": [2, 3, 6, 6]})
-    assert "nothing is known of com.microsoft.Gelu" in frozen_groups(analysis)["a_w"]
+    assert "nothing is known of com.microsoft.ScaledSiLU" in frozen_groups(analysis)["a_w"]
     assert [skipped.name for skipped in analysis.unknown][:1] == ["n1"]
 
 
 def test_a_static_shape_behind_an_unknown_operator_lets_the_rest_be_cut() -> None:
     body = """
-        h = Conv(x, a_w) u = com.microsoft.Gelu(h) b = Conv(u, b_w) r = Relu(b) y = Conv(r, c_w)
+        h = Conv(x, a_w) u = com.microsoft.ScaledSiLU(h) b = Conv(u, b_w) r = Relu(b) y = Conv(r, c_w)
     """
     model = graph(
         body, inputs="float[2,3,6,6] x", constants=IMAGE | {"b_w": (7, 8, 1, 1), "c_w": (4, 7, 1, 1)}
     )
-    next(n for n in model.graph if n.op_type == "Gelu").outputs[0].shape = ir.Shape([2, 8, 6, 6])
+    next(n for n in model.graph if n.op_type == "ScaledSiLU").outputs[0].shape = ir.Shape([2, 8, 6, 6])
     analysis = check_cut(model)
     assert open_groups(analysis) == {"b_w": 7}
     assert len(analysis.unknown) == 1

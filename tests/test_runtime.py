@@ -206,6 +206,12 @@ def test_external_data_is_found_beside_the_file(tmp_path, monkeypatch):
     np.testing.assert_array_equal(open_session(ir.load(path)).run({"x": x})["y"], expected)
 
 
+def test_a_large_tensor_that_nobody_reads():
+    proto = dense()
+    proto.graph.initializer.append(tensor_of("unread", TensorProto.FLOAT, (64, 64)))
+    assert open_session(ir.from_proto(proto), optimize="none").run({"x": np.ones((2, 64), np.float32)})
+
+
 def test_extra_outputs():
     session = open_session(ir.from_proto(dense()), extra_outputs=["product"])
     assert session.output_names == ("y", "product")
@@ -346,6 +352,35 @@ class TestRandomFeeds:
         assert feeds["attention_mask"][:, 0].all()
         assert 60 < feeds["pixels"].max() < 100
         assert abs(feeds["image"].astype(float).std() - 1) < 0.2
+
+    def test_rows_of_fused_tables(self):
+        """Each kind of ids stays below the rows of its own table."""
+        microsoft = {"domain": "com.microsoft"}
+        embedded = ["ids", "kinds", "words", "places", "segments", "g", "b"]
+        tables = {"words": (7, 8), "places": (60, 8), "segments": (2, 8), "g": (8,), "b": (8,)}
+        tables |= {"cos": (55, 4), "sin": (55, 4)}
+        graph = helper.make_graph(
+            [
+                helper.make_node("EmbedLayerNormalization", embedded, ["y", "mask"], **microsoft),
+                helper.make_node("RotaryEmbedding", ["q", "positions", "cos", "sin"], ["r"], **microsoft),
+            ],
+            "graph",
+            [
+                helper.make_tensor_value_info("ids", TensorProto.INT32, [4, 50]),
+                helper.make_tensor_value_info("kinds", TensorProto.INT32, [4, 50]),
+                helper.make_tensor_value_info("positions", TensorProto.INT64, [4, 50]),
+                helper.make_tensor_value_info("q", FLOAT, [4, 50, 8]),
+            ],
+            [helper.make_tensor_value_info(name, FLOAT, None) for name in ("y", "r")],
+            [tensor_of(name, FLOAT, shape) for name, shape in tables.items()],
+        )
+        imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        model = ir.from_proto(helper.make_model(graph, opset_imports=imports, ir_version=8))
+        fed = {"ids": (4, 50), "kinds": (4, 50), "positions": (4, 50), "q": (4, 50, 8)}
+        feeds = random_feeds(model, fed, seed=0)
+        assert [feeds[name].max() for name in ("ids", "kinds")] == [6, 1]
+        assert 45 < feeds["positions"].max() < 55
+        assert open_session(model).run(feeds)
 
     def test_seed(self):
         first, again, other = (random_feeds(self.model(), self.SHAPES, seed) for seed in (1, 1, 2))

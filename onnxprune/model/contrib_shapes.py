@@ -7,8 +7,9 @@ A shape function gets the sizes of all inputs, symbols included, and returns tho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
+import onnx
 import onnx_ir as ir
 
 from onnxprune.model.shape_values import Dim
@@ -36,7 +37,46 @@ def function_for(node: ir.Node) -> ShapeFunction | None:
     return _FUNCTIONS.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
 
 
-@shape_function("BiasGelu", "FastGelu", "Gelu", "QuickGelu")
 @shape_function("GroupNormalization", "MeanVarianceNormalization", domain="")
 def _like_first(_: ir.Node, inputs: Sequence[Dims]) -> Sequence[Dims]:
     return [inputs[0]]
+
+
+class _StandIn(NamedTuple):
+    """A standard operator with the same output shape: its name, how many inputs, foreign attributes."""
+
+    op_type: str
+    inputs: int
+    drops: frozenset[str]
+
+
+_STAND_INS = {
+    ("com.microsoft", "FusedConv"): _StandIn("Conv", 3, frozenset({"activation", "activation_params"})),
+    ("com.microsoft", "FusedGemm"): _StandIn(
+        "Gemm", 3, frozenset({"activation", "activation_alpha", "activation_beta", "activation_gamma"})
+    ),
+}
+
+
+def as_standard(node: ir.Node) -> onnx.NodeProto:
+    """Return a node for ONNX to infer: itself, or the standard operator that it is a fused form of."""
+    proto: onnx.NodeProto = ir.serde.serialize_node(node)
+    stand_in = _STAND_INS.get((node.domain, node.op_type))
+    if stand_in is not None:
+        proto.op_type, proto.domain = stand_in.op_type, ""
+        del proto.input[stand_in.inputs :]
+        kept = [attribute for attribute in proto.attribute if attribute.name not in stand_in.drops]
+        del proto.attribute[:]
+        proto.attribute.extend(kept)
+    return proto
+
+
+def computed(size: int, output: ir.Value, axis: int, *parts: Dim) -> Dim:
+    """Return a size that was computed from others: a number if they are, else a symbol of its own."""
+    constant = all(part.is_constant for part in parts)
+    return Dim(size) if constant else Dim(size, 1, (f"{output.name}.{axis}",))
+
+
+def sum_of(output: ir.Value, axis: int, *parts: Dim) -> Dim:
+    """Return the sum of sizes."""
+    return computed(sum(part.size for part in parts), output, axis, *parts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 OTHER_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
-_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision", "stash_type")
 
 
 def in_float32(model: ir.Model) -> ir.Model:

@@ -151,15 +151,19 @@ class _Sizes:
         if source is None or target is None or target.is_initializer():
             return
         content = self.shapes.contents.get(target)
-        if content is None or source not in self.shapes.dims or node.attributes.get_int("allowzero", 0) == 1:
+        if content is None or source not in self.shapes.dims:
             return
         given = self.shapes.dims[source]
         result = self.shapes.dims.get(node.outputs[0], ())
         entries = content.elements()
         if len(result) == len(entries):  # what -1 stands for is often known
             entries = [
-                known if entry == Dim(-1) else entry for entry, known in zip(entries, result, strict=True)
+                known if entry == Dim(-1) and (known.is_constant or known in given) else entry
+                for entry, known in zip(entries, result, strict=True)
             ]
+        literal_zero = node.attributes.get_int("allowzero", 0) == 1
+        if literal_zero and any(dim.is_constant and dim.size == 0 for dim in entries):
+            return
         sizes: list[int | None] = [
             dim.size if dim.is_constant else 0 if axis < len(given) and given[axis] == dim else None
             for axis, dim in enumerate(entries)
@@ -173,6 +177,7 @@ class _Sizes:
         if len(free) > 1 or (free and -1 in sizes):
             self._write_known(node, 1, entries, 0)
             return
+        node.attributes.pop("allowzero", None)  # from here on, 0 means an axis that is kept
         for axis in free:
             sizes[axis] = -1
         numbers = np.array([0 if size is None else size for size in sizes], dtype=np.int64)

@@ -307,6 +307,19 @@ def _move(node: ir.Node, inputs: Sequence[ShapeValue | None]) -> ShapeValue | No
     return _tidy(numbers, symbols)
 
 
+def split(node: ir.Node, dims: Dims, contents: Contents) -> list[ShapeValue]:
+    """Return the contents of all outputs of a Split, whose shapes are known by now; none if not followed."""
+    source = contents.get(node.inputs[0])  # type: ignore[arg-type]
+    axis = node.attributes.get_int("axis", 0)
+    if source is None or not all(
+        output in dims and dims[output][axis].is_constant for output in node.outputs
+    ):
+        return []
+    ends = np.cumsum([dims[output][axis].size for output in node.outputs])[:-1]
+    numbers, symbols = np.split(source.numbers, ends, axis), np.split(_symbols(source), ends, axis)
+    return [_tidy(part, names) for part, names in zip(numbers, symbols, strict=True)]
+
+
 def _symbols(content: ShapeValue) -> Array:
     if content.dims is not None:
         return content.dims

@@ -20,8 +20,11 @@ import onnx_ir as ir
 from onnx import shape_inference
 
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.model import contrib_shapes, shape_values
+from onnxprune.model import contrib_attention_shapes, contrib_fused_shapes, contrib_shapes, shape_values
 from onnxprune.model.shape_values import Dim, ShapeValue
+
+#: Files of shape functions: importing one files them.
+CONTRIB = (contrib_attention_shapes, contrib_fused_shapes)
 
 #: Elements of the largest tensor whose contents are followed; shape vectors are far smaller.
 CONTENT_LIMIT = 4096
@@ -236,7 +239,9 @@ class _Walk:
             tensor = ir.convenience.get_const_tensor(node.outputs[0])
             self._constant(node.outputs[0], tensor)
             return
-        content = shape_values.evaluate(node, self.shapes.dims, self.shapes.contents, self._opset(node))
+        content = shape_values.evaluate(
+            node, self.shapes.dims, self.shapes.contents, self._opset(node.domain)
+        )
         if content is not None and content.numbers.size <= CONTENT_LIMIT:
             (output,) = node.outputs
             self.shapes.contents[output] = content
@@ -247,6 +252,9 @@ class _Walk:
             self._infer(node)
         else:
             self._tell(node, function)
+        if node.op_type == "Split" and not node.domain:
+            parts = shape_values.split(node, self.shapes.dims, self.shapes.contents)
+            self.shapes.contents.update(zip(node.outputs, parts, strict=False))
 
     def _tell(self, node: ir.Node, function: contrib_shapes.ShapeFunction) -> None:
         """Take the output shapes from a shape function."""
@@ -264,8 +272,8 @@ class _Walk:
             else:
                 self.shapes.dims[output] = dims
 
-    def _opset(self, node: ir.Node) -> int:
-        return self.opsets.get(node.domain, self.opsets.get("", 1))
+    def _opset(self, domain: str) -> int:
+        return self.opsets.get(domain, self.opsets.get("", 1))
 
     def _infer(self, node: ir.Node) -> None:
         """Ask ONNX for the output shapes, at the concrete sizes and with the symbols in place."""
@@ -336,9 +344,10 @@ class _Walk:
 
         Symbolic axes are named in a symbolic question and have their chosen size in a concrete one.
         """
-        opset = self._opset(node)
+        proto = contrib_shapes.as_standard(node)
+        domain = "" if proto.domain == "ai.onnx" else proto.domain
         try:
-            schema = _schema(node.op_type, opset, "" if node.domain == "ai.onnx" else node.domain)
+            schema = _schema(proto.op_type, self._opset(domain), domain)
         except onnx.defs.SchemaError:
             return f"{node.domain + '.' if node.domain else ''}{node.op_type} is not a standard operator"
         if any(
@@ -363,7 +372,7 @@ class _Walk:
                 data[str(value.name)] = onnx.numpy_helper.from_array(content.numbers, value.name)
         try:
             inferred = shape_inference.infer_node_outputs(
-                schema, ir.serde.serialize_node(node), types, data, opset_imports=self.opset_ids
+                schema, proto, types, data, opset_imports=self.opset_ids
             )
         except (
             shape_inference.InferenceError,

@@ -40,7 +40,8 @@ class Skeleton:
     """A model without its large tensors.
 
     Attributes:
-        proto: the whole graph; large initializers are declared external.
+        proto: the whole graph; large initializers are declared external, or left out if nobody
+            reads them.
         tensors: the large initializers by name, C-contiguous, views of the caller's arrays where these are.
         element_types: ``TensorProto.DataType`` of each of ``tensors``.
     """
@@ -85,6 +86,8 @@ def skeleton(model: ir.Model, extra_outputs: Sequence[str] = ()) -> Skeleton:
         if tensor is None:
             raise ValueError(f"initializer {name!r} has no value")
         if tensor.nbytes >= LARGE_BYTES and tensor.dtype in _PLAIN:
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                continue  # the runtime drops what nobody reads, and then refuses to be given it
             tensors[name] = np.asarray(tensor.numpy(), order="C")
             element_types[name] = int(tensor.dtype)
             _declare_external(proto.graph.initializer.add(), name, tensor)

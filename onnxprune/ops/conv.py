@@ -123,9 +123,27 @@ class DeformConv(Conv):
         super().link(node, channels)
 
 
+@op_rule("FusedConv", domain="com.microsoft")
+class FusedConv(Conv):
+    """y = activation(Conv(x, w, b) + z)"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """As Conv; what is added has the channels of the result."""
+        super().link(node, channels)
+        if channels.has(node, 3):
+            added, y = channels.ref(node, 3), node.outputs[0]
+            channels.separate_all(added)
+            for axis in (0, *range(2, channels.rank(y))):
+                channels.freeze_axis(added, axis, _SPACE.format(node=node.name))
+            labels = channels.alone(y, 1)
+            channels.meet(added, 1, labels, f"{node.name} adds a value without channels")
+
+
 @op_rule("ConvTranspose")
 class ConvTranspose(OpRule):
     """y[n, (g, o), ...] = sum_i x[n, (g, i), ...] * w[(g, i), o, ...] + b[(g, o)]"""
+
+    bias_index = 2
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """As Conv, with the kernel's axes swapped."""
@@ -144,8 +162,8 @@ class ConvTranspose(OpRule):
             if outputs > 1:
                 # Only the place in the group is an axis of the kernel: the last column made above.
                 channels.meet(w, 1, y.reshape(group_count, outputs, -1)[0][:, -1:], reason)
-        if channels.has(node, 2):
-            channels.meet(channels.ref(node, 2), 0, y, reason)
+        if channels.has(node, self.bias_index):
+            channels.meet(channels.ref(node, self.bias_index), 0, y, reason)
         channels.put(node.outputs[0], (1,), y)
         channels.sums_over(node, 1, 0)
 
@@ -162,6 +180,13 @@ class ConvTranspose(OpRule):
     def weight_inputs(self, node: ir.Node, rank_of: Callable[[ir.Value], int]) -> tuple[WeightInput, ...]:
         """The kernel: the sum runs over its first axis."""
         return (WeightInput(1, summed_axis=0, output_axis=1),)
+
+
+@op_rule("ConvTransposeWithDynamicPads", domain="com.microsoft")
+class ConvTransposeWithDynamicPads(ConvTranspose):
+    """As ConvTranspose; the padding is an input, before the bias."""
+
+    bias_index = 3
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:

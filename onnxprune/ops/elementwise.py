@@ -20,6 +20,7 @@ _MEETS_UNTRACKED = "an operand of {op} has no channels along this axis ({node})"
     "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt",
     "Swish", "Tan", "Tanh", "ThresholdedRelu",
 )  # fmt: skip
+@op_rule("Gelu", "QuickGelu", domain="com.microsoft")
 class Unary(OpRule):
     """y[p] = f(x[p]); further inputs are scalars."""
 
@@ -36,6 +37,7 @@ class Unary(OpRule):
     "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow",
     "Sub", "Sum", "SwiGLU", "Where", "Xor",
 )  # fmt: skip
+@op_rule("BiasGelu", "FastGelu", domain="com.microsoft")
 class Broadcasting(OpRule):
     """y[p] = f(a[p], b[p], ...) with operands repeated along axes where they have size 1."""
 

@@ -25,7 +25,6 @@ class LoweredWeight(NamedTuple):
 _KERNELS = {
     ("", "ConvInteger"): (1, 3),
     ("", "QLinearConv"): (3, 5),
-    ("com.microsoft", "FusedConv"): (1, None),
     ("com.microsoft", "NhwcFusedConv"): (1, None),
     ("com.microsoft", "QLinearConv"): (3, 5),
 }
@@ -34,10 +33,7 @@ _KERNELS = {
 _MATRICES = {
     ("", "MatMulInteger"): (1, 3),
     ("", "QLinearMatMul"): (3, 5),
-    ("com.microsoft", "Attention"): (1, None),
     ("com.microsoft", "DynamicQuantizeMatMul"): (1, 3),
-    ("com.microsoft", "FusedGemm"): (1, None),
-    ("com.microsoft", "FusedMatMul"): (1, None),
     ("com.microsoft", "MatMulIntegerToFloat"): (1, 5),
     ("com.microsoft", "QAttention"): (1, 7),
     ("com.microsoft", "QGemm"): (3, 5),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -15,63 +16,103 @@ from onnxprune.ops.channels import Channels, Ref, Use
 class MatMul(OpRule):
     """y[..., m, n] = sum_k a[..., m, k] * b[..., k, n]"""
 
+    def stored_axes(self, node: ir.Node, operand: int, rank: int) -> list[int]:
+        """Return which axis of an operand stands for each axis of the formula."""
+        return list(range(rank))
+
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Both operands lose the same k; rows, columns and matrices of a stack go on."""
-        a, b = channels.ref(node, 0), channels.ref(node, 1)
-        y = node.outputs[0]
-        rank_a, rank_b = channels.rank(a), channels.rank(b)
-        for ref in (a, b):
+        refs = channels.ref(node, 0), channels.ref(node, 1)
+        for ref in refs:
             channels.separate_all(ref)
+        a, b = (
+            _Matrices(ref, self.stored_axes(node, operand, channels.rank(ref)))
+            for operand, ref in enumerate(refs)
+        )
+        y = node.outputs[0]
         self._contract(node, channels, a, b)
         rank_y = channels.rank(y)
-        if rank_a > 1:
-            channels.put(y, (rank_y - 1 - (rank_b > 1),), channels.alone(a, -2))
-        if rank_b > 1:
-            channels.put(y, (rank_y - 1,), channels.alone(b, -1))
-        if rank_a > 2 or rank_b > 2:
+        if len(a.axes) > 1:
+            channels.put(y, (rank_y - 1 - (len(b.axes) > 1),), channels.alone(a.ref, a.axes[-2]))
+        if len(b.axes) > 1:
+            channels.put(y, (rank_y - 1,), channels.alone(b.ref, b.axes[-1]))
+        if len(a.axes) > 2 or len(b.axes) > 2:
             _link_stacks(node, channels, a, b)
-        if not channels.is_constant(a) and not channels.is_constant(b) and min(rank_a, rank_b) > 2:
+        constant = channels.is_constant(a.ref) or channels.is_constant(b.ref)
+        if not constant and min(len(a.axes), len(b.axes)) > 2:
             _tag_attention(channels, a, b)
 
-    def _contract(self, node: ir.Node, channels: Channels, a: Ref, b: Ref) -> None:
-        axis_b = -2 if channels.rank(b) > 1 else -1
+    def _contract(self, node: ir.Node, channels: Channels, a: _Matrices, b: _Matrices) -> None:
+        axis_a, axis_b = a.axes[-1], b.axes[-2] if len(b.axes) > 1 else b.axes[-1]
         reason = f"{node.name} sums over an axis without channels"
-        if isinstance(a, Use) and not isinstance(b, Use):
-            channels.meet(a, -1, channels.alone(b, axis_b), reason)
+        if a.is_constant and not b.is_constant:
+            channels.meet(a.ref, axis_a, channels.alone(b.ref, axis_b), reason)
         else:
-            channels.meet(b, axis_b, channels.alone(a, -1), reason)
-        if isinstance(b, Use) or not isinstance(a, Use):
+            channels.meet(b.ref, axis_b, channels.alone(a.ref, axis_a), reason)
+        if b.is_constant or not a.is_constant:
             channels.sums_over(node, 1, axis_b)
         else:
-            channels.sums_over(node, 0, -1)
+            channels.sums_over(node, 0, axis_a)
 
     def macs(self, node: ir.Node, shape_of: ShapeOf) -> int:
         """Outputs times the length of the sum."""
         a = node.inputs[0]
-        return 0 if a is None else math.prod(shape_of(node.outputs[0])) * shape_of(a)[-1]
+        if a is None:
+            return 0
+        shape = shape_of(a)
+        return math.prod(shape_of(node.outputs[0])) * shape[self.stored_axes(node, 0, len(shape))[-1]]
 
     def weight_inputs(self, node: ir.Node, rank_of: Callable[[ir.Value], int]) -> tuple[WeightInput, ...]:
         """Either operand, if it is a matrix: the sum runs over rows of b and columns of a."""
         found = []
         a, b = node.inputs
         if b is not None and rank_of(b) >= 2:
-            found.append(WeightInput(1, summed_axis=rank_of(b) - 2, output_axis=rank_of(b) - 1))
+            *_, rows, columns = self.stored_axes(node, 1, rank_of(b))
+            found.append(WeightInput(1, summed_axis=rows, output_axis=columns))
         if a is not None and rank_of(a) >= 2:
-            found.append(WeightInput(0, summed_axis=rank_of(a) - 1, output_axis=rank_of(a) - 2))
+            *_, rows, columns = self.stored_axes(node, 0, rank_of(a))
+            found.append(WeightInput(0, summed_axis=columns, output_axis=rows))
         return tuple(found)
 
 
-def _link_stacks(node: ir.Node, channels: Channels, a: Ref, b: Ref) -> None:
+@op_rule("FusedMatMul", "TransposeMatMul", domain="com.microsoft")
+class FusedMatMul(MatMul):
+    """As MatMul, of operands whose axes may be stored in another order, times ``alpha``"""
+
+    def stored_axes(self, node: ir.Node, operand: int, rank: int) -> list[int]:
+        """``transBatch``: the rows stand before the stack. ``trans``: rows and columns change places."""
+        name = "AB"[operand]
+        axes = list(range(rank))
+        if rank > 2 and node.attributes.get_int(f"transBatch{name}", 0) == 1:
+            axes = [*axes[1:-1], axes[0], axes[-1]]
+        if rank > 1 and node.attributes.get_int(f"trans{name}", 0) == 1:
+            axes[-2:] = axes[:-3:-1]
+        return axes
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrices:
+    """An operand, and its axes in the order of the formula."""
+
+    ref: Ref
+    axes: list[int]
+
+    @property
+    def is_constant(self) -> bool:
+        return isinstance(self.ref, Use)
+
+
+def _link_stacks(node: ir.Node, channels: Channels, a: _Matrices, b: _Matrices) -> None:
     """Unify the axes before the matrices, which are broadcast like any operands."""
     y = node.outputs[0]
-    stack = channels.rank(y) - 2
+    stack = len(channels.shape(y)) - 2
     reason = f"an operand of {node.name} has no channels along a stack axis"
     for axis in range(stack):
         found = []
-        for ref in (a, b):
-            own = axis - channels.rank(y) + channels.rank(ref)
-            if own >= 0 and channels.shape(ref)[own] > 1:
-                found.append((ref, own))
+        for matrices in (a, b):
+            place = axis - channels.rank(y) + len(matrices.axes)
+            if place >= 0 and channels.shape(matrices.ref)[matrices.axes[place]] > 1:
+                found.append((matrices.ref, matrices.axes[place]))
         labels = [channels.alone(ref, own) for ref, own in found if channels.block_at(ref, own) is not None]
         constant = [(ref, own) for ref, own in found if isinstance(ref, Use)]
         if not found or (not labels and len(constant) < len(found)):
@@ -85,17 +126,21 @@ def _link_stacks(node: ir.Node, channels: Channels, a: Ref, b: Ref) -> None:
         channels.put(y, (axis,), labels[0])
 
 
-def _tag_attention(channels: Channels, a: Ref, b: Ref) -> None:
+def _tag_attention(channels: Channels, a: _Matrices, b: _Matrices) -> None:
     """A product of two computed stacks is attention: stacks are heads, the rest are places in a head."""
-    for ref in (a, b):
-        rank = channels.rank(ref)
-        for block in channels.blocks.get(ref, ()):
-            channels.tag("heads" if max(block.axes) < rank - 2 else "head_dim", block.labels)
+    for matrices in (a, b):
+        for block in channels.blocks.get(matrices.ref, ()):
+            in_stack = not set(block.axes).intersection(matrices.axes[-2:])
+            channels.tag("heads" if in_stack else "head_dim", block.labels)
 
 
 @op_rule("Gemm")
+@op_rule("FusedGemm", domain="com.microsoft")
 class Gemm(OpRule):
-    """y[m, n] = alpha * sum_k a'[m, k] * b'[k, n] + beta * c, each of a' and b' transposed or not"""
+    """y[m, n] = alpha * sum_k a'[m, k] * b'[k, n] + beta * c, each of a' and b' transposed or not
+
+    A FusedGemm applies an activation to each result.
+    """
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """As MatMul of two matrices, and a bias that is broadcast."""

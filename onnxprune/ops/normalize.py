@@ -23,9 +23,12 @@ class BatchNormalization(OpRule):
         channels.copy(x, node.outputs[0])
 
 
-@op_rule("LayerNormalization")
+@op_rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 class LayerNormalization(OpRule):
-    """y = (x - mean(x)) / std(x) * scale + bias, with mean and std over the axes from ``axis`` on"""
+    """y = (x - mean(x)) / std(x) * scale + bias, with mean and std over the axes from ``axis`` on
+
+    Without mean and bias, it is an RMSNormalization, which ONNX Runtime calls SimplifiedLayerNormalization.
+    """
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """The statistics change when a position of a normalised axis goes."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from onnxprune.ops import (
+    attention,
     blocks,
+    contrib_attention,
+    contrib_fused,
     conv,
     einsum,
     elementwise,
@@ -19,7 +22,10 @@ from onnxprune.ops import (
 from onnxprune.ops.base import rule_for
 
 FAMILIES = (
+    attention,
     blocks,
+    contrib_attention,
+    contrib_fused,
     conv,
     einsum,
     elementwise,

@@ -104,6 +104,10 @@ def _picked(value: ir.Value | None, axis: int, places: np.ndarray, graph: ir.Gra
     gather = ir.node("Gather", [value, positions], {"axis": axis}, name=names.fresh("twin_pick"))
     gather.outputs[0].name = gather.name
     gather.outputs[0].type = None if value is None else value.type
+    if value is not None and value.shape is not None:  # tables are known by their shape
+        dims = list(value.shape)
+        dims[axis] = len(places)
+        gather.outputs[0].shape = ir.Shape(dims)
     return gather
 
 

@@ -48,6 +48,29 @@ def test_traced_targets_become_numbers() -> None:
     assert "Unsqueeze" not in op_types(work)
 
 
+def test_a_target_that_spells_zeros_literally() -> None:
+    """``allowzero`` says that 0 is a size; where no size is 0, the target is written all the same."""
+    body = TRACED.replace("Reshape(", "Reshape<allowzero = 1>(")
+    work = check_same(graph(body, inputs=SEQUENCE, constants=TRACED_CONSTANTS), (2, 5, 12), (3, 7, 12))
+    assert "Concat" not in op_types(work)
+    body = "s = Shape(x) n = Gather(s, zero) t = Concat<axis = 0>(n, zero) y = Reshape<allowzero = 1>(x, t)"
+    constants = {"zero": [0]}
+    empty = graph(body, inputs="float[N,T,0] x", outputs="y", constants=constants)
+    (reshape,) = (node for node in prepare(empty)[0].graph if node.op_type == "Reshape")
+    assert reshape.attributes.get_int("allowzero") == 1
+
+
+def test_a_target_whose_sizes_were_split() -> None:
+    """As ONNX Runtime's optimizer writes it: one Split instead of several Gathers."""
+    body = """
+        s = Shape(x) n, t, c = Split(s, ones) target = Concat<axis = 0>(n, t, h, minus)
+        r = Reshape(x, target) y = Transpose<perm = [0, 2, 1, 3]>(r)
+    """
+    constants = {"ones": [1, 1, 1], "h": [3], "minus": [-1]}
+    work = check_same(graph(body, inputs=SEQUENCE, constants=constants), (2, 5, 12), (3, 7, 12))
+    assert op_types(work) == ["Reshape", "Transpose"]
+
+
 def test_a_target_with_symbols_in_new_places_reads_them_from_the_input() -> None:
     body = """
         s = Shape(x) n = Gather(s, zero) t = Gather(s, one) target = Concat<axis = 0>(t, four, three, n)

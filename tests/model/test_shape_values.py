@@ -34,6 +34,8 @@ def labels(shapes: Shapes, value: ir.Value) -> list[str]:
         ("s = Shape(x) z = Slice(s, zero, two)", ["N", "T"]),
         ("s = Shape(x) n = Gather(s, zero) t = Gather(s, one) z = Mul(n, t)", ["N*T"]),
         ("s = Shape(x) n = Gather(s, zero) z = Mul(n, four)", ["4*N"]),
+        ("s = Shape(x) n, z = Split(s, split)", ["T", "12"]),
+        ("s = Shape(x) z, c = Split(s, twoone)", ["N", "T"]),
         ("s = Shape(x) c = Gather(s, two) z = Div(c, four)", ["3"]),
         ("s = Shape(x) n = Gather(s, zero) m = Mul(n, four) z = Div(m, four)", ["N"]),
         ("s = Shape(x) n = Gather(s, zero) m = Mul(n, four) z = Div(m, n)", ["4"]),
@@ -48,7 +50,8 @@ def labels(shapes: Shapes, value: ir.Value) -> list[str]:
     ],
 )
 def test_symbols_are_followed(body: str, expected: list[str]) -> None:
-    shapes, values = followed(body, zero=[0], one=[1], two=[2], four=[4], minus=[-1])
+    constants = {"zero": [0], "one": [1], "two": [2], "four": [4], "minus": [-1]}
+    shapes, values = followed(body, **constants, split=[1, 2], twoone=[2, 1])
     if expected == ["z[]"]:
         assert not shapes.contents[values["z"]].is_constant
     else:

@@ -42,6 +42,16 @@ def test_large_tensors_are_views_and_small_ones_stay():
     assert parts.proto.ByteSize() < 1000
 
 
+def test_tensors_that_nobody_reads_are_left_out():
+    model = linear_model()
+    unread = ir.Value(name="unread", const_value=ir.Tensor(np.ones((64, 64), np.float32), name="unread"))
+    model.graph.register_initializer(unread)
+    parts = skeleton(model)
+    assert list(parts.tensors) == ["large"]
+    assert "unread" not in {tensor.name for tensor in parts.proto.graph.initializer}
+    assert "unread" in model.graph.initializers
+
+
 def test_the_model_is_not_changed():
     model = linear_model()
     before = ir.to_proto(model).SerializeToString()
