@@ -17,34 +17,7 @@ class MatMul(OpRule):
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Both operands lose the same k; rows, columns and matrices of a stack go on."""
-        a, b = channels.ref(node, 0), channels.ref(node, 1)
-        y = node.outputs[0]
-        rank_a, rank_b = channels.rank(a), channels.rank(b)
-        for ref in (a, b):
-            channels.separate_all(ref)
-        self._contract(node, channels, a, b)
-        rank_y = channels.rank(y)
-        if rank_a > 1:
-            channels.put(y, (rank_y - 1 - (rank_b > 1),), channels.alone(a, -2))
-        if rank_b > 1:
-            channels.put(y, (rank_y - 1,), channels.alone(b, -1))
-        if rank_a > 2 or rank_b > 2:
-            _link_stacks(node, channels, a, b)
-        # A weight behind a Transpose is a computed value too, but no stack.
-        if not isinstance(a, Use) and not isinstance(b, Use) and min(rank_a, rank_b) > 2:
-            _tag_attention(channels, a, b)
-
-    def _contract(self, node: ir.Node, channels: Channels, a: Ref, b: Ref) -> None:
-        axis_b = -2 if channels.rank(b) > 1 else -1
-        reason = f"{node.name} sums over an axis without channels"
-        if isinstance(a, Use) and not isinstance(b, Use):
-            channels.meet(a, -1, channels.alone(b, axis_b), reason)
-        else:
-            channels.meet(b, axis_b, channels.alone(a, -1), reason)
-        if isinstance(b, Use) or not isinstance(a, Use):
-            channels.sums_over(node, 1, axis_b)
-        else:
-            channels.sums_over(node, 0, -1)
+        link_product(node, channels)
 
     def macs(self, node: ir.Node, shape_of: ShapeOf) -> int:
         """Outputs times the length of the sum."""
@@ -60,6 +33,45 @@ class MatMul(OpRule):
         if a is not None and rank_of(a) >= 2:
             found.append(WeightInput(0, summed_axis=rank_of(a) - 1, output_axis=rank_of(a) - 2))
         return tuple(found)
+
+
+def link_product(
+    node: ir.Node,
+    channels: Channels,
+    operands: tuple[int, int] = (0, 1),
+    zero_points: tuple[int | None, int | None] = (None, None),
+) -> None:
+    """Link a product of two matrices, vectors, or stacks of matrices.
+
+    Args:
+        node: the product.
+        channels: all labels.
+        operands: the inputs a ``[..., m, k]`` and b ``[..., k, n]``.
+        zero_points: the inputs that hold what stands for zero in them; vectors go along m and n.
+    """
+    a, b = (channels.ref(node, index) for index in operands)
+    y = node.outputs[0]
+    rank_a, rank_b = channels.rank(a), channels.rank(b)
+    for ref in (a, b):
+        channels.separate_all(ref)
+    axis_b = -2 if rank_b > 1 else -1
+    reason = f"{node.name} sums over an axis without channels"
+    if isinstance(a, Use) and not isinstance(b, Use):
+        channels.meet(a, -1, channels.alone(b, axis_b), reason)
+        channels.sums_over(node, operands[0], -1, zero_point=zero_points[0], zero_axis=-2)
+    else:
+        channels.meet(b, axis_b, channels.alone(a, -1), reason)
+        channels.sums_over(node, operands[1], axis_b, zero_point=zero_points[1], zero_axis=-1)
+    rank_y = channels.rank(y)
+    if rank_a > 1:
+        channels.put(y, (rank_y - 1 - (rank_b > 1),), channels.alone(a, -2))
+    if rank_b > 1:
+        channels.put(y, (rank_y - 1,), channels.alone(b, -1))
+    if rank_a > 2 or rank_b > 2:
+        _link_stacks(node, channels, a, b)
+    # A weight behind a Transpose is a computed value too, but no stack.
+    if not isinstance(a, Use) and not isinstance(b, Use) and min(rank_a, rank_b) > 2:
+        _tag_attention(channels, a, b)
 
 
 def _link_stacks(node: ir.Node, channels: Channels, a: Ref, b: Ref) -> None:
@@ -100,23 +112,7 @@ class Gemm(OpRule):
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """As MatMul of two matrices, and a bias that is broadcast."""
-        a, b, y = channels.ref(node, 0), channels.ref(node, 1), node.outputs[0]
-        transposed_a = node.attributes.get_int("transA", 0) == 1
-        transposed_b = node.attributes.get_int("transB", 0) == 1
-        sum_a, sum_b = (0 if transposed_a else 1), (1 if transposed_b else 0)
-        for ref in (a, b):
-            channels.separate_all(ref)
-        reason = f"{node.name} sums over an axis without channels"
-        if isinstance(a, Use) and not isinstance(b, Use):
-            channels.meet(a, sum_a, channels.alone(b, sum_b), reason)
-            channels.sums_over(node, 0, sum_a)
-        else:
-            channels.meet(b, sum_b, channels.alone(a, sum_a), reason)
-            channels.sums_over(node, 1, sum_b)
-        channels.put(y, (0,), channels.alone(a, 1 - sum_a))
-        channels.put(y, (1,), channels.alone(b, 1 - sum_b))
-        if channels.has(node, 2):
-            _link_bias(node, channels)
+        link_general_product(node, channels)
 
     def macs(self, node: ir.Node, shape_of: ShapeOf) -> int:
         """Outputs times the length of the sum."""
@@ -134,8 +130,35 @@ class Gemm(OpRule):
         )
 
 
-def _link_bias(node: ir.Node, channels: Channels) -> None:
-    c, y = channels.ref(node, 2), node.outputs[0]
+def link_general_product(
+    node: ir.Node,
+    channels: Channels,
+    operands: tuple[int, int] = (0, 1),
+    bias: int = 2,
+    zero_points: tuple[int | None, int | None] = (None, None),
+) -> None:
+    """Link ``a' b' + c``, each of the matrices transposed or not; arguments as those of `link_product`."""
+    (a, b), y = (channels.ref(node, index) for index in operands), node.outputs[0]
+    transposed_a = node.attributes.get_int("transA", 0) == 1
+    transposed_b = node.attributes.get_int("transB", 0) == 1
+    sum_a, sum_b = (0 if transposed_a else 1), (1 if transposed_b else 0)
+    for ref in (a, b):
+        channels.separate_all(ref)
+    reason = f"{node.name} sums over an axis without channels"
+    if isinstance(a, Use) and not isinstance(b, Use):
+        channels.meet(a, sum_a, channels.alone(b, sum_b), reason)
+        channels.sums_over(node, operands[0], sum_a, zero_point=zero_points[0], zero_axis=1 - sum_a)
+    else:
+        channels.meet(b, sum_b, channels.alone(a, sum_a), reason)
+        channels.sums_over(node, operands[1], sum_b, zero_point=zero_points[1], zero_axis=1 - sum_b)
+    channels.put(y, (0,), channels.alone(a, 1 - sum_a))
+    channels.put(y, (1,), channels.alone(b, 1 - sum_b))
+    if channels.has(node, bias):
+        _link_bias(node, channels, bias)
+
+
+def _link_bias(node: ir.Node, channels: Channels, index: int) -> None:
+    c, y = channels.ref(node, index), node.outputs[0]
     reason = f"the bias of {node.name} has no channels to remove"
     for axis in range(2):
         own = axis - 2 + channels.rank(c)
