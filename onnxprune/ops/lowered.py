@@ -23,8 +23,6 @@ class LoweredWeight(NamedTuple):
 
 #: A kernel [outputs, inputs per group, taps...]: the operators, the input, the input of its zero point.
 _KERNELS = {
-    ("", "ConvInteger"): (1, 3),
-    ("", "QLinearConv"): (3, 5),
     ("com.microsoft", "FusedConv"): (1, None),
     ("com.microsoft", "NhwcFusedConv"): (1, None),
     ("com.microsoft", "QLinearConv"): (3, 5),
@@ -32,15 +30,9 @@ _KERNELS = {
 
 #: The right operand of a matrix product [..., inputs, outputs]; ``transB`` swaps the last two axes.
 _MATRICES = {
-    ("", "MatMulInteger"): (1, 3),
-    ("", "QLinearMatMul"): (3, 5),
     ("com.microsoft", "Attention"): (1, None),
-    ("com.microsoft", "DynamicQuantizeMatMul"): (1, 3),
     ("com.microsoft", "FusedGemm"): (1, None),
     ("com.microsoft", "FusedMatMul"): (1, None),
-    ("com.microsoft", "MatMulIntegerToFloat"): (1, 5),
-    ("com.microsoft", "QAttention"): (1, 7),
-    ("com.microsoft", "QGemm"): (3, 5),
 }
 
 
