@@ -65,6 +65,13 @@ class Contraction:
     zero_point: int | None = None
     zero_axis: int = -1
 
+    @property
+    def one_axis(self) -> int:
+        """The axis of a sum; a range has none."""
+        if self.axis is None:
+            raise ValueError(f"{self.node.name} takes a range over all axes")
+        return self.axis
+
 
 @dataclass(frozen=True, slots=True)
 class Statistic:

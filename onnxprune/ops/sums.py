@@ -126,7 +126,7 @@ def _look(contraction: Contraction, channels: Channels, constants: Constants) ->
 
 
 def _unseen(contraction: Contraction, channels: Channels) -> SeenConstants:
-    """Return what is known of a range, or of a sum of quantized numbers: nothing, so nothing is dead there."""
+    """Return what is known of a range, or of a sum of quantized numbers: nothing, so nothing is dead."""
     ref = channels.ref(contraction.node, contraction.operand)
     blocks = [block for block in channels.blocks.get(ref, ()) if contraction.axis in (None, *block.axes)]
     rows = [block.labels.reshape(-1, block.labels.shape[-1]) for block in blocks]
@@ -175,7 +175,7 @@ def contribution(seen: SeenConstants, constants: Constants, positions: IntArray)
     Returns:
         float64 ``[outputs]``, before a Gemm multiplies with its alpha; the axis of a matrix is negative.
     """
-    node, operand, axis = seen.contraction.node, seen.contraction.operand, seen.contraction.axis
+    node, operand, axis = seen.contraction.node, seen.contraction.operand, seen.contraction.one_axis
     weight = constants.contents(node.inputs[operand])
     if weight is None:
         raise ValueError(f"the weights of {node.name} are not known")
