@@ -263,10 +263,8 @@ def _constant_along(column: IntArray, axis: int) -> bool:
 _TAGS: tuple[Kind, ...] = ("heads", "experts", "head_dim")
 
 #: Operators whose channels are called hidden units, unless a convolution shares them.
-_LINEAR = frozenset(
-    {"Attention", "Einsum", "FusedGemm", "FusedMatMul", "GRU", "Gemm", "LSTM", "MatMul", "MoE", "RNN"}
-)
-_CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
+#: Parts of the names of operators whose channels are called hidden units, where no convolution shares them.
+_LINEAR = ("Attention", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "MoE", "RNN")
 
 
 class _Grouping:
@@ -390,24 +388,36 @@ class _Grouping:
                         tensor=str(use.value.name),
                         axis=axis,
                         channel_at=channel_at,
-                        contracted=(use.node, use.index, axis) in contracted,
+                        contracted=any((*reader, axis) in contracted for reader in _readers(use)),
                         consumer=str(use.node.name),
                     )
                 )
         return members
 
     def _name(self, members: Sequence[Member]) -> str:
-        producers = [member for member in members if not member.contracted] or list(members)
-        first = producers[0]
+        producers = [member for member in members if not member.contracted]
+        first = (producers or members)[0]
+        if self.nodes[first.consumer].op_type != "DequantizeLinear":
+            return _readable_name(first.tensor, self.nodes[first.consumer])
+        if not producers:  # it has labels along the sum even where its input has none
+            return f"{_readable_name(first.tensor, self.nodes[first.consumer])}.inputs"
+        # The nodes of biases may stand before those of weights.
+        first = next((member for member in producers if self._is_wide(member.tensor)), first)
         return _readable_name(first.tensor, self.nodes[first.consumer])
+
+    def _is_wide(self, tensor: str) -> bool:
+        shape = self.graph.initializers[tensor].shape
+        return shape is not None and len(shape) > 1
 
     def _kind(self, labels: IntArray, members: Sequence[Member]) -> Kind:
         kind: Kind
         for kind in _TAGS:
             if self.tagged[kind][labels].any():
                 return kind
-        ops = {self.nodes[member.consumer].op_type for member in members}
-        return "hidden" if ops & _LINEAR and not ops & _CONVOLUTIONS else "channels"
+        uses = [Use(self.nodes[member.consumer], 0) for member in members]
+        ops = {reader.op_type for use in uses for reader, _ in _readers(use)}
+        linear = any(word in op for op in ops for word in _LINEAR)
+        return "hidden" if linear and not any("Conv" in op for op in ops) else "channels"
 
     def _choose_between_products(
         self, groups: list[ChannelGroup], units: Mapping[str, IntArray]
@@ -452,6 +462,13 @@ class _Grouping:
             replace(group, frozen=chosen[number]) if number in chosen else group
             for number, group in enumerate(groups)
         )
+
+
+def _readers(use: Use) -> list[tuple[ir.Node, int]]:
+    """Return the nodes and inputs that compute with a constant, behind a DequantizeLinear too."""
+    if use.node.op_type != "DequantizeLinear":
+        return [(use.node, use.index)]
+    return list(use.node.outputs[0].uses()) if use.index == 0 else []  # the others are scales
 
 
 def _readable_name(tensor: str, node: ir.Node) -> str:

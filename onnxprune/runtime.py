@@ -299,6 +299,9 @@ def _random_array(
 _TABLES = {
     ("", "Gather", 1): 0,
     ("", "RotaryEmbedding", 3): 1,
+    ("com.microsoft", "GatherBlockQuantized", 1): 0,
+    ("com.microsoft", "QEmbedLayerNormalization", 0): 2,
+    ("com.microsoft", "QEmbedLayerNormalization", 1): 4,
     ("com.microsoft", "EmbedLayerNormalization", 0): 2,
     ("com.microsoft", "EmbedLayerNormalization", 1): 4,
     ("com.microsoft", "EmbedLayerNormalization", 8): 3,
@@ -314,15 +317,26 @@ def _index_limit(value: ir.Value) -> int:
     while pending:
         for node, position in pending.pop().uses():
             place = _TABLES.get((node.domain, node.op_type, position))
-            table = None if place is None or place >= len(node.inputs) else node.inputs[place]
-            if table is not None and table.shape is not None:
-                rows = table.shape[node.attributes.get_int("axis", 0)]
-                limit = min(limit, rows) if isinstance(rows, int) and rows > 0 else limit
+            if place is not None:
+                axis = node.attributes.get_int("gather_axis", node.attributes.get_int("axis", 0))
+                table = node.inputs[place] if place < len(node.inputs) else None
+                limit = min(limit, _rows(table, axis) or limit)
             elif node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten"):
                 fresh = [output for output in node.outputs if output not in seen]
                 seen.update(fresh)
                 pending.extend(fresh)
     return limit
+
+
+def _rows(table: ir.Value | None, axis: int) -> int | None:
+    """Return the length of a table, which may be dequantized first; None if the file doesn't say."""
+    producer = None if table is None else table.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        table = producer.inputs[0]
+    if table is None or table.shape is None:
+        return None
+    rows = table.shape[axis]
+    return rows if isinstance(rows, int) and rows > 0 else None
 
 
 def _find_provider(name: str) -> str:

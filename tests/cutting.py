@@ -168,9 +168,10 @@ def proved_cut(
 
 
 def parameters(model: ir.Model) -> int:
-    """Return the number of floating-point weights."""
+    """Return the number of weights, floating-point and quantized."""
     tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(t.size for t in tensors if t is not None and t.dtype.is_floating_point())
+    small = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4)
+    return sum(t.size for t in tensors if t is not None and (t.dtype.is_floating_point() or t.dtype in small))
 
 
 def value_info(name: str, *shape: int | str) -> onnx.ValueInfoProto:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -119,3 +121,55 @@ def test_other_inputs_are_drawn_from_another_seed() -> None:
     other = WEIGHT + np.float32(1e-3) * np.eye(4, 3, dtype=np.float32)
     details = {prove(linear(WEIGHT), linear(other), SIZES, tolerance=1, seed=s).detail for s in range(4)}
     assert len(details) > 1
+
+
+ROUNDED = "h = MatMul(x, w) q = QuantizeLinear(h, s, z) y = DequantizeLinear(q, s, z)"
+
+
+def rounded(weight: np.ndarray) -> ir.Model:
+    constants = {"w": weight, "s": np.float32(0.25), "z": np.uint8(128)}
+    return graph(ROUNDED, inputs="float[N,4] x", constants=constants)
+
+
+def test_a_last_bit_that_rounding_blows_up_passes() -> None:
+    """Some sums lie next to the middle between two steps: a change of 1e-6 takes them to the next one."""
+    other, sizes = WEIGHT * np.float32(1 + 3e-6), [{"x": (50_000, 4)}]
+    check = prove(rounded(WEIGHT), rounded(other), sizes, tolerance=TOLERANCE)
+    assert check.passed, check.detail
+    before, after = re.findall(r"\d\.\de[+-]\d\d", check.detail)[:2]
+    assert float(before) < 1e-5
+    assert float(after) > 1e-3, "the test must hit the middle between two steps"
+
+
+@pytest.mark.parametrize("change", [1e-2, 1.0, NAN])
+def test_one_wrong_weight_fails_in_front_of_a_quantizer(change: float) -> None:
+    """Even a change below one step, which the rounding would hide from most inputs."""
+    other = WEIGHT.copy()
+    other[1, 2] += change
+    assert not prove(rounded(WEIGHT), rounded(other), SIZES, tolerance=TOLERANCE).passed
+
+
+def test_models_that_agree_as_they_are_may_differ_a_little_without_rounding() -> None:
+    """What an ill-conditioned model does with a last bit; the same change fails once it shows in a step."""
+    few = [{"x": (2, 4)}]
+    small = WEIGHT * np.float32(1 + 5e-4)
+    check = prove(rounded(WEIGHT), rounded(small), few, tolerance=TOLERANCE)
+    assert check.passed
+    assert "(0.0e+00 with it)" in check.detail
+    assert not prove(rounded(WEIGHT), rounded(small), [{"x": (50_000, 4)}], tolerance=TOLERANCE).passed
+    large = WEIGHT * np.float32(1 + 2e-3)
+    assert not prove(rounded(WEIGHT), rounded(large), few, tolerance=TOLERANCE).passed
+
+
+def test_models_that_do_not_run_as_they_are_fail() -> None:
+    check = prove(rounded(WEIGHT), rounded(WEIGHT[:3]), SIZES, tolerance=TOLERANCE)
+    assert not check.passed
+    assert "run failed" in check.detail or "cannot open" in check.detail
+
+
+def test_outputs_that_rounding_makes_zero_are_compared_without_it() -> None:
+    other = WEIGHT.copy()
+    other[0] += 1e-2
+    small = [np.float32(1e-3) * weight for weight in (WEIGHT, other)]
+    assert prove(rounded(small[0]), rounded(small[0].copy()), SIZES, tolerance=TOLERANCE).passed
+    assert not prove(rounded(small[0]), rounded(small[1]), SIZES, tolerance=TOLERANCE).passed

@@ -44,6 +44,7 @@ def prepare(
     _lift_tensors(work.graph)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
     passes.IdentityEliminationPass()(work)
+    _unshare_dequantized(work.graph)
     join_pieces(work.graph)
     leave_out_zero_states(work.graph)
     fold_statistics(work.graph, (work.graph.opset_imports or work.opset_imports).get("", 1))
@@ -105,6 +106,28 @@ def _keep_constant_outputs(graph: ir.Graph) -> None:
             graph.initializers.add(value)
             graph.outputs[position] = copy
             graph.register_initializer(copy)
+
+
+def _unshare_dequantized(graph: ir.Graph) -> None:
+    """Give every user of a dequantized constant a DequantizeLinear of its own.
+
+    So a constant that layers happen to share ties them no more than one that is not quantized.
+    """
+    names = Names(graph)
+    for node in list(graph):
+        if node.op_type != "DequantizeLinear" or node.outputs[0].is_graph_output():
+            continue
+        if not all(value is None or value.is_initializer() for value in node.inputs):
+            continue
+        for user, index in list(node.outputs[0].uses())[1:]:
+            copy = ir.node(
+                node.op_type, node.inputs, dict(node.attributes), domain=node.domain, version=node.version
+            )
+            output, shared = copy.outputs[0], node.outputs[0]
+            output.name = copy.name = names.fresh(str(shared.name))
+            output.type, output.shape = shared.type, shared.shape
+            graph.insert_after(node, copy)
+            user.replace_input_with(index, output)
 
 
 class _Sizes:

@@ -20,11 +20,17 @@ import onnx_ir as ir
 from onnx import shape_inference
 
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.model import contrib_attention_shapes, contrib_fused_shapes, contrib_shapes, shape_values
+from onnxprune.model import (
+    contrib_attention_shapes,
+    contrib_fused_shapes,
+    contrib_shapes,
+    quantized_shapes,
+    shape_values,
+)
 from onnxprune.model.shape_values import Dim, ShapeValue
 
-#: Files of shape functions: importing one files them.
-CONTRIB = (contrib_attention_shapes, contrib_fused_shapes)
+#: Files of shape functions: importing one files its functions.
+SHAPE_FUNCTIONS = (contrib_attention_shapes, contrib_fused_shapes, contrib_shapes, quantized_shapes)
 
 #: Elements of the largest tensor whose contents are followed; shape vectors are far smaller.
 CONTENT_LIMIT = 4096
@@ -264,9 +270,12 @@ class _Walk:
                 return
         inputs = [None if value is None else self.shapes.dims[value] for value in node.inputs]
         told = [*function(node, inputs), *(None for _ in node.outputs)]
+        typed_as = quantized_shapes.typed_as(node)
         for output, dims in zip(node.outputs, told, strict=False):
             if not output.name:
                 continue
+            if typed_as is not None:
+                self.types[output] = self._element_type(typed_as, None)
             if dims is None:
                 self._fail_value(output, f"the shape after {node.op_type} is not known")
             else:

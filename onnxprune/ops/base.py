@@ -29,11 +29,13 @@ class WeightInput:
         index: which input of the node.
         summed_axis: the axis of that input that the node sums over (non-negative).
         output_axis: the axis of that input that indexes outputs (non-negative).
+        zero_point: the input that holds what stands for zero; None unless the numbers are quantized.
     """
 
     index: int
     summed_axis: int
     output_axis: int
+    zero_point: int | None = None
 
 
 class OpRule:

@@ -49,11 +49,28 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """A sum over labelled positions of an operand: a zero there equals a cut."""
+    """A sum over labelled positions of an operand: a zero there equals a cut.
+
+    Attributes:
+        node: what sums.
+        operand: which input it sums over.
+        axis: along which axis; None for the range of the whole operand, which zeros do not widen either.
+        zero_point: the input of the node that holds what stands for zero; None where that is 0.
+        zero_axis: the axis of the operand that a vector of zero points goes along.
+    """
 
     node: ir.Node
     operand: int
-    axis: int
+    axis: int | None
+    zero_point: int | None = None
+    zero_axis: int = -1
+
+    @property
+    def one_axis(self) -> int:
+        """The axis of a sum; a range has none."""
+        if self.axis is None:
+            raise ValueError(f"{self.node.name} takes a range over all axes")
+        return self.axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +235,30 @@ class Channels:
         for block in self.blocks.get(ref, ()):
             self.freeze(block.labels, reason)
 
-    def sums_over(self, node: ir.Node, operand: int, axis: int) -> None:
-        """Record that a node sums over an axis of one of its inputs, whose labels are known by now."""
+    def sums_over(
+        self, node: ir.Node, operand: int, axis: int, *, zero_point: int | None = None, zero_axis: int = -1
+    ) -> None:
+        """Record that a node sums over an axis of one of its inputs, whose labels are known by now.
+
+        Args:
+            node: what sums.
+            operand: which input.
+            axis: of that input.
+            zero_point: the input that holds what stands for zero in a quantized operand.
+            zero_axis: the axis of the operand that a vector of zero points goes along.
+        """
         axis %= self.rank(self.ref(node, operand))
         if self.block_at(self.ref(node, operand), axis) is not None:
-            self.contractions.append(Contraction(node, operand, axis))
+            zero_point = zero_point if zero_point is not None and self.has(node, zero_point) else None
+            self.contractions.append(Contraction(node, operand, axis, zero_point, zero_axis))
+
+    def ranges_over(self, node: ir.Node, operand: int) -> None:
+        """Record that a node takes the least and the greatest element of an input, and of zero.
+
+        What is removed leaves the range as zeros there would: a cut equals a zero along every axis.
+        """
+        if self.blocks.get(self.ref(node, operand)):
+            self.contractions.append(Contraction(node, operand, None))
 
     def averages_over(self, node: ir.Node, labels: LabelArray, reason: str) -> None:
         """Record that a node takes a statistic over these channels: a cut would change it."""

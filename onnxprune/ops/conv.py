@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,8 +16,8 @@ from onnxprune.ops.labels import LabelArray
 _SPACE = "a convolution slides along this axis ({node})"
 
 
-def _freeze_space(node: ir.Node, channels: Channels) -> None:
-    x, w = channels.ref(node, 0), channels.ref(node, 1)
+def _freeze_space(node: ir.Node, channels: Channels, kernel: int = 1) -> None:
+    x, w = channels.ref(node, 0), channels.ref(node, kernel)
     channels.freeze_axis(x, 0, _SPACE.format(node=node.name))
     for axis in range(2, channels.rank(x)):
         for ref in (x, w):  # a kernel that is computed from constants has labels along its taps
@@ -67,32 +67,11 @@ class Conv(OpRule):
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """The input is summed over within each group; outputs are new channels of the same groups."""
-        w = channels.ref(node, 1)
-        group_count = node.attributes.get_int("group", 1)
-        _freeze_space(node, channels)
-        groups, places = _input_by_group(node, channels, group_count)
-        outputs = channels.shape(w)[0] // group_count
-        y = (
-            channels.alone(w, 0)
-            if group_count == 1
-            else _output_by_group(channels, groups, group_count, outputs)
-        )
-        reason = f"the input of {node.name} has no channels to remove"
-        if group_count > 1:
-            channels.meet(w, 0, y, reason)
-        if channels.shape(w)[1] > 1:
-            channels.meet(w, 1, places, reason)
-        if channels.has(node, self.bias_index):
-            channels.meet(channels.ref(node, self.bias_index), 0, y, reason)
-        channels.put(node.outputs[0], (1,), y)
-        channels.sums_over(node, 1, 1)
+        link_convolution(node, channels, kernel=1, vectors=(self.bias_index,))
 
     def fix(self, node: ir.Node, kept: Kept) -> None:
         """As many groups as are left: each kept group still sums over all of its kept places."""
-        if node.attributes.get_int("group", 1) > 1:
-            places = kept.count(kept.ref(node, 1), 1)
-            groups = kept.count(kept.ref(node, 0), 1) // places
-            kept.set_attribute(node, ir.AttrInt64("group", groups))
+        fix_groups(node, kept, kernel=1)
 
     def macs(self, node: ir.Node, shape_of: ShapeOf) -> int:
         """Outputs times the products summed for each."""
@@ -137,6 +116,58 @@ class FusedConv(Conv):
                 channels.freeze_axis(added, axis, _SPACE.format(node=node.name))
             labels = channels.alone(y, 1)
             channels.meet(added, 1, labels, f"{node.name} adds a value without channels")
+
+
+def link_convolution(
+    node: ir.Node,
+    channels: Channels,
+    *,
+    kernel: int,
+    vectors: Sequence[int],
+    zero_point: int | None = None,
+) -> None:
+    """Link a convolution of input 0.
+
+    Args:
+        node: the convolution.
+        channels: all labels.
+        kernel: the input ``[(g, o), i, taps...]``.
+        vectors: inputs with a number for each output channel, or one for all: biases, scales, zero points.
+        zero_point: the input that holds what stands for zero in the kernel.
+    """
+    w = channels.ref(node, kernel)
+    group_count = node.attributes.get_int("group", 1)
+    _freeze_space(node, channels, kernel)
+    groups, places = _input_by_group(node, channels, group_count)
+    outputs = channels.shape(w)[0] // group_count
+    y = channels.alone(w, 0) if group_count == 1 else _output_by_group(channels, groups, group_count, outputs)
+    reason = f"the input of {node.name} has no channels to remove"
+    if group_count > 1:
+        channels.meet(w, 0, y, reason)
+    if channels.shape(w)[1] > 1:
+        channels.meet(w, 1, places, reason)
+    for index in vectors:
+        link_vector(node, channels, index, y, reason)
+    channels.put(node.outputs[0], (1,), y)
+    channels.sums_over(node, kernel, 1, zero_point=zero_point, zero_axis=0)
+
+
+def link_vector(
+    node: ir.Node, channels: Channels, index: int, labels: LabelArray | None, reason: str
+) -> None:
+    """Let an optional input with a number for each channel follow them; a single number serves all."""
+    if channels.has(node, index):
+        vector = channels.ref(node, index)
+        if math.prod(channels.shape(vector)) > 1:
+            channels.meet(vector, -1, labels, reason)
+
+
+def fix_groups(node: ir.Node, kept: Kept, *, kernel: int) -> None:
+    """Write as many groups as are left of a convolution of input 0."""
+    if node.attributes.get_int("group", 1) > 1:
+        places = kept.count(kept.ref(node, kernel), 1)
+        groups = kept.count(kept.ref(node, 0), 1) // places
+        kept.set_attribute(node, ir.AttrInt64("group", groups))
 
 
 @op_rule("ConvTranspose")

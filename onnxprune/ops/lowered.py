@@ -6,7 +6,6 @@ which channels go together, and stay opaque to the channel engine until one is w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -23,37 +22,15 @@ class LoweredWeight(NamedTuple):
 
 #: A kernel [outputs, inputs per group, taps...]: the operators, the input, the input of its zero point.
 _KERNELS = {
-    ("", "ConvInteger"): (1, 3),
-    ("", "QLinearConv"): (3, 5),
     ("com.microsoft", "NhwcFusedConv"): (1, None),
     ("com.microsoft", "QLinearConv"): (3, 5),
 }
 
-#: The right operand of a matrix product [..., inputs, outputs]; ``transB`` swaps the last two axes.
-_MATRICES = {
-    ("", "MatMulInteger"): (1, 3),
-    ("", "QLinearMatMul"): (3, 5),
-    ("com.microsoft", "DynamicQuantizeMatMul"): (1, 3),
-    ("com.microsoft", "MatMulIntegerToFloat"): (1, 5),
-    ("com.microsoft", "QAttention"): (1, 7),
-    ("com.microsoft", "QGemm"): (3, 5),
-}
 
-
-def lowered_weights(node: ir.Node, rank_of: Callable[[ir.Value], int]) -> tuple[LoweredWeight, ...]:
+def lowered_weights(node: ir.Node) -> tuple[LoweredWeight, ...]:
     """Return the weight inputs of a lowered operator; empty for every other operator."""
     key = ("" if node.domain == "ai.onnx" else node.domain, node.op_type)
-    if key in _KERNELS:
-        index, zero = _KERNELS[key]
-        return (LoweredWeight(WeightInput(index, summed_axis=1, output_axis=0), zero),)
-    if key not in _MATRICES:
+    if key not in _KERNELS:
         return ()
-    index, zero = _MATRICES[key]
-    operand = node.inputs[index] if index < len(node.inputs) else None
-    rank = 0 if operand is None else rank_of(operand)
-    if rank < 2:
-        return ()
-    rows, columns = rank - 2, rank - 1
-    if node.attributes.get_int("transB", 0):
-        rows, columns = columns, rows
-    return (LoweredWeight(WeightInput(index, summed_axis=rows, output_axis=columns), zero),)
+    index, zero = _KERNELS[key]
+    return (LoweredWeight(WeightInput(index, summed_axis=1, output_axis=0), zero),)

@@ -22,37 +22,10 @@ class MatMul(OpRule):
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Both operands lose the same k; rows, columns and matrices of a stack go on."""
-        refs = channels.ref(node, 0), channels.ref(node, 1)
-        for ref in refs:
-            channels.separate_all(ref)
-        a, b = (
-            _Matrices(ref, self.stored_axes(node, operand, channels.rank(ref)))
-            for operand, ref in enumerate(refs)
-        )
-        y = node.outputs[0]
-        self._contract(node, channels, a, b)
-        rank_y = channels.rank(y)
-        if len(a.axes) > 1:
-            channels.put(y, (rank_y - 1 - (len(b.axes) > 1),), channels.alone(a.ref, a.axes[-2]))
-        if len(b.axes) > 1:
-            channels.put(y, (rank_y - 1,), channels.alone(b.ref, b.axes[-1]))
-        if len(a.axes) > 2 or len(b.axes) > 2:
-            _link_stacks(node, channels, a, b)
-        constant = channels.is_constant(a.ref) or channels.is_constant(b.ref)
-        if not constant and min(len(a.axes), len(b.axes)) > 2:
-            _tag_attention(channels, a, b)
-
-    def _contract(self, node: ir.Node, channels: Channels, a: _Matrices, b: _Matrices) -> None:
-        axis_a, axis_b = a.axes[-1], b.axes[-2] if len(b.axes) > 1 else b.axes[-1]
-        reason = f"{node.name} sums over an axis without channels"
-        if a.is_constant and not b.is_constant:
-            channels.meet(a.ref, axis_a, channels.alone(b.ref, axis_b), reason)
-        else:
-            channels.meet(b.ref, axis_b, channels.alone(a.ref, axis_a), reason)
-        if b.is_constant or not a.is_constant:
-            channels.sums_over(node, 1, axis_b)
-        else:
-            channels.sums_over(node, 0, axis_a)
+        axes = [
+            self.stored_axes(node, operand, channels.rank(channels.ref(node, operand))) for operand in (0, 1)
+        ]
+        link_product(node, channels, stored_axes=(axes[0], axes[1]))
 
     def macs(self, node: ir.Node, shape_of: ShapeOf) -> int:
         """Outputs times the length of the sum."""
@@ -102,6 +75,49 @@ class _Matrices:
         return isinstance(self.ref, Use)
 
 
+def link_product(
+    node: ir.Node,
+    channels: Channels,
+    operands: tuple[int, int] = (0, 1),
+    zero_points: tuple[int | None, int | None] = (None, None),
+    stored_axes: tuple[list[int], list[int]] | None = None,
+) -> None:
+    """Link a product of two matrices, vectors, or stacks of matrices.
+
+    Args:
+        node: the product.
+        channels: all labels.
+        operands: the inputs a ``[..., m, k]`` and b ``[..., k, n]``.
+        zero_points: the inputs that hold what stands for zero in them; vectors go along m and n.
+        stored_axes: the axes of both operands in this order, where they are stored in another.
+    """
+    refs = [channels.ref(node, index) for index in operands]
+    for ref in refs:
+        channels.separate_all(ref)
+    orders = stored_axes or tuple(list(range(channels.rank(ref))) for ref in refs)
+    a, b = (_Matrices(ref, axes) for ref, axes in zip(refs, orders, strict=True))
+    axis_a, axis_b = a.axes[-1], b.axes[-2] if len(b.axes) > 1 else b.axes[-1]
+    row, column = a.axes[-2:][0], b.axes[-1]
+    reason = f"{node.name} sums over an axis without channels"
+    if a.is_constant and not b.is_constant:
+        channels.meet(a.ref, axis_a, channels.alone(b.ref, axis_b), reason)
+        channels.sums_over(node, operands[0], axis_a, zero_point=zero_points[0], zero_axis=row)
+    else:
+        channels.meet(b.ref, axis_b, channels.alone(a.ref, axis_a), reason)
+        channels.sums_over(node, operands[1], axis_b, zero_point=zero_points[1], zero_axis=column)
+    y = node.outputs[0]
+    rank_y = channels.rank(y)
+    if len(a.axes) > 1:
+        channels.put(y, (rank_y - 1 - (len(b.axes) > 1),), channels.alone(a.ref, row))
+    if len(b.axes) > 1:
+        channels.put(y, (rank_y - 1,), channels.alone(b.ref, column))
+    if len(a.axes) > 2 or len(b.axes) > 2:
+        _link_stacks(node, channels, a, b)
+    constant = channels.is_constant(a.ref) or channels.is_constant(b.ref)
+    if not constant and min(len(a.axes), len(b.axes)) > 2:
+        _tag_attention(channels, a, b)
+
+
 def _link_stacks(node: ir.Node, channels: Channels, a: _Matrices, b: _Matrices) -> None:
     """Unify the axes before the matrices, which are broadcast like any operands."""
     y = node.outputs[0]
@@ -144,23 +160,7 @@ class Gemm(OpRule):
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """As MatMul of two matrices, and a bias that is broadcast."""
-        a, b, y = channels.ref(node, 0), channels.ref(node, 1), node.outputs[0]
-        transposed_a = node.attributes.get_int("transA", 0) == 1
-        transposed_b = node.attributes.get_int("transB", 0) == 1
-        sum_a, sum_b = (0 if transposed_a else 1), (1 if transposed_b else 0)
-        for ref in (a, b):
-            channels.separate_all(ref)
-        reason = f"{node.name} sums over an axis without channels"
-        if isinstance(a, Use) and not isinstance(b, Use):
-            channels.meet(a, sum_a, channels.alone(b, sum_b), reason)
-            channels.sums_over(node, 0, sum_a)
-        else:
-            channels.meet(b, sum_b, channels.alone(a, sum_a), reason)
-            channels.sums_over(node, 1, sum_b)
-        channels.put(y, (0,), channels.alone(a, 1 - sum_a))
-        channels.put(y, (1,), channels.alone(b, 1 - sum_b))
-        if channels.has(node, 2):
-            _link_bias(node, channels)
+        link_general_product(node, channels)
 
     def macs(self, node: ir.Node, shape_of: ShapeOf) -> int:
         """Outputs times the length of the sum."""
@@ -178,8 +178,35 @@ class Gemm(OpRule):
         )
 
 
-def _link_bias(node: ir.Node, channels: Channels) -> None:
-    c, y = channels.ref(node, 2), node.outputs[0]
+def link_general_product(
+    node: ir.Node,
+    channels: Channels,
+    operands: tuple[int, int] = (0, 1),
+    bias: int = 2,
+    zero_points: tuple[int | None, int | None] = (None, None),
+) -> None:
+    """Link ``a' b' + c``, each of the matrices transposed or not; arguments as those of `link_product`."""
+    (a, b), y = (channels.ref(node, index) for index in operands), node.outputs[0]
+    transposed_a = node.attributes.get_int("transA", 0) == 1
+    transposed_b = node.attributes.get_int("transB", 0) == 1
+    sum_a, sum_b = (0 if transposed_a else 1), (1 if transposed_b else 0)
+    for ref in (a, b):
+        channels.separate_all(ref)
+    reason = f"{node.name} sums over an axis without channels"
+    if isinstance(a, Use) and not isinstance(b, Use):
+        channels.meet(a, sum_a, channels.alone(b, sum_b), reason)
+        channels.sums_over(node, operands[0], sum_a, zero_point=zero_points[0], zero_axis=1 - sum_a)
+    else:
+        channels.meet(b, sum_b, channels.alone(a, sum_a), reason)
+        channels.sums_over(node, operands[1], sum_b, zero_point=zero_points[1], zero_axis=1 - sum_b)
+    channels.put(y, (0,), channels.alone(a, 1 - sum_a))
+    channels.put(y, (1,), channels.alone(b, 1 - sum_b))
+    if channels.has(node, bias):
+        _link_bias(node, channels, bias)
+
+
+def _link_bias(node: ir.Node, channels: Channels, index: int) -> None:
+    c, y = channels.ref(node, index), node.outputs[0]
     reason = f"the bias of {node.name} has no channels to remove"
     for axis in range(2):
         own = axis - 2 + channels.rank(c)

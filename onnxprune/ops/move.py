@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -48,28 +49,33 @@ class Concat(OpRule):
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Along the axis labels are joined; along the others the inputs share them."""
-        y = node.outputs[0]
-        rank = channels.rank(y)
-        joined = node.attributes.get_int("axis", 0) % rank
-        refs = [channels.ref(node, index) for index in range(len(node.inputs)) if channels.has(node, index)]
+        link_joined(node, channels, range(len(node.inputs)))
+
+
+def link_joined(node: ir.Node, channels: Channels, inputs: Iterable[int]) -> None:
+    """Link a node that puts some of its inputs one after another along ``axis``."""
+    y = node.outputs[0]
+    rank = channels.rank(y)
+    joined = node.attributes.get_int("axis", 0) % rank
+    refs = [channels.ref(node, index) for index in inputs if channels.has(node, index)]
+    for ref in refs:
+        channels.separate_all(ref)
+    parts = [channels.alone(ref, joined) for ref in refs]
+    channels.put(y, (joined,), _join(parts, [channels.shape(ref)[joined] for ref in refs]))
+    reason = f"an input of {node.name} has no channels along an axis that it shares"
+    for axis in range(rank):
+        if axis == joined or channels.shape(y)[axis] < 2:
+            continue
+        if all(isinstance(ref, Use) for ref in refs):
+            channels.label_constant(refs[0], [axis])
+        tracked = [ref for ref in refs if channels.block_at(ref, axis) is not None]
+        if not tracked:
+            continue
+        labels = channels.alone(tracked[0], axis)
         for ref in refs:
-            channels.separate_all(ref)
-        parts = [channels.alone(ref, joined) for ref in refs]
-        channels.put(y, (joined,), _join(parts, [channels.shape(ref)[joined] for ref in refs]))
-        reason = f"an input of {node.name} has no channels along an axis that it shares"
-        for axis in range(rank):
-            if axis == joined or channels.shape(y)[axis] < 2:
-                continue
-            if all(isinstance(ref, Use) for ref in refs):
-                channels.label_constant(refs[0], [axis])
-            tracked = [ref for ref in refs if channels.block_at(ref, axis) is not None]
-            if not tracked:
-                continue
-            labels = channels.alone(tracked[0], axis)
-            for ref in refs:
-                if ref is not tracked[0]:
-                    channels.meet(ref, axis, labels, reason)
-            channels.put(y, (axis,), labels)
+            if ref is not tracked[0]:
+                channels.meet(ref, axis, labels, reason)
+        channels.put(y, (axis,), labels)
 
 
 def _join(parts: list[LabelArray | None], sizes: list[int]) -> LabelArray | None:

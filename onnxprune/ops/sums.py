@@ -89,6 +89,8 @@ class Sums:
             seen: one of the sums.
             kept: what the cut keeps.
         """
+        if seen.contraction.axis is None or seen.contraction.zero_point is not None:
+            return seen.zero
         node, operand = seen.contraction.node, seen.contraction.operand
         masks = dict(kept.input(node, operand))
         masks.pop(seen.contraction.axis, None)
@@ -106,6 +108,8 @@ class Sums:
 
 def _look(contraction: Contraction, channels: Channels, constants: Constants) -> SeenConstants:
     node, operand = contraction.node, contraction.operand
+    if contraction.axis is None or contraction.zero_point is not None:
+        return _unseen(contraction, channels)
     labels = channels.alone(channels.ref(node, operand), contraction.axis)
     if labels is None:
         raise ValueError(f"{node.name} sums over an axis without labels")
@@ -119,6 +123,17 @@ def _look(contraction: Contraction, channels: Channels, constants: Constants) ->
     seen, place = _other_operand(contraction, constants, size, weight)
     zero |= (seen == 0).all(axis=0)
     return SeenConstants(contraction, labels, zero, seen, place)
+
+
+def _unseen(contraction: Contraction, channels: Channels) -> SeenConstants:
+    """Return what is known of a range, or of a sum of quantized numbers: nothing, so nothing is dead."""
+    ref = channels.ref(contraction.node, contraction.operand)
+    blocks = [block for block in channels.blocks.get(ref, ()) if contraction.axis in (None, *block.axes)]
+    rows = [block.labels.reshape(-1, block.labels.shape[-1]) for block in blocks]
+    width = max(labels.shape[1] for labels in rows)
+    padded = np.concatenate([np.pad(labels, ((0, 0), (0, width - labels.shape[1]))) for labels in rows])
+    unknown = np.full((1, len(padded)), np.nan)
+    return SeenConstants(contraction, padded, np.zeros(len(padded), dtype=np.bool_), unknown, "nowhere")
 
 
 def _other_operand(
@@ -160,7 +175,7 @@ def contribution(seen: SeenConstants, constants: Constants, positions: IntArray)
     Returns:
         float64 ``[outputs]``, before a Gemm multiplies with its alpha; the axis of a matrix is negative.
     """
-    node, operand, axis = seen.contraction.node, seen.contraction.operand, seen.contraction.axis
+    node, operand, axis = seen.contraction.node, seen.contraction.operand, seen.contraction.one_axis
     weight = constants.contents(node.inputs[operand])
     if weight is None:
         raise ValueError(f"the weights of {node.name} are not known")

@@ -131,8 +131,8 @@ class _Search:
         rule = rule_for(node)
         known = () if rule is None else rule.weight_inputs(node, self.rank_of)
         for weight in known:
-            self._visit_input(node, weight, None)
-        lowered = () if known else lowered_weights(node, self.rank_of)
+            self._visit_input(node, weight, weight.zero_point)
+        lowered = () if known else lowered_weights(node)
         for weight, zero_index in lowered:
             self._visit_input(node, weight, zero_index)
         if rule is None and not lowered and not passes_through(node) and node.op_type not in _BODIES:

@@ -112,7 +112,7 @@ class _Writer:
     def write_weight(self, fold: Fold) -> None:
         """Add the weights of folded positions, scaled, to those of the carrier."""
         contraction = fold.seen.contraction
-        node, operand, axis = contraction.node, contraction.operand, contraction.axis
+        node, operand, axis = contraction.node, contraction.operand, contraction.one_axis
         copy = self.nodes[str(node.outputs[0].name)]
         weight = self.sums.constants.contents(node.inputs[operand])
         value = copy.inputs[operand]

@@ -1,7 +1,9 @@
 """The exact twin of a cut: the original model with zeros wherever a sum runs over a removed position.
 
 A sum does not change when terms that are zero are left out, so the twin computes what the cut model must
-compute. It is made from the original by other means than the cut: no shape changes, no size is repaired.
+compute. Zero is the zero point where an operand is quantized, and a quantizer that measures the range of its
+input is given zeros too: that range holds zero in any case. The twin is made from the original by other means
+than the cut: no shape changes, no size is repaired.
 
 A statistic over channels (a mean, a deviation, a maximum) does change. Where such channels were removed all
 the same, the twin takes that statistic over the kept positions alone, which is what the cut model must do.
@@ -16,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.names import Names, add_constant
-from onnxprune.ops.channels import Channels, Contraction, Statistic
+from onnxprune.model.stored import stored_tensor
+from onnxprune.ops.channels import Block, Channels, Contraction, Statistic
 from onnxprune.ops.kept import Kept
 from onnxprune.types import BoolArray
 
@@ -41,20 +44,20 @@ def make_twin(
     producers = {str(output.name): node for node in copy.graph for output in node.outputs}
     names = Names(copy.graph)
     for number, contraction in enumerate(channels.contractions):
-        gone = _gone(channels, contraction, removed)
-        if gone is not None and spared is not None and contraction in spared:
-            gone = gone & ~spared[contraction]
-        if gone is None or not gone.any():
+        kept = _kept(channels, contraction, removed)
+        if spared is not None and contraction in spared and contraction.axis is not None:
+            shape = [1] * kept.ndim
+            shape[contraction.axis] = -1
+            kept = kept | spared[contraction].reshape(shape)
+        if kept.all():
             continue
         node = _same_node(contraction.node, producers)
         operand = contraction.node.inputs[contraction.operand]
-        shape = [1] * channels.rank(channels.ref(contraction.node, contraction.operand))
-        shape[contraction.axis] = len(gone)
         dtype = (None if operand is None else operand.dtype) or ir.DataType.FLOAT
-        _zero(node, contraction, ~gone.reshape(shape), dtype, copy.graph, names.fresh(f"twin_{number}"))
-    kept = Kept(channels, removed)
+        _zero(node, contraction, kept, dtype, copy.graph, names.fresh(f"twin_{number}"))
+    left = Kept(channels, removed)
     for node in {statistic.node: None for statistic in _changed(channels, removed)}:
-        _restrict(_same_node(node, producers), node, kept, copy.graph, names)
+        _restrict(_same_node(node, producers), node, left, copy.graph, names)
     return copy
 
 
@@ -111,36 +114,73 @@ def _picked(value: ir.Value | None, axis: int, places: np.ndarray, graph: ir.Gra
     return gather
 
 
-def _gone(channels: Channels, contraction: Contraction, removed: BoolArray) -> BoolArray | None:
+def _kept(channels: Channels, contraction: Contraction, removed: BoolArray) -> BoolArray:
+    """Return which positions of the operand stay, in a shape that broadcasts against it."""
     ref = channels.ref(contraction.node, contraction.operand)
-    labels = channels.alone(ref, contraction.axis)
-    return None if labels is None else np.asarray(removed[labels].any(axis=-1))
+    rank = channels.rank(ref)
+    if contraction.axis is not None:
+        labels = channels.alone(ref, contraction.axis)
+        blocks = [] if labels is None else [Block((contraction.axis,), labels)]
+    else:
+        blocks = channels.blocks.get(ref, [])
+    kept = np.ones([1] * rank, dtype=np.bool_)
+    for block in blocks:
+        shape = [1] * rank
+        for axis, size in zip(block.axes, block.labels.shape, strict=False):
+            shape[axis] = size
+        kept = kept & ~removed[block.labels].any(axis=-1).reshape(shape)
+    return kept
 
 
 def _zero(
     node: ir.Node, contraction: Contraction, kept: BoolArray, dtype: ir.DataType, graph: ir.Graph, name: str
 ) -> None:
-    """Zero the removed positions of one operand: in the weight itself, or by a product with a mask."""
+    """Zero the removed positions of one operand: in the weight itself, or on the way to the node."""
     value = node.inputs[contraction.operand]
     if value is None:
         raise ValueError(f"{node.name} lacks input {contraction.operand}")
-    if value.is_initializer() and value.const_value is not None:
-        array = _masked(value.const_value.numpy(), kept, contraction.axis)
-        tensor = ir.Tensor(array, dtype=value.const_value.dtype, name=name)
+    zero = None if contraction.zero_point is None else node.inputs[contraction.zero_point]
+    known = None if zero is None else stored_tensor(zero)
+    zeros = None if known is None else _along(known.numpy(), contraction.zero_axis, kept.ndim)
+    stored = stored_tensor(value)
+    if stored is not None and (zero is None or zeros is not None):
+        tensor = ir.Tensor(_masked(stored.numpy(), kept, zeros), dtype=stored.dtype, name=name)
         node.replace_input_with(contraction.operand, add_constant(graph, tensor, name))
-        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+        if value.is_initializer() and not (value.uses() or value.is_graph_output() or value.is_graph_input()):
             graph.initializers.pop(str(value.name))
         return
-    mask = ir.Tensor(kept.astype(dtype.numpy()), dtype=dtype, name=f"{name}_mask")
-    product = ir.node("Mul", [value, add_constant(graph, mask, f"{name}_mask")], name=name)
-    product.outputs[0].name = f"{name}_out"
-    product.outputs[0].dtype = dtype
-    graph.insert_before(node, product)
-    node.replace_input_with(contraction.operand, product.outputs[0])
+    if zero is None and dtype.is_floating_point():
+        mask = ir.Tensor(kept.astype(dtype.numpy()), dtype=dtype, name=f"{name}_mask")
+        masked = ir.node("Mul", [value, add_constant(graph, mask, f"{name}_mask")], name=name)
+    else:
+        # Integers have no product with a mask in the runtime, and zero is what the zero point says.
+        if zero is None or (known is not None and zeros is not None):
+            dtype = dtype if known is None else known.dtype
+            array = np.zeros((), dtype.numpy()) if zeros is None else zeros
+            zero = add_constant(graph, ir.Tensor(array, dtype=dtype, name=f"{name}_zero"), f"{name}_zero")
+        mask = ir.Tensor(kept, name=f"{name}_mask")
+        masked = ir.node("Where", [add_constant(graph, mask, f"{name}_mask"), value, zero], name=name)
+        dtype = zero.dtype or dtype
+    masked.outputs[0].name = f"{name}_out"
+    masked.outputs[0].dtype = dtype
+    graph.insert_before(node, masked)
+    node.replace_input_with(contraction.operand, masked.outputs[0])
 
 
-def _masked(array: np.ndarray, kept: BoolArray, axis: int) -> np.ndarray:
-    """Return a copy with zeros at the positions of an axis that are not kept."""
-    before = math.prod(array.shape[:axis])
-    row = np.repeat(kept.ravel(), math.prod(array.shape[axis + 1 :]))  # one long row: short axes are slow
+def _along(zeros: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """Return zero points (one, one for each position of an axis, or an array of the rank) to broadcast."""
+    if zeros.size == 1:
+        return zeros.reshape([1] * rank)
+    if zeros.ndim > 1:
+        return zeros
+    return zeros.reshape([-1 if place == axis % rank else 1 for place in range(rank)])
+
+
+def _masked(array: np.ndarray, kept: BoolArray, zeros: np.ndarray | None) -> np.ndarray:
+    """Return a copy with zeros at the positions that are not kept."""
+    axes = [axis for axis, size in enumerate(kept.shape) if size > 1]
+    if zeros is not None or len(axes) != 1:
+        return np.where(kept, array, array.dtype.type(0) if zeros is None else zeros.astype(array.dtype))
+    before = math.prod(array.shape[: axes[0]])
+    row = np.repeat(kept.ravel(), math.prod(array.shape[axes[0] + 1 :]))  # one long row: short axes are slow
     return np.where(row, array.reshape(before, -1), array.dtype.type(0)).reshape(array.shape)

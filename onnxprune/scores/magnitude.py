@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.ops.dequantized import real_numbers
 from onnxprune.registry import Registry
 from onnxprune.types import ChannelGroup, FloatArray, Scores
 
@@ -69,10 +70,10 @@ def _reduce(
         for member in group.members:
             wanted.setdefault(member.tensor, []).append((group.name, member.axis, member.channel_at))
     for tensor_name, members in wanted.items():
-        tensor = model.graph.initializers[tensor_name].const_value
-        if tensor is None or not tensor.dtype.is_floating_point():
-            continue  # sizes and indices are no measure of importance
-        sums = _sums_along(tensor.numpy(), sorted({axis for _, axis, _ in members}), measure)
+        weights = real_numbers(model.graph.initializers[tensor_name])
+        if weights is None:
+            continue  # sizes, indices and scales are no measure of importance
+        sums = _sums_along(weights, sorted({axis for _, axis, _ in members}), measure)
         for name, axis, channel_at in members:
             mine = channel_at >= 0
             totals[name] += np.bincount(channel_at[mine], sums[axis][mine], minlength=len(totals[name]))

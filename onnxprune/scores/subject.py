@@ -102,6 +102,8 @@ def sides_of(channels: Channels, contraction: Contraction) -> list[Side]:
     sum later.
     """
     node = contraction.node
+    if contraction.axis is None:  # a range, not a sum
+        return []
     labels = _axis_labels(channels, node, contraction.operand, contraction.axis)
     if labels is None:
         return []

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.model.stored import stored_values, tensor_of
+from onnxprune.model.stored import all_nodes, stored_values, tensor_of
+from onnxprune.ops.packed import is_packed_product, nonzero_weight
 from onnxprune.ops.weights import FoundWeight, locate_weights
 from onnxprune.types import BoolArray, Check
 from onnxprune.verification.zeros import WeightZeros, nonzero
@@ -76,6 +77,8 @@ class _Search:
     def __init__(self, model: ir.Model) -> None:
         self.located, _ = locate_weights(model)
         self.digests: set[bytes] = set()
+        packed = (nonzero_weight(node) for node in all_nodes(model) if is_packed_product(node))
+        self.digests |= {_digest(matrix[:, :, None]) for matrix in packed if matrix is not None}
         known = set()
         for weight in self.located:
             known.add(weight.stored)
