@@ -7,7 +7,9 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.body_shapes import branches, has_bodies
 from onnxprune.ops.channels import Channels, Use
+from onnxprune.ops.control import body_runs
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.registry import rule_for
 from onnxprune.types import Cost
@@ -16,8 +18,11 @@ from onnxprune.types import Cost
 def cost_of(graph: ir.Graph, channels: Channels, kept: Kept | None = None) -> Cost:
     """Return the cost of a graph, or that of the graph after a cut. MACs are those of one sample.
 
+    Of an If the dearer branch counts; of a Loop or Scan, every iteration at the sizes of the analysis (one,
+    where a Loop ends by what it computes).
+
     Args:
-        graph: the analysed graph.
+        graph: the analysed graph, whose bodies keep their constants in it.
         channels: its labels.
         kept: what a plan would leave; None for the graph as it is.
     """
@@ -27,20 +32,39 @@ def cost_of(graph: ir.Graph, channels: Channels, kept: Kept | None = None) -> Co
 
 
 def _macs(graph: ir.Graph, channels: Channels, kept: Kept) -> int:
-    total = 0
-    for node in graph:
-        rule = rule_for(node)
-        values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
-        if rule is None or any(value not in channels.shapes.dims for value in values):
-            continue  # nothing is known of it, so nothing is counted: the report lists such operators
+    return round(_graph_macs(graph, channels, kept) / channels.shapes.samples)
 
-        def shape_of(value: ir.Value, node: ir.Node = node) -> tuple[int, ...]:
-            if value.is_initializer():
-                return kept.shape(Use(node, list(node.inputs).index(value)))
-            return kept.shape(value)
 
-        total += rule.macs(node, shape_of)
-    return round(total / channels.shapes.samples)
+def _graph_macs(graph: ir.Graph, channels: Channels, kept: Kept) -> int:
+    return sum(
+        _body_macs(node, channels, kept) if has_bodies(node) else _node_macs(node, channels, kept)
+        for node in graph
+    )
+
+
+def _body_macs(node: ir.Node, channels: Channels, kept: Kept) -> int:
+    """Count control flow: the dearer branch of an If, every iteration of a Loop or Scan.
+
+    A Loop whose number of iterations depends on what it computes counts as one iteration.
+    """
+    if node.op_type == "If":
+        return max(_graph_macs(branch, channels, kept) for branch in branches(node))
+    body = node.attributes["body"].as_graph()
+    return body_runs(node, channels.shapes) * _graph_macs(body, channels, kept)
+
+
+def _node_macs(node: ir.Node, channels: Channels, kept: Kept) -> int:
+    rule = rule_for(node)
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
+    if rule is None or any(value not in channels.shapes.dims for value in values):
+        return 0  # nothing is known of it, so nothing is counted: the report lists such operators
+
+    def shape_of(value: ir.Value) -> tuple[int, ...]:
+        if value.is_initializer():
+            return kept.shape(Use(node, list(node.inputs).index(value)))
+        return kept.shape(value)
+
+    return rule.macs(node, shape_of)
 
 
 def _weights(graph: ir.Graph, kept: Kept) -> tuple[int, int]:

@@ -2,7 +2,9 @@
 
 The copy computes the same outputs from the same inputs. Constants are initializers, Identity nodes are gone,
 arithmetic on sizes is done where its result is the same for every input, and the targets of Reshape and
-Expand say in numbers what they can.
+Expand say in numbers what they can. Calls of functions are written out, every value of a body has a name of
+its own, the constants of bodies stand in the main graph, and so do the nodes of an If that is always decided
+in the same way.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from onnxprune.model.body_shapes import branches, has_bodies, taken_branch
+from onnxprune.model.functions import without_functions
 from onnxprune.model.joins import join_pieces, pick_before_joining
 from onnxprune.model.names import Names, add_constant
+from onnxprune.model.scopes import drop_identities, lift_constants, name_values_apart, number_nodes
 from onnxprune.model.shape_values import Array, Dim
 from onnxprune.model.shapes import Shapes, concretise
 from onnxprune.model.states import leave_out_zero_states
@@ -36,16 +41,20 @@ def prepare(
     Raises:
         UsageError, ModelError: see `concretise`.
     """
-    work = model.clone()
+    work = without_functions(model).clone()
     work.meta.update(model.meta)
+    number_nodes(work)
+    name_values_apart(work)
     _name_nodes(work.graph)
     _keep_constant_outputs(work.graph)
     _lift_tensors(work.graph)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
-    passes.IdentityEliminationPass()(work)
+    lift_constants(work)
+    drop_identities(work)
     join_pieces(work.graph)
     leave_out_zero_states(work.graph)
     shapes = concretise(work, input_shapes)
+    _open_decided(work.graph, shapes)
     pick_before_joining(work.graph, shapes)
     _Sizes(work.graph, shapes).write()
     passes.RemoveUnusedNodesPass()(work)
@@ -54,9 +63,9 @@ def prepare(
 
 def _name_nodes(graph: ir.Graph) -> None:
     """Give every node a name of its own: members of channel groups are told apart by their consumers."""
-    taken = {node.name for node in graph if node.name}
+    taken = {node.name for node in graph.all_nodes() if node.name}
     seen: set[str] = set()
-    for number, node in enumerate(graph):
+    for number, node in enumerate(graph.all_nodes()):
         if not node.name or node.name in seen:
             name = f"{node.op_type}_{number}"
             while name in taken:
@@ -105,8 +114,36 @@ def _keep_constant_outputs(graph: ir.Graph) -> None:
             graph.register_initializer(copy)
 
 
+def _open_decided(graph: ir.Graph, shapes: Shapes) -> None:
+    """Put the nodes of a branch in the place of an If that takes it for every input."""
+    for node in list(graph.all_nodes()):
+        outer = node.graph
+        taken = taken_branch(node, shapes) if node.op_type == "If" and has_bodies(node) else None
+        if taken is None or outer is None:
+            continue
+        returned = list(taken.outputs)
+        taken.outputs.clear()
+        nodes = list(taken)
+        taken.remove(nodes)
+        outer.insert_before(node, nodes)
+        for output, value in zip(node.outputs, returned, strict=True):
+            if output.is_graph_output():
+                copy = ir.node("Identity", [value], name=f"{node.name}_{output.name}")
+                made = copy.outputs[0]
+                made.name, made.type, made.shape = output.name, output.type, output.shape
+                if output in shapes.dims:
+                    shapes.dims[made] = shapes.dims[output]
+                outer.insert_before(node, copy)
+                value = made
+            output.replace_all_uses_with(value, replace_graph_outputs=True)
+        outer.remove(node, safe=True)
+        for branch in branches(node):  # what is left in them reads values of the outer graph no more
+            for left in list(branch.all_nodes()):
+                left.resize_inputs(0)
+
+
 class _Sizes:
-    """Writes what is known of sizes into a graph, in numbers."""
+    """Writes what is known of sizes into a graph and its bodies, in numbers that stand in the main graph."""
 
     def __init__(self, graph: ir.Graph, shapes: Shapes) -> None:
         self.graph = graph
@@ -114,9 +151,9 @@ class _Sizes:
         self.names = Names(graph)
 
     def write(self) -> None:
-        for node in list(self.graph):
+        for node in list(self.graph.all_nodes()):
             self._fold(node)
-        for node in list(self.graph):
+        for node in list(self.graph.all_nodes()):
             if node.op_type == "Reshape" and not node.domain:
                 self._write_reshape_target(node)
             elif node.op_type == "Expand" and not node.domain:
@@ -138,7 +175,7 @@ class _Sizes:
         if contents is not None:
             value = self._constant(f"{node.outputs[0].name}_folded", contents)
             node.outputs[0].replace_all_uses_with(value)
-            self.graph.remove(node, safe=True)
+            _graph_of(node).remove(node, safe=True)
 
     def _write_reshape_target(self, node: ir.Node) -> None:
         """Write a computed target in numbers: constants, 0 for a kept axis, -1 for one more symbolic size.
@@ -205,7 +242,7 @@ class _Sizes:
             output.name = new.name = self.names.fresh(f"{sizes.name}_{new.op_type.lower()}")
             output.dtype = ir.DataType.INT64
             self.shapes.dims[output] = (Dim(length),)
-        self.graph.insert_before(before, nodes)
+        _graph_of(before).insert_before(before, nodes)
 
     def _write_expand_target(self, node: ir.Node) -> None:
         """Write 1 wherever an Expand repeats nothing, so that only the repeats are left as numbers.
@@ -252,3 +289,9 @@ class _Sizes:
         chosen = ir.node("Where", [mask, constant, target])
         self._insert(node, [chosen], constant, [len(entries)])
         node.replace_input_with(index, chosen.outputs[0])
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    if node.graph is None:
+        raise ValueError(f"{node.name} stands in no graph")
+    return node.graph

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.names import Names, add_constant
+from onnxprune.model.scopes import number_nodes, number_of, numbered_nodes
 from onnxprune.ops.channels import Channels, Contraction, Statistic
 from onnxprune.ops.kept import Kept
 from onnxprune.types import BoolArray
@@ -26,18 +27,20 @@ def make_twin(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Mod
 
     Args:
         model: the model as it was before it was prepared for analysis, so that the twin is independent of
-            the preparation too; not changed.
+            the preparation too; not changed. Calls of functions must be written out.
         channels: the labels of its working copy, and the sums that run over them.
         removed: bool ``[labels.count]``, True for each label that goes.
     """
     copy = model.clone()
+    number_nodes(copy)
+    numbered = numbered_nodes(copy)
     producers = {str(output.name): node for node in copy.graph for output in node.outputs}
     names = Names(copy.graph)
     for number, contraction in enumerate(channels.contractions):
         gone = _gone(channels, contraction, removed)
         if gone is None or not gone.any():
             continue
-        node = _same_node(contraction.node, producers)
+        node = _same_node(contraction.node, numbered, producers)
         operand = contraction.node.inputs[contraction.operand]
         shape = [1] * channels.rank(channels.ref(contraction.node, contraction.operand))
         shape[contraction.axis] = len(gone)
@@ -45,12 +48,17 @@ def make_twin(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Mod
         _zero(node, contraction, ~gone.reshape(shape), dtype, copy.graph, names.fresh(f"twin_{number}"))
     kept = Kept(channels, removed)
     for node in {statistic.node: None for statistic in _changed(channels, removed)}:
-        _restrict(_same_node(node, producers), node, kept, copy.graph, names)
+        _restrict(_same_node(node, numbered, producers), node, kept, copy.graph, names)
     return copy
 
 
-def _same_node(node: ir.Node, producers: Mapping[str, ir.Node]) -> ir.Node:
-    """Return the node of the original for one of its working copy: outputs keep their names."""
+def _same_node(
+    node: ir.Node, numbered: Mapping[int, ir.Node], producers: Mapping[str, ir.Node]
+) -> ir.Node:
+    """Return the node of the original for one of its working copy: by number, or by the name of an output."""
+    number = number_of(node)
+    if number is not None:
+        return numbered[number]
     name = next(str(output.name) for output in node.outputs if output.name)
     found = producers[name]
     while found.op_type == "Identity":  # the preparation left these out
@@ -72,20 +80,23 @@ def _restrict(node: ir.Node, analysed: ir.Node, kept: Kept, graph: ir.Graph, nam
 
     What then stands at removed positions is the value of a kept one: whoever reads it must ignore it.
     """
+    owner = node.graph or graph
     for index, value in enumerate(node.inputs):
         for axis, mask in (kept.input(analysed, index) if value is not None else {}).items():
             picked = _picked(node.inputs[index], axis, np.flatnonzero(mask), graph, names)
-            graph.insert_before(node, picked)
+            owner.insert_before(node, picked)
             node.replace_input_with(index, picked.outputs[0])
     for before, output in zip(analysed.outputs, node.outputs, strict=True):
         uses, last, value = list(output.uses()), node, output
         for axis, mask in kept.masks(before).items():
             places = np.where(mask, np.cumsum(mask) - 1, 0)
             picked = _picked(value, axis, places, graph, names)
-            graph.insert_after(last, picked)
+            owner.insert_after(last, picked)
             last, value = picked, picked.outputs[0]
         for user, index in uses:
             user.replace_input_with(index, value)
+        if output.is_graph_output() and value is not output:  # a body returns it: no output of the model is cut
+            owner.outputs[list(owner.outputs).index(output)] = value
 
 
 def _picked(value: ir.Value | None, axis: int, places: np.ndarray, graph: ir.Graph, names: Names) -> ir.Node:
@@ -116,13 +127,13 @@ def _zero(
         tensor = ir.Tensor(array, dtype=value.const_value.dtype, name=name)
         node.replace_input_with(contraction.operand, add_constant(graph, tensor, name))
         if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
-            graph.initializers.pop(str(value.name))
+            (value.graph or graph).initializers.pop(str(value.name))
         return
     mask = ir.Tensor(kept.astype(dtype.numpy()), dtype=dtype, name=f"{name}_mask")
     product = ir.node("Mul", [value, add_constant(graph, mask, f"{name}_mask")], name=name)
     product.outputs[0].name = f"{name}_out"
     product.outputs[0].dtype = dtype
-    graph.insert_before(node, product)
+    (node.graph or graph).insert_before(node, product)
     node.replace_input_with(contraction.operand, product.outputs[0])
 
 
