@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model.float32 import in_float32
+from onnxprune.model.scopes import numbered_nodes
+from onnxprune.model.switches import (
+    Decision,
+    combinations,
+    decisions,
+    reached,
+    switch_feeds,
+    with_switches,
+)
 from onnxprune.runtime import Session, open_session, random_feeds
 from onnxprune.types import Check
 
 #: Two outputs of float32 arithmetic in another order differ by far less; a wrong index by far more.
 TOLERANCE = 1e-4
+
+#: Branches that are tried by themselves, because the original does not run with all conditions set.
+_MOST_SINGLE_TRIALS = 32
+
+#: And, Or broadcast from here on.
+_BROADCASTING_OPSET = 7
 
 
 def prove(
@@ -30,6 +46,9 @@ def prove(
     Models in other floating-point types are compared in float32. The error of an output is
     ``max |pruned - twin| / max |twin|``; values that are not finite must stand in the same places.
 
+    Beyond the given trials, every branch of every If is run, whatever its condition says; a branch in which
+    the original fails at these sizes is named in the detail.
+
     Args:
         twin: the original with zeros, from `make_twin`.
         pruned: the cut model.
@@ -40,33 +59,127 @@ def prove(
     """
     name = "cut equals its exact twin"
     twin, pruned = in_float32(twin), in_float32(pruned)
+    paths = _common_decisions(twin, pruned)
     try:
-        expected_by = open_session(twin, optimize="none", prepack=False, label="the exact twin")
-        actual_by = open_session(pruned, optimize="none", prepack=False, label="the cut model")
+        pair = _Pair(twin, pruned, tuple(paths))
     except RuntimeFailure as error:
         return Check(name, False, str(error))
-    feeds = [random_feeds(twin, sizes, seed + number) for number, sizes in enumerate(shapes)]
-    with ThreadPoolExecutor(2) as pool:  # the runtime leaves Python alone while it works
-        jobs = [(session, feed) for session in (expected_by, actual_by) for feed in feeds]
-        answers = list(pool.map(lambda job: _answer(*job), jobs))
-    expected, actual = answers[: len(feeds)], answers[len(feeds) :]
-    worst, trials, skipped = 0.0, 0, ""
-    for number, (reference, result) in enumerate(zip(expected, actual, strict=True)):
-        if isinstance(reference, RuntimeFailure):
+    trials = [_Trial(sizes, seed + number) for number, sizes in enumerate(shapes)]
+    worst, ran, skipped = 0.0, 0, ""
+    for number, (trial, outcome) in enumerate(zip(trials, pair.run(trials), strict=True)):
+        if outcome.refused is not None:
             if number == 0:
-                return Check(name, False, str(reference))
-            skipped = f"; the original itself does not run at {dict(shapes[number])}"
+                return Check(name, False, outcome.refused)
+            skipped = f"; the original itself does not run at {dict(trial.shapes)}"
             continue
-        if isinstance(result, RuntimeFailure):
-            return Check(name, False, str(result))
-        difference, why = _compare(reference, result)
-        if why is not None:
-            return Check(name, False, why)
-        worst, trials = max(worst, difference), trials + 1
+        if outcome.wrong is not None:
+            return Check(name, False, outcome.wrong)
+        worst, ran = max(worst, outcome.error), ran + 1
+    if paths:
+        branches = _run_branches(pair, paths, trials)
+        if branches.wrong is not None:
+            return Check(name, False, branches.wrong)
+        worst, skipped = max(worst, branches.error), skipped + branches.note
     detail = (
-        f"largest relative error {worst:.1e} over {trials} random inputs (tolerance {tolerance:.0e}){skipped}"
+        f"largest relative error {worst:.1e} over {ran} random inputs (tolerance {tolerance:.0e}){skipped}"
     )
     return Check(name, worst <= tolerance, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """One random input, and the conditions that are set instead of computed."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    seed: int
+    forced: Mapping[int, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a trial showed: the error, or what is wrong with the cut model, or why the original did not run."""
+
+    error: float = 0.0
+    wrong: str | None = None
+    refused: str | None = None
+    note: str = ""
+
+
+class _Pair:
+    """A twin and a cut model, ready to run."""
+
+    def __init__(self, twin: ir.Model, pruned: ir.Model, switched: Sequence[int]) -> None:
+        self.original = twin
+        self.switched = switched
+        self.names = {number: str(node.name) for number, node in numbered_nodes(pruned).items()}
+        models = (with_switches(model, switched) if switched else model for model in (twin, pruned))
+        self.sessions = [
+            open_session(model, optimize="none", prepack=False, label=label)
+            for model, label in zip(models, ("the exact twin", "the cut model"), strict=True)
+        ]
+
+    def run(self, trials: Sequence[_Trial]) -> list[_Outcome]:
+        feeds = [
+            {
+                **random_feeds(self.original, trial.shapes, trial.seed),
+                **switch_feeds(self.switched, trial.forced),
+            }
+            for trial in trials
+        ]
+        with ThreadPoolExecutor(2) as pool:  # the runtime leaves Python alone while it works
+            jobs = [(session, feed) for session in self.sessions for feed in feeds]
+            answers = list(pool.map(lambda job: _answer(*job), jobs))
+        return [_outcome(*both) for both in zip(answers[: len(feeds)], answers[len(feeds) :], strict=True)]
+
+
+def _outcome(
+    expected: dict[str, np.ndarray] | RuntimeFailure, actual: dict[str, np.ndarray] | RuntimeFailure
+) -> _Outcome:
+    if isinstance(expected, RuntimeFailure):
+        return _Outcome(refused=str(expected))
+    if isinstance(actual, RuntimeFailure):
+        return _Outcome(wrong=str(actual))
+    error, why = _compare(expected, actual)
+    return _Outcome(error, wrong=why)
+
+
+def _common_decisions(twin: ir.Model, pruned: ir.Model) -> dict[int, tuple[Decision, ...]]:
+    """Return the Ifs that both models have, with the decisions that lead to them."""
+    if twin.opset_imports.get("", 1) < _BROADCASTING_OPSET:
+        return {}
+    others, paths = decisions(twin), decisions(pruned)
+    return {number: path for number, path in paths.items() if others.get(number) is not None}
+
+
+def _run_branches(
+    pair: _Pair, paths: Mapping[int, tuple[Decision, ...]], given: Sequence[_Trial]
+) -> _Outcome:
+    """Run every branch of every If, whatever the conditions say: all at once, then those left one by one."""
+    distinct = list({tuple(sorted(trial.shapes.items())): trial for trial in given}.values())
+    wanted = {(number, holds) for number in paths for holds in (True, False)}
+    trials = [
+        _Trial(trial.shapes, trial.seed, forced) for forced in combinations(paths) for trial in distinct
+    ]
+    worst, covered = 0.0, set[Decision]()
+    for one_by_one in (False, True):
+        if one_by_one:
+            left = sorted(wanted - covered)[:_MOST_SINGLE_TRIALS]
+            trials = [
+                _Trial(given[0].shapes, given[0].seed, dict((*paths[number], (number, holds))))
+                for number, holds in left
+            ]
+        for trial, outcome in zip(trials, pair.run(trials), strict=True):
+            if outcome.wrong is not None:
+                return outcome
+            if outcome.refused is None:
+                worst = max(worst, outcome.error)
+                covered |= reached(trial.forced, paths)
+    note = f", and over both branches of {len(paths)} If"
+    if idle := sorted(wanted - covered):
+        number, holds = idle[0]
+        more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
+        note = f"; the {'then' if holds else 'else'} branch of {pair.names[number]}{more} never ran"
+    return _Outcome(worst, note=note)
 
 
 def _answer(session: Session, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | RuntimeFailure:
