@@ -29,7 +29,8 @@ class Analysis:
     """Everything the later stages need to know of a model.
 
     Attributes:
-        original: the model that was given, with the calls of its functions written out.
+        given: the model that was given.
+        original: the same, or a copy with the calls of its functions written out.
         model: its working copy, which was analysed; cuts are made on clones of it.
         shapes: sizes of all its values.
         channels: labels of all its values, solved.
@@ -38,6 +39,7 @@ class Analysis:
         unknown: operators that were frozen because nothing is known of them, with reasons.
     """
 
+    given: ir.Model
     original: ir.Model
     model: ir.Model
     shapes: Shapes
@@ -103,7 +105,7 @@ def analyze(
     _make_rectangular(channels)
     channels.finish()
     groups, units = _Grouping(work.graph, channels, prefer).run()
-    return Analysis(original, work, shapes, channels, groups, units, tuple(channels.unknown))
+    return Analysis(model, original, work, shapes, channels, groups, units, tuple(channels.unknown))
 
 
 # --- linking ------------------------------------------------------------------------------------------------

@@ -221,7 +221,9 @@ def _cut_and_prove(plan: Plan, analysis: Analysis, watch: Watch) -> PruneResult:
     inexact = [group for group in plan.groups if len(group.removed) and not group.exact]
     if inexact:
         check = replace(check, detail=f"{check.detail}; statistics over {len(inexact)} groups changed")
-    return PruneResult(pruned, plan, _report(plan, (check,), watch))
+    with watch.stage("prove"):
+        checks = (check, *_prove_written_out(analysis, plan.seed))
+    return PruneResult(pruned, plan, _report(plan, checks, watch))
 
 
 def _prove(analysis: Analysis, pruned: ir.Model, gone: BoolArray, seed: int) -> Check:
@@ -229,6 +231,18 @@ def _prove(analysis: Analysis, pruned: ir.Model, gone: BoolArray, seed: int) -> 
     shapes = trial_shapes(analysis.original, analysis.shapes.input_shapes)
     trials = shapes if len(shapes) > 1 else shapes * 2
     return prove(twin, pruned, trials, tolerance=TOLERANCE, seed=seed)
+
+
+def _prove_written_out(analysis: Analysis, seed: int) -> tuple[Check, ...]:
+    """Check that a model whose functions were written out is still the same; the pruned one has none."""
+    if analysis.original is analysis.given:
+        return ()
+    shapes = [analysis.shapes.input_shapes]
+    check = prove(analysis.given, analysis.original, shapes, tolerance=TOLERANCE, seed=seed)
+    if not check.passed:
+        raise ProofError(f"writing out the functions changed the model: {check.detail}; nothing was written")
+    count = len(analysis.given.functions) - len(analysis.original.functions)
+    return (replace(check, name="functions written out", detail=f"{count} functions; {check.detail}"),)
 
 
 def _blame(analysis: Analysis, removed: Mapping[str, IntArray], seed: int) -> str:
