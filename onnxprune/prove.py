@@ -97,7 +97,7 @@ class _Trial:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What a trial showed: the error, or what is wrong with the cut model, or why the original did not run."""
+    """What a trial showed: the error, what is wrong with the cut model, or why the original did not run."""
 
     error: float = 0.0
     wrong: str | None = None

@@ -203,7 +203,9 @@ def _iterate(
             elif outer in shapes.unknown:
                 shapes.unknown[inner] = shapes.unknown[outer]
             else:
-                shapes.unknown[inner] = f"the shape of {inner.name} changes while {node.name or 'a loop'} runs"
+                shapes.unknown[inner] = (
+                    f"the shape of {inner.name} changes while {node.name or 'a loop'} runs"
+                )
         walk.visit_graph(body)
         after = [
             _invariant(dims, shapes.dims.get(value), inner)
@@ -222,10 +224,10 @@ def _iterate(
 
 
 def _invariant(state: Dims | None, returned: Dims | None, value: ir.Value) -> Dims | None:
-    """Return the sizes of a state that hold in every iteration, as symbols where they change; None for a rank.
+    """Return the sizes of a state that hold in every iteration, None where its rank is not the same.
 
-    An axis that grows is taken to have as many positions as after one iteration, two at least, since an axis
-    of one position is broadcast.
+    Sizes that change are symbols. An axis that grows is taken to have as many positions as after one
+    iteration, and two at least, since an axis of one position is broadcast.
     """
     if state is None or returned is None or len(state) != len(returned):
         return None

@@ -35,9 +35,7 @@ def in_float32(model: ir.Model) -> ir.Model:
 
 
 def _values(model: ir.Model) -> list[ir.Value]:
-    return [
-        value for graph in graphs_of(model) for value in (*graph.inputs, *graph.initializers.values())
-    ]
+    return [value for graph in graphs_of(model) for value in (*graph.inputs, *graph.initializers.values())]
 
 
 def _converted(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -37,7 +37,10 @@ def without_functions(model: ir.Model) -> ir.Model:
     for function in copy.functions.values():
         if function.identifier() not in kept:
             function.opset_imports.update(
-                {domain: copy.opset_imports.get(domain, old) for domain, old in function.opset_imports.items()}
+                {
+                    domain: copy.opset_imports.get(domain, old)
+                    for domain, old in function.opset_imports.items()
+                }
             )
         _return_own_values(function)
         for node in function.all_nodes():
@@ -45,11 +48,21 @@ def without_functions(model: ir.Model) -> ir.Model:
     _name_all_outputs(copy)
     try:
         passes.InlinePass(criteria=lambda function: function.identifier() not in kept)(copy)
-        passes.RemoveUnusedFunctionsPass()(copy)
+        _drop_unused(copy)
     except (ValueError, ir.passes.InvariantError, ir.passes.PassError) as error:
-        raise ModelError(f"a function can't be written out: {one_line(error)}; export the model again") from error
+        raise ModelError(
+            f"a function can't be written out: {one_line(error)}; export the model again"
+        ) from error
     name_values_apart(copy)
     return copy
+
+
+def _drop_unused(model: ir.Model) -> None:
+    """Remove the functions that nothing calls any more."""
+    calls: set[ir.OperatorIdentifier] = set()
+    while calls != (calls := {node.op_identifier() for node in all_nodes(model)} & model.functions.keys()):
+        for identifier in model.functions.keys() - calls:
+            del model.functions[identifier]
 
 
 def _graph_takers(model: ir.Model) -> set[ir.OperatorIdentifier]:

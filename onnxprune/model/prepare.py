@@ -20,7 +20,13 @@ from onnxprune.model.body_shapes import branches, has_bodies, taken_branch
 from onnxprune.model.functions import without_functions
 from onnxprune.model.joins import join_pieces, pick_before_joining
 from onnxprune.model.names import Names, add_constant
-from onnxprune.model.scopes import drop_identities, lift_constants, name_values_apart, number_nodes
+from onnxprune.model.scopes import (
+    drop_identities,
+    lift_constants,
+    name_values_apart,
+    number_nodes,
+    return_copies,
+)
 from onnxprune.model.shape_values import Array, Dim
 from onnxprune.model.shapes import Shapes, concretise
 from onnxprune.model.states import leave_out_zero_states
@@ -47,6 +53,7 @@ def prepare(
     name_values_apart(work)
     _name_nodes(work.graph)
     _keep_constant_outputs(work.graph)
+    return_copies(work)
     _lift_tensors(work.graph)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
     lift_constants(work)

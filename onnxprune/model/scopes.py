@@ -1,8 +1,8 @@
 """Graphs within graphs: names and constants without regard to where they stand, and nodes told apart.
 
-ONNX forbids that a body names a value like one of the graph around it; two bodies may use one name. Here every
-value of the main graph and of all bodies of If, Loop and Scan gets a name of its own, and every constant a
-place in the main graph, which all bodies see. What walks over a model then needs no scopes.
+ONNX forbids that a body names a value like one of the graph around it; two bodies may use one name. Here
+every value of the main graph and of all bodies of If, Loop and Scan gets a name of its own, and every
+constant a place in the main graph, which all bodies see. What walks over a model then needs no scopes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.model.names import Names
 from onnxprune.model.places import bodies
+from onnxprune.model.stored import stored_tensor
 
 _ORIGIN = "onnxprune.origin"
 
@@ -51,7 +52,7 @@ def number_of(node: ir.Node) -> int | None:
 
 
 def name_values_apart(model: ir.Model) -> None:
-    """Rename values of bodies (never of the main graph) that have a name twice; name what has uses and none."""
+    """Rename values of bodies (never of the main graph) that share a name; name those that need one."""
     names = Names(model.graph)
     seen: set[str] = set()
     for graph in graphs_of(model):
@@ -75,16 +76,18 @@ def _rename(value: ir.Value, name: str) -> None:
     value.const_value = tensor
 
 
-def lift_constants(model: ir.Model) -> None:
-    """Move the initializers of all bodies to the main graph; names must differ.
-
-    A body returns nothing but what its own nodes make, so a constant that it returned goes through an Identity.
-    """
+def return_copies(model: ir.Model) -> None:
+    """Put an Identity behind every constant that a body returns: a body returns only what its nodes make."""
     names = Names(model.graph)
     for graph in inner_graphs(model):
         for position, value in enumerate(graph.outputs):
-            if value.is_initializer():
+            if stored_tensor(value) is not None:
                 graph.outputs[position] = _copied(graph, value, names)
+
+
+def lift_constants(model: ir.Model) -> None:
+    """Move the initializers of all bodies to the main graph; names differ, and no body returns one."""
+    for graph in inner_graphs(model):
         for name, value in list(graph.initializers.items()):
             del graph.initializers[name]
             if value.is_graph_input():
@@ -102,7 +105,7 @@ def _copied(graph: ir.Graph, value: ir.Value, names: Names) -> ir.Value:
 
 
 def drop_identities(model: ir.Model) -> None:
-    """Remove Identity nodes; one that stands between two graphs, or makes an output of a second one, stays."""
+    """Remove Identity nodes, but those that return an input, a value of another graph, or one twice."""
     for node in list(model.graph.all_nodes()):
         if node.op_type != "Identity" or node.domain not in ("", "ai.onnx") or node.graph is None:
             continue
@@ -121,6 +124,6 @@ def drop_identities(model: ir.Model) -> None:
 
 
 def _may_be_returned(source: ir.Value, identity: ir.Node) -> bool:
-    """Return whether a value may take the place of a graph output: made by a node of that graph, no output yet."""
+    """Return whether a value may be a graph output: made by a node of that graph, and no output yet."""
     producer = source.producer()
     return producer is not None and producer.graph is identity.graph and not source.is_graph_output()

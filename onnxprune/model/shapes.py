@@ -118,7 +118,9 @@ def trial_shapes(model: ir.Model, first: Mapping[str, tuple[int, ...]]) -> list[
     What was written for one batch by mistake shows at another.
     """
     inputs = {str(value.name): value for value in graph_inputs(model)}
-    symbols = {name: [_symbol(inputs[name], axis) for axis in range(len(shape))] for name, shape in first.items()}
+    symbols = {
+        name: [_symbol(inputs[name], axis) for axis in range(len(shape))] for name, shape in first.items()
+    }
     # A symbol has one size wherever it stands, as the batch of one input and behind the time of another.
     changed = {
         symbols[name][0]: 2 if shape[0] == 1 else 1

@@ -49,7 +49,7 @@ def combinations(paths: Mapping[int, tuple[Decision, ...]]) -> list[dict[int, bo
 
 
 def reached(forced: Mapping[int, bool], paths: Mapping[int, tuple[Decision, ...]]) -> set[Decision]:
-    """Return the decisions that are really taken where these are forced: the others stand in idle branches."""
+    """Return the decisions that are taken where these are forced: the others stand in idle branches."""
     return {
         (number, holds)
         for number, holds in forced.items()

@@ -1,4 +1,4 @@
-"""Control flow: If, Loop, Scan. Their bodies are linked in place, and what crosses a border is one channel."""
+"""Control flow: If, Loop, Scan. Bodies are linked in place; what crosses a border keeps its channels."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class If(OpRule):
 
 @op_rule("Loop")
 class Loop(OpRule):
-    """state = initial; repeat: state, parts = body(iteration, state); outputs = state and all parts, stacked"""
+    """state = initial; repeat: state, parts = body(state); outputs = last state, and all parts stacked"""
 
     needs_shapes = False
 
     def link(self, node: ir.Node, channels: Channels) -> None:
-        """A state has the same channels before, in and after every iteration; a stack has those of its parts."""
+        """A state has the same channels before, in and after each iteration; a stack those of its parts."""
         body = node.attributes["body"].as_graph()
         states = len(node.inputs) - 2
         for index, inner in enumerate(body.inputs[2:], start=2):

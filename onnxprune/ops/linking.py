@@ -1,4 +1,4 @@
-"""Every node of a graph says which positions are the same; what nothing is known of keeps all that it touches."""
+"""Every node says which positions are the same; one that nothing is known of keeps all that it touches."""
 
 from __future__ import annotations
 

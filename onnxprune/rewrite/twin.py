@@ -52,9 +52,7 @@ def make_twin(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Mod
     return copy
 
 
-def _same_node(
-    node: ir.Node, numbered: Mapping[int, ir.Node], producers: Mapping[str, ir.Node]
-) -> ir.Node:
+def _same_node(node: ir.Node, numbered: Mapping[int, ir.Node], producers: Mapping[str, ir.Node]) -> ir.Node:
     """Return the node of the original for one of its working copy: by number, or by the name of an output."""
     number = number_of(node)
     if number is not None:
@@ -95,7 +93,9 @@ def _restrict(node: ir.Node, analysed: ir.Node, kept: Kept, graph: ir.Graph, nam
             last, value = picked, picked.outputs[0]
         for user, index in uses:
             user.replace_input_with(index, value)
-        if output.is_graph_output() and value is not output:  # a body returns it: no output of the model is cut
+        if (
+            output.is_graph_output() and value is not output
+        ):  # a body returns it: no output of the model is cut
             owner.outputs[list(owner.outputs).index(output)] = value
 
 
