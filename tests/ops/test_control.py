@@ -232,7 +232,7 @@ def test_weights_that_are_carried_through_a_loop_unchanged() -> None:
     body = """
         h0 = MatMul(s, i_w)
         last, kept = Loop(m, , h0, k_w) <
-            
+
                 body = b (int64 i, bool go, float[N,8] h, float[8,8] k)
                     => (bool on, float[N,8] t, float[8,8] same) {
                 u = MatMul(h, k) t = Tanh(u) on = Identity(go) same = Identity(k) }>
@@ -248,7 +248,7 @@ def test_a_loop_that_ends_by_what_it_computes() -> None:
     body = """
         h0 = MatMul(s, i_w)
         n, last, stack = Loop(, yes, zero, h0) <
-            
+
                 body = b (int64 i, bool go, int64 k, float[N,8] h)
                     => (bool on, int64 j, float[N,8] t, float[N,8] p) {
                 j = Add(k, one) u = MatMul(h, h_w) t = Tanh(u) on = Less(j, limit) p = Relu(t) }>
