@@ -83,12 +83,12 @@ def _name_nodes(graph: ir.Graph) -> None:
 
 
 def _lift_tensors(graph: ir.Graph) -> None:
-    """Turn Constant nodes that hold a tensor into initializers.
+    """Turn Constant nodes that hold a tensor, in bodies too, into initializers of the main graph.
 
     The pass of onnx_ir does this too (and the rest), but checks a protocol at run time for each, which took a
     third of the analysis of a model with 2,600 constants.
     """
-    for node in list(graph):
+    for node in list(graph.all_nodes()):
         if (
             node.op_type != "Constant"
             or node.domain not in ("", "ai.onnx")
@@ -103,7 +103,7 @@ def _lift_tensors(graph: ir.Graph) -> None:
         )
         value.metadata_props.update(output.metadata_props)
         output.replace_all_uses_with(value)
-        graph.remove(node, safe=True)
+        _graph_of(node).remove(node, safe=True)
         graph.register_initializer(value)
 
 

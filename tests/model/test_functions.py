@@ -128,14 +128,13 @@ def test_a_function_of_another_opset_in_which_nothing_changed() -> None:
 
 
 def test_a_function_of_another_opset_that_means_something_else_stays() -> None:
-    """In opset 17 the axes of ReduceMean are an attribute, in 18 an input."""
-    flat = check_same(
+    """In opset 17 the axes of ReduceMean are an attribute, in 18 an input. ONNX Runtime refuses it."""
+    flat = without_functions(
         model(
             "(float[2,3] x) => (float[2,1] y) { h = local.good(x) y = local.old(h) }",
             '["" : 17]> old (a) => (r) { r = ReduceMean <axes = [1]> (a) }',
             '["" : 18]> good (a) => (r) { r = Relu(a) }',
-        ),
-        x=(2, 3),
+        )
     )
     assert op_types(flat) == ["Relu", "old"]
     assert [name for _, name, _ in flat.functions] == ["old"]
