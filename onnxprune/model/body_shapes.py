@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.sequence_shapes import is_sequence
 from onnxprune.model.shape_values import Dim, ShapeValue
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def _join(node: ir.Node, values: Sequence[ir.Value], output: ir.Value, walk: Wal
         walk.fail(output, shapes.unknown.get(missing, f"the shape of {missing.name} is not known"))
         return
     if len({len(dims) for dims in known}) > 1:
-        walk.fail(output, f"the branches of {node.name or node.op_type} return different ranks")
+        # What the file declares is not asked: ONNX's own inference declares such outputs to be scalars.
+        shapes.unknown[output] = f"the branches of {node.name or node.op_type} return different ranks"
         return
     shapes.dims[output] = tuple(
         same[0] if len(set(same)) == 1 else _symbol(same[0].size, output, axis)
@@ -208,19 +210,30 @@ def _iterate(
                 )
         walk.visit_graph(body)
         after = [
-            _invariant(dims, shapes.dims.get(value), inner)
-            for dims, value, inner in zip(states, returned, entering, strict=True)
+            _elements(shapes.dims.get(value), inner)
+            if dims == () and is_sequence(outer)
+            else _invariant(dims, shapes.dims.get(value), inner)
+            for dims, value, inner, outer in zip(states, returned, entering, initial, strict=True)
         ]
         changed, states = after != states, after
     for output, start, dims, inner in zip(node.outputs, first, states, entering, strict=False):
         walk.types[output] = walk.element_type(inner)
         if start is None or dims is None:
             walk.fail(output, shapes.unknown[inner])
+        elif len(start) < len(dims):  # a sequence that began without elements
+            shapes.dims[output] = _elements(dims, output) or ()
         else:
             shapes.dims[output] = tuple(
                 dim if dim == begin else _symbol(dim.size, output, axis)
                 for axis, (dim, begin) in enumerate(zip(dims, start, strict=True))
             )
+
+
+def _elements(dims: Dims | None, value: ir.Value) -> Dims | None:
+    """Return the sizes of what a sequence gets in any iteration: a symbol of one is not that of all."""
+    if dims is None:
+        return None
+    return tuple(dim if dim.is_constant else _symbol(dim.size, value, axis) for axis, dim in enumerate(dims))
 
 
 def _invariant(state: Dims | None, returned: Dims | None, value: ir.Value) -> Dims | None:

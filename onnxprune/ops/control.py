@@ -109,6 +109,10 @@ def _enter(node: ir.Node, index: int, inner: ir.Value, channels: Channels) -> No
     for axis in changing:
         channels.freeze_axis(outer, axis, f"its size changes while {node.name} runs")
     channels.copy(outer, inner, {axis: axis for axis in same})
+    if len(before) < len(inside):  # a sequence without elements yet: whatever comes in may have any channels
+        for axis, dim in enumerate(channels.shapes.dims[inner]):
+            if dim.is_constant and dim.size > 1:
+                channels.put(inner, (axis,), channels.labels.fresh(dim.size))
 
 
 def _enter_slices(node: ir.Node, states: int, body: ir.Graph, channels: Channels) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from onnxprune.ops import control, conv, elementwise, matmul, move, normalize, pool, recurrent, reshape, sizes
+from onnxprune.ops import control, conv, elementwise, matmul, move, normalize, pool, recurrent, reshape, sequence, sizes
 from onnxprune.ops.base import rule_for
 from onnxprune.ops.linking import link_graph
 
-FAMILIES = (control, conv, elementwise, matmul, move, normalize, pool, recurrent, reshape, sizes)
+FAMILIES = (control, conv, elementwise, matmul, move, normalize, pool, recurrent, reshape, sequence, sizes)
 
 __all__ = ["FAMILIES", "link_graph", "rule_for"]

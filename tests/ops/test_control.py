@@ -124,6 +124,20 @@ def test_branches_of_different_lengths_keep_that_axis() -> None:
     assert open_groups(analysis) == {"a_w": 8}
 
 
+def test_branches_of_different_channel_counts_keep_their_channels() -> None:
+    """What follows takes the largest of however many channels there are."""
+    body = """
+        h = Conv(x, a_w)
+        q = If(c) <then_branch = yes () => (float[N,A,4,4] o) { o = Slice(h, zero, three, one) },
+                   else_branch = no () => (float[N,A,4,4] o) { o = Relu(h) }>
+        y = ReduceMax<axes = [1]>(q)
+    """
+    constants = {"a_w": (8, 3, 3, 3), "zero": [0], "three": [3], "one": [1]}
+    analysis = check_cut(graph(body, inputs=IMAGE, constants=constants))
+    assert open_groups(analysis) == {}
+    assert any("may have differ" in reason for reason in frozen_groups(analysis).values())
+
+
 def test_nested_conditions_that_data_never_meets_are_run_all_the_same() -> None:
     """A mean of random numbers is never above 1000, so only forcing the condition shows that branch."""
     body = branches(
