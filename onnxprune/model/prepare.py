@@ -125,7 +125,9 @@ def _open_decided(graph: ir.Graph, shapes: Shapes) -> None:
     """Put the nodes of a branch in the place of an If that takes it for every input."""
     for node in list(graph.all_nodes()):
         outer = node.graph
-        taken = taken_branch(node, shapes) if node.op_type == "If" and has_bodies(node) else None
+        if node.op_type != "If" or not has_bodies(node) or not node.inputs:
+            continue  # without inputs: it stands in a branch that is never taken
+        taken = taken_branch(node, shapes)
         if taken is None or outer is None:
             continue
         returned = list(taken.outputs)

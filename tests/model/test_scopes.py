@@ -96,7 +96,9 @@ def test_a_decided_condition_leaves_its_branch() -> None:
                        d = Equal(n, three)
                        o = If(d) <then_branch = tt () => (float[N,3] p) { p = Neg(x) },
                                   else_branch = te () => (float[N,3] p) { p = Exp(x) }> },
-                   else_branch = e () => (float[N,3] o) { o = Abs(x) }>
+                   else_branch = e () => (float[N,3] o) {
+                       o = If(c) <then_branch = et () => (float[N,3] p) { p = Abs(x) },
+                                  else_branch = ee () => (float[N,3] p) { p = Sin(x) }> }>
         z = Relu(y) }""")
     work = check_same(given, x=(2, 3))
     assert "If" not in [node.op_type for node in work.graph.all_nodes()]

@@ -114,6 +114,20 @@ def test_branches_of_different_ranks_freeze_what_they_return() -> None:
     assert sorted(open_groups(check_cut(model)).values()) == [6, 8]
 
 
+def test_what_follows_an_unknown_shape_is_left_alone() -> None:
+    """A Gather whose sizes are not known has nothing to repair, while channels before the If go."""
+    body = """
+        h = Conv(x, a_w) k = Conv(h, k_w)
+        q = If(c) <then_branch = yes () => (float[] o) { o = ReduceSum<keepdims = 0>(k) },
+                   else_branch = no () => (float[N,4,4,4] o) { o = Relu(k) }>
+        f = Reshape(q, minus) y = Gather(f, zero)
+    """
+    constants = {"a_w": (8, 3, 3, 3), "k_w": (4, 8, 1, 1), "minus": [-1], "zero": [0]}
+    analysis = check_cut(graph(body, inputs=IMAGE, constants=constants))
+    assert open_groups(analysis) == {"a_w": 8}
+    assert "is not known" in next(entry.reason for entry in analysis.unknown if entry.name == "n4")
+
+
 def test_branches_of_different_lengths_keep_that_axis() -> None:
     """One branch crops the image: channels go, positions in space stay."""
     body = branches("o = Slice(h, zero, three, two)", "o = Relu(h)").replace(
@@ -158,6 +172,19 @@ def test_nested_conditions_that_data_never_meets_are_run_all_the_same() -> None:
     hidden = pruned.graph.initializers["k"]
     hidden.const_value = ir.tensor(hidden.const_value.numpy() * 1.5, name="k")  # type: ignore[union-attr]
     assert not prove(twin, pruned, trial_shapes(analysis), tolerance=1e-4).passed
+
+
+def test_statistics_that_a_branch_returns_are_taken_over_what_is_kept() -> None:
+    body = """
+        h = MatMul(x, a_w)
+        q = If(c) <then_branch = yes () => (float[N,8] o) { o = LayerNormalization(h, gain) },
+                   else_branch = no () => (float[N,8] o) { o = Tanh(h) }>
+        y = MatMul(q, b_w)
+    """
+    constants = {"a_w": (6, 8), "gain": (8,), "b_w": (8, 3)}
+    model = graph(body, inputs="float[N,6] x, bool c", constants=constants)
+    assert "mean and deviation" in frozen_groups(check_cut(model))["a_w"]
+    assert open_groups(check_cut(model, allow_inexact=True)) == {"a_w": 8}
 
 
 def test_a_branch_that_never_runs_is_named() -> None:
