@@ -146,6 +146,22 @@ def test_16_bits(
         assert (tensor.dtype, tensor.shape.numpy()) == (ir.DataType.FLOAT16, shape)
 
 
+def test_a_file_may_grow_by_the_nodes_of_its_functions(tmp_path: Path) -> None:
+    """Forty calls of forty nodes: more text than weights."""
+    steps = " ".join(f"h{n + 1} = Tanh(h{n})" for n in range(40))
+    calls = " ".join(f"c{n + 1} = local.Long(c{n})" for n in range(40))
+    text = f"""<ir_version: 10, opset_import: ["" : 18, "local" : 1]>
+        net (float[N,6] x) => (float[N,3] y) {{ c0 = MatMul(x, in_w) {calls} y = MatMul(c40, out_w) }}
+        <domain: "local", opset_import: ["" : 18]>
+        Long (x) => (y) {{ h0 = Neg(x) {steps} y = Neg(h40) }}"""
+    file = tmp_path / "model.onnx"
+    onnx.save(model(text, {"in_w": (6, 8), "out_w": (8, 3)}), file)
+    result = onnxprune.prune(onnxprune.load(file), amount=0.5, align=1)
+    out = tmp_path / "small.onnx"
+    assert onnxprune.save_pruned(result, out, against=file).passed
+    assert out.stat().st_size > 2 * file.stat().st_size
+
+
 def test_functions_that_are_written_out_wrongly_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = planning.analyze
 
