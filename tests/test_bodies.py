@@ -147,13 +147,13 @@ def test_16_bits(
 
 
 def test_a_file_may_grow_by_the_nodes_of_its_functions(tmp_path: Path) -> None:
-    """Forty calls of forty nodes: more text than weights."""
-    steps = " ".join(f"h{n + 1} = Tanh(h{n})" for n in range(40))
-    calls = " ".join(f"c{n + 1} = local.Long(c{n})" for n in range(40))
+    """28 calls of 30 nodes: more text than weights."""
+    steps = " ".join(f"h{n + 1} = Tanh(h{n})" for n in range(28))
+    calls = " ".join(f"c{n + 1} = local.Long(c{n})" for n in range(28))
     text = f"""<ir_version: 10, opset_import: ["" : 18, "local" : 1]>
-        net (float[N,6] x) => (float[N,3] y) {{ c0 = MatMul(x, in_w) {calls} y = MatMul(c40, out_w) }}
+        net (float[N,6] x) => (float[N,3] y) {{ c0 = MatMul(x, in_w) {calls} y = MatMul(c28, out_w) }}
         <domain: "local", opset_import: ["" : 18]>
-        Long (x) => (y) {{ h0 = Neg(x) {steps} y = Neg(h40) }}"""
+        Long (x) => (y) {{ h0 = Neg(x) {steps} y = Neg(h28) }}"""
     file = tmp_path / "model.onnx"
     onnx.save(model(text, {"in_w": (6, 8), "out_w": (8, 3)}), file)
     result = onnxprune.prune(onnxprune.load(file), amount=0.5, align=1)
