@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxprune.model.body_shapes import branches, loop_count, scan_axes
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.base import OpRule, op_rule
-from onnxprune.ops.channels import Channels, Ref, Use
+from onnxprune.ops.channels import Channels, Use
 from onnxprune.ops.elementwise import link_broadcast
 from onnxprune.ops.linking import link_graph
 
@@ -105,7 +105,7 @@ def _enter(node: ir.Node, index: int, inner: ir.Value, channels: Channels) -> No
     before, inside = channels.shape(outer), channels.shape(inner)
     same = [axis for axis, sizes in enumerate(zip(before, inside, strict=False)) if len(set(sizes)) == 1]
     changing = [axis for axis in range(len(before)) if axis not in same]
-    _label_constant(channels, outer, skip=changing)
+    channels.label_constant(outer)
     for axis in changing:
         channels.freeze_axis(outer, axis, f"its size changes while {node.name} runs")
     channels.copy(outer, inner, {axis: axis for axis in same})
@@ -125,7 +125,7 @@ def _enter_slices(node: ir.Node, states: int, body: ir.Graph, channels: Channels
         if not _known(channels, inner):
             channels.freeze_all(outer, f"the shape of {inner.name} in {node.name} is not known")
             continue
-        _label_constant(channels, outer, skip=[axis])
+        channels.label_constant(outer, skip=axis)
         channels.freeze_axis(outer, axis, f"{node.name} runs along this axis")
         others = [other for other in range(channels.rank(outer)) if other != axis]
         channels.copy(outer, inner, {other: place for place, other in enumerate(others)})
@@ -142,8 +142,6 @@ def _come_round(
 
 def _same(channels: Channels, values: Sequence[ir.Value], output: ir.Value, reason: str) -> None:
     """Say that several values stand for one: they, and the output, have the same channels."""
-    for value in values:
-        _label_returned(channels, value)
     shapes = [channels.shapes.shape(value) for value in (*values, output)]
     known = [shape for shape in shapes if shape is not None]
     if len(known) < len(shapes) or len({len(shape) for shape in known}) > 1:
@@ -165,30 +163,11 @@ def _keep_whole(channels: Channels, value: ir.Value, axis: int, reason: str) -> 
 
 def _stack(channels: Channels, returned: ir.Value, output: ir.Value, axis: int, node: ir.Node) -> None:
     """Give a stack the labels of its parts."""
-    _label_returned(channels, returned)
     if not _known(channels, returned, output):
         channels.freeze_all(returned, f"the shape of {output.name}, made by {node.name}, is not known")
         return
     rank = channels.rank(returned)
     channels.copy(returned, output, {a: a if a < axis else a + 1 for a in range(rank)})
-
-
-def _label_returned(channels: Channels, value: ir.Value) -> None:
-    """Give a constant that a body returns labels of its own, so that a cut can reach it."""
-    producer = value.producer()
-    if producer is None or producer.op_type != "Identity" or channels.blocks.get(value):
-        return
-    source = channels.ref(producer, 0)
-    if isinstance(source, Use) and _known(channels, value):
-        _label_constant(channels, source)
-        channels.copy(source, value)
-
-
-def _label_constant(channels: Channels, ref: Ref, skip: Sequence[int] = ()) -> None:
-    if isinstance(ref, Use):
-        for axis in range(channels.rank(ref)):
-            if axis not in skip:
-                channels.alone(ref, axis)
 
 
 def _freeze_scan_8(node: ir.Node, body: ir.Graph, channels: Channels) -> None:
