@@ -75,6 +75,9 @@ def prove(
         if outcome.wrong is not None:
             return Check(name, False, outcome.wrong)
         worst, ran = max(worst, outcome.error), ran + 1
+    unset = sum(node.op_type == "If" for node in numbered_nodes(pruned).values()) - len(paths)
+    if unset:
+        skipped += f"; {unset} If ran as their conditions said"
     if paths:
         branches = _run_branches(pair, paths, trials)
         if branches.wrong is not None:

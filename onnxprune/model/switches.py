@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxprune.model.body_shapes import branches
 from onnxprune.model.names import Names
 from onnxprune.model.scopes import number_of, numbered_nodes
+from onnxprune.model.stored import stored_tensor
 
 #: An If, by the number that `scopes.number_nodes` gave it, and whether its condition holds.
 Decision: TypeAlias = tuple[int, bool]
@@ -21,7 +22,10 @@ _DEEPEST = 3
 
 
 def decisions(model: ir.Model) -> dict[int, tuple[Decision, ...]]:
-    """Return every numbered If of a model, with the decisions of the Ifs around it that lead there."""
+    """Return the numbered Ifs of a model that may be set, with the decisions around each that lead there.
+
+    Those in a Loop that ends by what it computes are left out: set from outside, it might never end.
+    """
     found: dict[int, tuple[Decision, ...]] = {}
     waiting: list[tuple[ir.Graph, tuple[Decision, ...]]] = [(model.graph, ())]
     while waiting:
@@ -34,9 +38,21 @@ def decisions(model: ir.Model) -> dict[int, tuple[Decision, ...]]:
                     (branch, (*path, (number, holds)))
                     for branch, holds in zip(branches(node), (True, False), strict=True)
                 ]
-            elif "body" in node.attributes:
+            elif "body" in node.attributes and (node.op_type == "Scan" or _counts(node)):
                 waiting.append((node.attributes["body"].as_graph(), path))
     return found
+
+
+def _counts(loop: ir.Node) -> bool:
+    """Return whether a Loop runs as often as it is told: its body hands on the condition, or a constant."""
+    body = loop.attributes["body"].as_graph()
+    goes_on: ir.Value | None = body.outputs[0]
+    while goes_on is not None and goes_on is not body.inputs[1] and stored_tensor(goes_on) is None:
+        producer = goes_on.producer()
+        if producer is None or producer.op_type != "Identity":
+            return False
+        goes_on = producer.inputs[0]
+    return goes_on is not None
 
 
 def combinations(paths: Mapping[int, tuple[Decision, ...]]) -> list[dict[int, bool]]:

@@ -344,6 +344,31 @@ def test_a_condition_inside_a_loop() -> None:
     assert ("k_w", 1, False) in positions(group_of(analysis, "i_w", 1))
 
 
+def test_a_condition_that_ends_a_loop_is_never_set() -> None:
+    """The loop ends where the If takes its second branch: with the first one set, it would run for ever."""
+    body = """
+        h0 = MatMul(s, i_w)
+        n, last = Loop(, yes, zero, h0) <
+            body = b (int64 i, bool go, int64 k, float[N,8] h) => (bool on, int64 j, float[N,8] t) {
+                j = Add(k, one) u = MatMul(h, h_w) t = Tanh(u) more = Less(j, limit)
+                on = If(more) <then_branch = a () => (bool p) { p = Identity(yes) },
+                               else_branch = o () => (bool p) { p = Not(yes) }> }>
+        y = MatMul(last, f_w)
+    """
+    constants = {
+        **{name: CELL[name] for name in ("i_w", "h_w", "f_w")},
+        "zero": np.array(0), "one": np.array(1), "limit": np.array(4), "yes": np.array(True),
+    }  # fmt: skip
+    analysis = check_cut(graph(body, inputs="float[N,6] s", constants=constants))
+    assert open_groups(analysis) == {"i_w": 8}
+    gone = analysis.removed_labels(some_channels(analysis, 0, 0.4))
+    twin = make_twin(analysis.original, analysis.channels, gone)
+    pruned = cut(analysis.model, analysis.channels, gone)
+    check = prove(twin, pruned, trial_shapes(analysis), tolerance=1e-4)
+    assert check.passed
+    assert "1 If ran as their conditions said" in check.detail
+
+
 # --- Scan ---
 
 
