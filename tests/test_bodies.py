@@ -8,10 +8,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from cutting import check_cut, open_groups
+from generated import generated_model
 from onnx import numpy_helper
 
 import onnxprune
 from onnxprune import planning
+from onnxprune.analyze import analyze
 from onnxprune.errors import PlanError, ProofError
 from onnxprune.inspection import inspect_model
 from onnxprune.model.digest import structure_digest
@@ -192,3 +195,44 @@ def test_masks_reach_weights_in_branches(tmp_path: Path) -> None:
     result = onnxprune.prune(onnxprune.load(file), pattern="2:4")
     assert onnxprune.save_pruned(result, out, against=file).passed
     assert {"then_w", "else_w"} <= set(result.plan.masks)
+
+
+def as_branch(graph: onnx.GraphProto, prefix: str, gain: float) -> onnx.GraphProto:
+    """Return a graph that captures the inputs of another and computes the same with other weights."""
+    branch = onnx.GraphProto(name=prefix)
+    outer = {value.name for value in graph.input}
+    for constant in graph.initializer:
+        array = numpy_helper.to_array(constant)
+        scaled = array * np.float32(gain) if array.dtype == np.float32 else array
+        branch.initializer.append(numpy_helper.from_array(scaled, prefix + constant.name))
+    for node in graph.node:
+        copy = branch.node.add()
+        copy.CopyFrom(node)
+        copy.name = prefix + node.name
+        copy.input[:] = [name if not name or name in outer else prefix + name for name in node.input]
+        copy.output[:] = [name and prefix + name for name in node.output]
+    for output in graph.output:
+        branch.output.add(name=prefix + output.name, type=output.type)
+    return branch
+
+
+@pytest.mark.parametrize("seed", [2, 4, 6])
+def test_generated_graphs_as_branches(seed: int) -> None:
+    """Each branch has the groups that the graph has by itself, and no others; both are cut and proved."""
+    alone = generated_model(seed, 5)
+    flag = onnx.helper.make_tensor_value_info("flag", onnx.TensorProto.BOOL, [])
+    names = [output.name for output in alone.graph.output]
+    choice = onnx.helper.make_node(
+        "If",
+        ["flag"],
+        names,
+        "choice",
+        then_branch=as_branch(alone.graph, "then_", 1.0),
+        else_branch=as_branch(alone.graph, "else_", 0.5),
+    )
+    outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names]
+    graph = onnx.helper.make_graph([choice], "both", [*alone.graph.input, flag], outputs)
+    both = onnx.helper.make_model(graph, opset_imports=alone.opset_import, ir_version=alone.ir_version)
+    analysis = check_cut(ir.from_proto(onnx.shape_inference.infer_shapes(both)))
+    expected = open_groups(analyze(ir.from_proto(alone))).values()
+    assert sorted(open_groups(analysis).values()) == sorted([*expected, *expected])
