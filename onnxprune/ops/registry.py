@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from onnxprune.ops import control, conv, elementwise, matmul, move, normalize, pool, recurrent, reshape, sequence, sizes
+from onnxprune.ops import (
+    control,
+    conv,
+    elementwise,
+    matmul,
+    move,
+    normalize,
+    pool,
+    recurrent,
+    reshape,
+    sequence,
+    sizes,
+)
 from onnxprune.ops.base import rule_for
 from onnxprune.ops.linking import link_graph
 
