@@ -12,7 +12,10 @@ from onnxprune_cli.options import name, option, share
 from onnxprune_cli.output import Output, reporting
 
 EXAMPLE = options.example("onnxprune prune model.onnx -o small.onnx --target-macs 0.5 --plan small.plan")
-PATTERNS = "channels, heads, head_dim, experts (shapes shrink); unstructured, 2:4, block:RxC (zeros)."
+PATTERNS = (
+    "channels, heads, head_dim, experts (shapes shrink); dead (shapes shrink, the results stay); "
+    "unstructured, 2:4, block:RxC (zeros)."
+)
 
 
 @click.command(short_help="Remove what matters least, prove it, write it.", epilog=EXAMPLE)
@@ -37,8 +40,9 @@ PATTERNS = "channels, heads, head_dim, experts (shapes shrink); unstructured, 2:
 def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: Any) -> None:
     """Remove what matters least from MODEL, prove the result, and write it.
 
-    Give one of --amount, --target-macs and --target-params; N:M needs none of them. Nothing is written unless
-    the pruned model computes what the original computes with zeros in the same places, and passes verify.
+    Give one of --amount, --target-macs and --target-params; N:M and dead need none of them. Nothing is
+    written unless the pruned model computes what the original computes with zeros in the same places (dead:
+    what the original computes), and passes verify.
     Patterns of zeros save room on disk, not time: ONNX Runtime computes with zeros as with any number.
     """
     options.only_one(choices, "amount", "target_macs", "target_params")

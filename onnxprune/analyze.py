@@ -362,7 +362,7 @@ class _Grouping:
         for kind in _TAGS:
             if self.tagged[kind][labels].any():
                 return kind
-        linear = {"MatMul", "Gemm", "LSTM", "GRU", "RNN"}
+        linear = {"MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN"}
         ops = {self.nodes[member.consumer].op_type for member in members}
         return "hidden" if ops & linear and "Conv" not in ops else "channels"
 

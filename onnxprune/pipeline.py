@@ -14,22 +14,22 @@ import onnx_ir as ir
 from onnxprune.analyze import Analysis
 from onnxprune.errors import PlanError, ProofError, UsageError, VerificationError
 from onnxprune.model.digest import structure_digest
+from onnxprune.model.float32 import in_float32
 from onnxprune.model.io import save
 from onnxprune.model.shapes import trial_shapes
+from onnxprune.ops.sums import Sums
 from onnxprune.planning import STRUCTURED, Watch, analyze_for, check_groups, plan_channels, plan_masks
 from onnxprune.plans import save_plan
 from onnxprune.prove import TOLERANCE, prove
 from onnxprune.rewrite.cut import cut
+from onnxprune.rewrite.fold import Fold, apply_folds, exact_positions, plan_folds
 from onnxprune.rewrite.mask import apply_masks
 from onnxprune.rewrite.twin import make_twin
-from onnxprune.types import (
-    BoolArray,
-    Check,
-    IntArray,
-    Plan,
-    Report,
-)
+from onnxprune.types import BoolArray, Check, IntArray, Plan, Report
 from onnxprune.verification import verify
+
+#: Name of the proof where a cut claims to lose nothing: its twin is the original itself.
+_UNCHANGED = "cut equals the original"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,7 @@ def prune(
         model: from `onnxprune.load`; not changed.
         pattern: ``channels`` (everything whose removal shrinks shapes), ``heads`` (attention heads alone),
             ``head_dim`` (the same places inside all heads of an attention), ``experts`` (of a mixture),
+            ``dead`` (only channels that do nothing, with no amount: the result computes the same),
             ``unstructured``, ``N:M`` (as 2:4: at most 2 of 4 stay) or ``block:RxC``.
         amount: share of channels or weights to remove, in [0, 1); not with N:M, which says it itself.
         target_macs: share of the multiply-accumulates that may stay, in (0, 1], instead of an amount.
@@ -98,8 +99,8 @@ def prune(
         }
     )  # fmt: skip
     if pattern in STRUCTURED:
-        decision, analysis = plan_channels(model, recipe, seed, watch)
-        return _cut_and_prove(decision, analysis, watch)
+        decision, analysis, sums = plan_channels(model, recipe, seed, watch)
+        return _cut_and_prove(decision, analysis, sums, watch)
     return _mask(model, plan_masks(model, recipe, seed, watch), watch)
 
 
@@ -152,7 +153,9 @@ def apply_plan(model: ir.Model, plan: Plan) -> PruneResult:
     with watch.stage("analyze"):
         analysis = analyze_for({**plan.recipe, "pattern": plan.pattern}, model)
     check_groups(analysis, plan)
-    return _cut_and_prove(plan, analysis, watch)
+    with watch.stage("find constants"):
+        sums = Sums(analysis.model.graph, analysis.channels)
+    return _cut_and_prove(plan, analysis, sums, watch)
 
 
 def save_pruned(
@@ -189,6 +192,7 @@ def save_pruned(
             temporary,
             against=against,
             plan=result.plan,
+            optimize=bool(result.plan.masks),  # a cut claims no zeros; those that were there may be folded
             input_shapes=result.plan.recipe.get("input_shapes"),
         )
         checks.extend(report.checks)
@@ -209,28 +213,63 @@ def save_pruned(
     return replace(result.report, checks=(*result.report.checks, *checks), seconds=seconds)
 
 
-def _cut_and_prove(plan: Plan, analysis: Analysis, watch: Watch) -> PruneResult:
+def _cut_and_prove(plan: Plan, analysis: Analysis, sums: Sums, watch: Watch) -> PruneResult:
     removed = {group.name: group.removed for group in plan.groups if len(group.removed)}
-    gone = analysis.removed_labels(removed)
     with watch.stage("cut"):
-        pruned = cut(analysis.model, analysis.channels, gone)
+        trial = _cut(analysis, sums, removed)
     with watch.stage("prove"):
-        check = _prove(analysis, pruned, gone, plan.seed)
+        check = _prove(analysis, trial, plan.seed)
         if not check.passed:
-            raise ProofError(f"{check.detail}; {_blame(analysis, removed, plan.seed)}; nothing was written")
+            blame = _blame(analysis, sums, removed, plan.seed)
+            raise ProofError(f"{check.detail}; {blame}; nothing was written")
     inexact = [group for group in plan.groups if len(group.removed) and not group.exact]
     if inexact:
         check = replace(check, detail=f"{check.detail}; statistics over {len(inexact)} groups changed")
     with watch.stage("prove"):
         checks = (check, *_prove_written_out(analysis, plan.seed))
-    return PruneResult(pruned, plan, _report(plan, checks, watch))
+    before, after = plan.predicted
+    numbers, size_bytes = trial.added
+    after = replace(after, params=after.params + numbers, size_bytes=after.size_bytes + size_bytes)
+    report = _report(replace(plan, predicted=(before, after)), checks, watch, trial.folds)
+    return PruneResult(trial.pruned, plan, report)
 
 
-def _prove(analysis: Analysis, pruned: ir.Model, gone: BoolArray, seed: int) -> Check:
-    twin = make_twin(analysis.original, analysis.channels, gone)
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A cut that is not proved yet.
+
+    Attributes:
+        pruned: the model.
+        in_single: it in float32, with biases that were not rounded to 16 bits: what is proved.
+        gone: bool ``[labels.count]``, the labels that went.
+        folds: what became of constant terms.
+        added: how many numbers the folds added, and their bytes.
+    """
+
+    pruned: ir.Model
+    in_single: ir.Model
+    gone: BoolArray
+    folds: tuple[Fold, ...]
+    added: tuple[int, int]
+
+
+def _cut(analysis: Analysis, sums: Sums, removed: Mapping[str, IntArray]) -> _Trial:
+    gone = analysis.removed_labels(removed)
+    folds = plan_folds(sums, gone)
+    pruned = cut(analysis.model, analysis.channels, gone)
+    in_single = in_float32(pruned)
+    if in_single is not pruned:
+        apply_folds(in_single, sums, folds, gone)
+    return _Trial(pruned, in_single, gone, folds, apply_folds(pruned, sums, folds, gone))
+
+
+def _prove(analysis: Analysis, trial: _Trial, seed: int) -> Check:
+    twin = make_twin(analysis.original, analysis.channels, trial.gone, exact_positions(trial.folds))
     shapes = trial_shapes(analysis.original, analysis.shapes.input_shapes)
     trials = shapes if len(shapes) > 1 else shapes * 2
-    return prove(twin, pruned, trials, tolerance=TOLERANCE, seed=seed)
+    check = prove(twin, trial.in_single, trials, tolerance=TOLERANCE, seed=seed)
+    lossless = all(fold.lossless for fold in trial.folds) and not _restricted(analysis, trial.gone)
+    return replace(check, name=_UNCHANGED) if lossless else check
 
 
 def _prove_written_out(analysis: Analysis, seed: int) -> tuple[Check, ...]:
@@ -245,12 +284,17 @@ def _prove_written_out(analysis: Analysis, seed: int) -> tuple[Check, ...]:
     return (replace(check, name="functions written out", detail=f"{count} functions; {check.detail}"),)
 
 
-def _blame(analysis: Analysis, removed: Mapping[str, IntArray], seed: int) -> str:
+def _restricted(analysis: Analysis, gone: BoolArray) -> bool:
+    """Return whether a statistic loses channels that it was taken over."""
+    labels = analysis.channels.labels
+    return any(gone[labels.resolve(s.labels)].any() for s in analysis.channels.statistics)
+
+
+def _blame(analysis: Analysis, sums: Sums, removed: Mapping[str, IntArray], seed: int) -> str:
     """Cut one group at a time, and name those whose proof fails."""
     guilty = []
     for name, numbers in removed.items():
-        gone = analysis.removed_labels({name: numbers})
-        if not _prove(analysis, cut(analysis.model, analysis.channels, gone), gone, seed).passed:
+        if not _prove(analysis, _cut(analysis, sums, {name: numbers}), seed).passed:
             guilty.append(name)
     if not guilty:
         return "no single group fails, only several together"
@@ -265,7 +309,7 @@ def _mask(model: ir.Model, plan: Plan, watch: Watch) -> PruneResult:
     return PruneResult(copy, plan, _report(plan, (), watch))
 
 
-def _report(plan: Plan, checks: tuple[Check, ...], watch: Watch) -> Report:
+def _report(plan: Plan, checks: tuple[Check, ...], watch: Watch, folds: tuple[Fold, ...] = ()) -> Report:
     before, after = plan.predicted
     sections: dict[str, Any] = {
         "cost": [
@@ -286,6 +330,14 @@ def _report(plan: Plan, checks: tuple[Check, ...], watch: Watch) -> Report:
             for g in plan.groups
             if len(g.removed)
         ]
+    folded = [
+        {"consumer": str(fold.seen.contraction.node.name), "into": into, "channels": len(numbers)}
+        for fold in folds
+        for into, numbers in (("bias", fold.into_bias), ("weights", fold.into_weight))
+        if len(numbers)
+    ]
+    if folded:
+        sections["folded constants"] = folded
     if plan.masks:
         sections["masks"] = [
             {"tensor": name, "weights": mask.size, "zero": mask.size - mask.kept,

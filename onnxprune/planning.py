@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.allocate.channels import Options, choose_channels
+from onnxprune.allocate.dead import choose_dead, find_dead
 from onnxprune.allocate.masks import choose_masks
 from onnxprune.analyze import Analysis, analyze
 from onnxprune.cost import cost_of
@@ -23,6 +24,7 @@ from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.prepare import prepare
 from onnxprune.ops.channels import Channels
 from onnxprune.ops.kept import Kept
+from onnxprune.ops.sums import Sums
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import parse_pattern
 from onnxprune.scores.magnitude import score
@@ -40,12 +42,16 @@ from onnxprune.types import (
     Skipped,
 )
 
+#: The pattern that removes what does nothing: there is no amount to choose.
+DEAD = "dead"
+
 #: What each structured pattern may remove.
 STRUCTURED: Mapping[str, frozenset[str]] = {
     "channels": frozenset({"channels", "hidden", "heads"}),
     "experts": frozenset({"experts"}),
     "heads": frozenset({"heads"}),
     "head_dim": frozenset({"head_dim"}),
+    DEAD: frozenset({"channels", "hidden", "heads", "head_dim", "experts"}),
 }
 
 
@@ -67,7 +73,7 @@ class Watch:
 
 def plan_channels(
     model: ir.Model, recipe: Mapping[str, Any], seed: int, watch: Watch
-) -> tuple[Plan, Analysis]:
+) -> tuple[Plan, Analysis, Sums]:
     """Analyse, score, and choose the channels that go.
 
     Args:
@@ -77,7 +83,7 @@ def plan_channels(
         watch: gets the seconds of each stage.
 
     Returns:
-        The plan, and the analysis that it was made on.
+        The plan, the analysis that it was made on, and the constants that were found in it.
 
     Raises:
         UsageError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
@@ -86,11 +92,15 @@ def plan_channels(
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
         with watch.stage("analyze"):
             analysis = analyze_for(recipe, model)
-        with watch.stage("score"):
-            scores = score(analysis.model, analysis.groups, recipe["score"], seed=seed)
+        with watch.stage("find constants"):
+            sums = Sums(analysis.model.graph, analysis.channels)
+        scores = Scores(recipe["score"], {})
+        if recipe["pattern"] != DEAD:
+            with watch.stage("score"):
+                scores = score(analysis.model, analysis.groups, recipe["score"], seed=seed)
         with watch.stage("allocate"):
             whole = cost_of(analysis.model.graph, analysis.channels)
-            choices = _choose(recipe, analysis, scores, whole)
+            choices, notes = _choose(recipe, analysis, sums, scores, whole)
             removed = {choice.group.name: choice.removed for choice in choices}
             left = _cost_after(analysis, removed)
         if not any(len(numbers) for numbers in removed.values()):
@@ -107,9 +117,14 @@ def plan_channels(
                 predicted=(whole, left),
                 seed=seed,
                 versions=_versions(),
-                skipped=(*_skipped(choices), *analysis.unknown, *_unmatched(recipe, _names(analysis.groups))),
+                skipped=(
+                    *_skipped(choices),
+                    *notes,
+                    *analysis.unknown,
+                    *_unmatched(recipe, _names(analysis.groups)),
+                ),
             )
-    return decision, analysis
+    return decision, analysis, sums
 
 
 def analyze_for(recipe: Mapping[str, Any], model: ir.Model) -> Analysis:
@@ -117,12 +132,14 @@ def analyze_for(recipe: Mapping[str, Any], model: ir.Model) -> Analysis:
     return analyze(
         model,
         input_shapes=recipe.get("input_shapes"),
-        allow_inexact=recipe.get("allow_inexact", False),
+        allow_inexact=recipe.get("allow_inexact", False) and recipe["pattern"] != DEAD,
         prefer="head_dim" if recipe["pattern"] == "head_dim" else "heads",
     )
 
 
-def _choose(recipe: Mapping[str, Any], analysis: Analysis, scores: Scores, whole: Cost) -> tuple[Choice, ...]:
+def _choose(
+    recipe: Mapping[str, Any], analysis: Analysis, sums: Sums, scores: Scores, whole: Cost
+) -> tuple[tuple[Choice, ...], tuple[Skipped, ...]]:
     options = Options(
         scope=recipe["scope"],
         align=recipe.get("align", "auto"),
@@ -130,14 +147,32 @@ def _choose(recipe: Mapping[str, Any], analysis: Analysis, scores: Scores, whole
         floor=recipe.get("floor", 0.1),
         kinds=STRUCTURED[recipe["pattern"]],
     )
+    dead = find_dead(analysis.groups, analysis.units, sums, options)
+    if recipe["pattern"] == DEAD:
+        _check_no_amount(recipe)
+        return choose_dead(analysis.groups, dead, options)
     budget, of = _budget(recipe)
 
     def share_left(removed: Mapping[str, IntArray]) -> float:
         return float(getattr(_cost_after(analysis, removed), of) / max(getattr(whole, of), 1))
 
-    return choose_channels(
-        analysis.groups, scores, options, amount=recipe.get("amount"), budget=budget, cost=share_left
+    choices = choose_channels(
+        analysis.groups,
+        scores,
+        options,
+        amount=recipe.get("amount"),
+        budget=budget,
+        cost=share_left,
+        first=dead.removable,
+        last=dead.carriers,
     )
+    return choices, ()
+
+
+def _check_no_amount(recipe: Mapping[str, Any]) -> None:
+    for name in ("amount", "target_macs", "target_params"):
+        if recipe.get(name) is not None:
+            raise UsageError(f"pattern {DEAD!r} removes all that does nothing, no more: leave out {name}")
 
 
 def _budget(recipe: Mapping[str, Any]) -> tuple[Budget | None, str]:

@@ -262,7 +262,7 @@ class Plan:
     """A decision, apart from any model: what to remove and what to zero.
 
     Attributes:
-        pattern: "channels", "heads", "unstructured", "N:M" or "block:RxC".
+        pattern: "channels", "heads", "dead", "unstructured", "N:M" or "block:RxC".
         structure_digest: sha256 of the graph's structure (operators, edges, shapes; not the weights).
         weights_digest: sha256 of the weights that the scores were computed from.
         groups: every channel group, those left alone too (empty for mask patterns).

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.errors import LimitMissed, UsageError
-from onnxprune.types import Budget, ChannelGroup, Choice, FloatArray, IntArray, Scores
+from onnxprune.types import BoolArray, Budget, ChannelGroup, Choice, FloatArray, IntArray, Scores
 
 #: From the measured cliffs of ONNX Runtime on x86 (see docs): never an odd count, wide layers in blocks.
 _AUTO_STEPS = ((128, 16), (64, 8), (8, 4))
@@ -46,6 +46,8 @@ def choose_channels(
     amount: float | None = None,
     budget: Budget | None = None,
     cost: Callable[[Mapping[str, IntArray]], float] | None = None,
+    first: Mapping[str, BoolArray] | None = None,
+    last: Mapping[str, BoolArray] | None = None,
 ) -> tuple[Choice, ...]:
     """Decide which channels go, by amount or until a budget is met.
 
@@ -56,6 +58,8 @@ def choose_channels(
         amount: share of the channels to remove, in [0, 1).
         budget: keep at most this share of a metric, instead of an amount.
         cost: the share of that metric that is left once channels (by group name) are removed.
+        first: bool ``[size]`` by group name: channels that go before all others, because they do nothing.
+        last: bool ``[size]`` by group name: channels that go after all others.
 
     Raises:
         UsageError: neither or both of amount and budget, a value out of range, an unknown scope.
@@ -71,9 +75,9 @@ def choose_channels(
         raise UsageError(f"align is 'auto' or a whole number from 1 on, not {options.align!r}")
     if not 0 <= options.floor <= 1:
         raise UsageError(f"the floor is a share of each group, in [0, 1], not {options.floor}")
-    reasons = {group.name: _reason_to_skip(group, options) for group in groups}
+    reasons = {group.name: reason_to_skip(group, options) for group in groups}
     ranked = [
-        _Ranked(group, scores.channels[group.name], options)
+        _Ranked(group, _reranked(scores.channels[group.name], group.name, first or {}, last or {}), options)
         for group in groups
         if reasons[group.name] is None
     ]
@@ -95,7 +99,8 @@ def choose_channels(
     )
 
 
-def _reason_to_skip(group: ChannelGroup, options: Options) -> str | None:
+def reason_to_skip(group: ChannelGroup, options: Options) -> str | None:
+    """Return why a group stays whole, None if it may lose channels."""
     if group.frozen is not None:
         return group.frozen
     if group.kind not in options.kinds:
@@ -106,6 +111,17 @@ def _reason_to_skip(group: ChannelGroup, options: Options) -> str | None:
         ):
             return f"protected by {pattern!r}"
     return None
+
+
+def _reranked(
+    values: FloatArray, name: str, first: Mapping[str, BoolArray], last: Mapping[str, BoolArray]
+) -> FloatArray:
+    """Return scores relative to their mean in the group, with infinities for what goes first and last."""
+    nobody = np.zeros(len(values), dtype=np.bool_)
+    weakest, strongest = first.get(name, nobody), last.get(name, nobody)
+    plain = values[~(weakest | strongest)]
+    relative = values / ((plain.mean() if len(plain) else 0.0) or 1.0)
+    return np.where(weakest, -np.inf, np.where(strongest, np.inf, relative))
 
 
 def _nothing_goes(group: ChannelGroup, options: Options) -> str:
@@ -123,7 +139,7 @@ def _step(group: ChannelGroup, options: Options) -> int:
 
 
 class _Ranked:
-    """The channels of a group, weakest first, and the counts that may be left."""
+    """The channels of a group, weakest first, and the counts that may be left. Scores are relative."""
 
     def __init__(self, group: ChannelGroup, values: FloatArray, options: Options) -> None:
         self.name = group.name
@@ -154,14 +170,10 @@ def _global(ranked: Sequence[_Ranked], amount: float) -> dict[str, IntArray]:
     """The lowest share of all channels, by scores relative to the mean of their group."""
     if not ranked:
         return {}
-    relative = [group.values / (group.values.mean() or 1.0) for group in ranked]
-    everything = np.sort(np.concatenate(relative))
+    everything = np.sort(np.concatenate([group.values for group in ranked]))
     count = round(amount * len(everything))
     threshold = everything[count] if count < len(everything) else np.inf
-    return {
-        group.name: group.weakest(float((values < threshold).sum()))
-        for group, values in zip(ranked, relative, strict=True)
-    }
+    return {group.name: group.weakest(float((group.values < threshold).sum())) for group in ranked}
 
 
 _RANKINGS: dict[str, Callable[[Sequence[_Ranked], float], dict[str, IntArray]]] = {

@@ -1,4 +1,4 @@
-"""Output shapes of operators that ONNX itself does not know: those that ONNX Runtime adds.
+"""Output shapes of operators that ONNX does not tell: those that ONNX Runtime adds, and a few of its own.
 
 A shape function gets the sizes of all inputs, symbols included, and returns those of the outputs. It uses the
 `Dim` objects of the inputs wherever it can, so that equal names go on meaning equal sizes.
@@ -33,9 +33,10 @@ def shape_function(*op_types: str, domain: str = "com.microsoft") -> Callable[[S
 
 def function_for(node: ir.Node) -> ShapeFunction | None:
     """Return the function that tells the output sizes of a node, None if there is none."""
-    return _FUNCTIONS.get((node.domain, node.op_type))
+    return _FUNCTIONS.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
 
 
 @shape_function("BiasGelu", "FastGelu", "Gelu", "QuickGelu")
+@shape_function("GroupNormalization", "MeanVarianceNormalization", domain="")
 def _like_first(_: ir.Node, inputs: Sequence[Dims]) -> Sequence[Dims]:
     return [inputs[0]]

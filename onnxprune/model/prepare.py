@@ -1,10 +1,10 @@
 """A working copy in which sizes are constants: what analysis and cutting are done on.
 
 The copy computes the same outputs from the same inputs. Constants are initializers, Identity nodes are gone,
-arithmetic on sizes is done where its result is the same for every input, and the targets of Reshape and
-Expand say in numbers what they can. Calls of functions are written out, every value of a body has a name of
-its own, the constants of bodies stand in the main graph, and so do the nodes of an If that is always decided
-in the same way.
+statistics of constants are constants too, arithmetic on sizes is done where its result is the same for every
+input, and the targets of Reshape and Expand say in numbers what they can. Calls of functions are written out,
+every value of a body has a name of its own, the constants of bodies stand in the main graph, and so do the
+nodes of an If that is always decided in the same way.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxprune.model.body_shapes import branches, has_bodies, taken_branch
+from onnxprune.model.constant_statistics import fold_statistics
 from onnxprune.model.functions import without_functions
 from onnxprune.model.joins import join_pieces, pick_before_joining
 from onnxprune.model.names import Names, add_constant
@@ -60,6 +61,7 @@ def prepare(
     drop_identities(work)
     join_pieces(work.graph)
     leave_out_zero_states(work.graph)
+    fold_statistics(work.graph, (work.graph.opset_imports or work.opset_imports).get("", 1))
     shapes = concretise(work, input_shapes)
     _open_decided(work.graph, shapes)
     pick_before_joining(work.graph, shapes)

@@ -354,9 +354,7 @@ class _Walk:
         """
         opset = self._opset(node)
         try:
-            schema = onnx.defs.get_schema(
-                node.op_type, opset, "" if node.domain == "ai.onnx" else node.domain
-            )
+            schema = _schema(node.op_type, opset, "" if node.domain == "ai.onnx" else node.domain)
         except onnx.defs.SchemaError:
             return f"{node.domain + '.' if node.domain else ''}{node.op_type} is not a standard operator"
         if any(
@@ -416,6 +414,19 @@ class _Walk:
             self.shapes.dims[output] = tuple(Dim(int(dim)) for dim in declared)  # type: ignore[arg-type]
         else:
             self.shapes.unknown[output] = reason
+
+
+def _schema(op_type: str, opset: int, domain: str) -> onnx.defs.OpSchema:
+    """Return the schema of an operator; a later one where that of the opset can't tell shapes.
+
+    Raises:
+        SchemaError: there is none.
+    """
+    schema = onnx.defs.get_schema(op_type, opset, domain)
+    if not schema.has_type_and_shape_inference_function:
+        latest: onnx.defs.OpSchema = onnx.defs.get_schema(op_type, domain)
+        return latest if latest.has_type_and_shape_inference_function else schema
+    return schema
 
 
 def _written_dims(proto: onnx.TypeProto) -> tuple[int | str | None, ...] | None:

@@ -83,6 +83,7 @@ class Channels:
         self.tags: dict[str, list[LabelArray]] = {}
         self.statistics: list[Statistic] = []
         self.unknown: list[Skipped] = []  # nodes that were frozen because too little is known of them
+        self._computed_constants: set[ir.Value] = set()
 
     # --- looking --------------------------------------------------------------------------------------------
 
@@ -113,6 +114,16 @@ class Channels:
         """Return the contents of a small input that is the same for every input of the model, else None."""
         return self.shapes.constant(node.inputs[index]) if self.has(node, index) else None
 
+    def note_constant(self, node: ir.Node) -> None:
+        """Remember the outputs of a node that reads constants alone; called in topological order."""
+        given = [value for value in node.inputs if value is not None]
+        if given and all(value.is_initializer() or value in self._computed_constants for value in given):
+            self._computed_constants.update(node.outputs)
+
+    def is_constant(self, ref: Ref) -> bool:
+        """Return whether a value is a constant, or computed from constants alone."""
+        return isinstance(ref, Use) or ref in self._computed_constants
+
     def block_at(self, ref: Ref, axis: int) -> Block | None:
         """Return the block that holds an axis, None if the axis is untracked."""
         return next((block for block in self.blocks.get(ref, ()) if axis in block.axes), None)
@@ -140,10 +151,13 @@ class Channels:
         self.put(ref, tuple(a for a in block.axes if a != axis), rest)
         return own
 
-    def label_constant(self, ref: Ref, skip: Iterable[int] = ()) -> None:
-        """Give a constant that is only moved or mapped labels of its own, so that a cut can reach it."""
+    def label_constant(self, ref: Ref, axes: Iterable[int] | None = None) -> None:
+        """Give some axes of a constant (all by default) labels; where it goes, a cut then reaches it.
+
+        For rules that only move or map positions: a statistic over an axis must not come before its labels.
+        """
         if isinstance(ref, Use):
-            for axis in sorted(set(range(self.rank(ref))).difference(skip)):
+            for axis in range(self.rank(ref)) if axes is None else axes:
                 self.alone(ref, axis)
 
     def separate_all(self, ref: Ref) -> None:
@@ -255,6 +269,7 @@ class Channels:
         """
         axis %= self.rank(source)
         more = positions.ndim - 1
+        self.label_constant(source)
         for block in self.blocks.get(source, ()):
             labels, axes = block.labels, [a if a <= axis else a + more for a in block.axes]
             if axis in block.axes:

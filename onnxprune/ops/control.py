@@ -105,7 +105,7 @@ def _enter(node: ir.Node, index: int, inner: ir.Value, channels: Channels) -> No
     before, inside = channels.shape(outer), channels.shape(inner)
     same = [axis for axis, sizes in enumerate(zip(before, inside, strict=False)) if len(set(sizes)) == 1]
     changing = [axis for axis in range(len(before)) if axis not in same]
-    channels.label_constant(outer, skip=changing)
+    channels.label_constant(outer, same)
     for axis in changing:
         channels.freeze_axis(outer, axis, f"its size changes while {node.name} runs")
     channels.copy(outer, inner, {axis: axis for axis in same})
@@ -125,9 +125,9 @@ def _enter_slices(node: ir.Node, states: int, body: ir.Graph, channels: Channels
         if not _known(channels, inner):
             channels.freeze_all(outer, f"the shape of {inner.name} in {node.name} is not known")
             continue
-        channels.label_constant(outer, skip=(axis,))
         channels.freeze_axis(outer, axis, f"{node.name} runs along this axis")
         others = [other for other in range(channels.rank(outer)) if other != axis]
+        channels.label_constant(outer, others)
         channels.copy(outer, inner, {other: place for place, other in enumerate(others)})
 
 

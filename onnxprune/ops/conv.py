@@ -17,9 +17,11 @@ _SPACE = "a convolution slides along this axis ({node})"
 
 
 def _freeze_space(node: ir.Node, channels: Channels) -> None:
-    x = channels.ref(node, 0)
-    for axis in (0, *range(2, channels.rank(x))):
-        channels.freeze_axis(x, axis, _SPACE.format(node=node.name))
+    x, w = channels.ref(node, 0), channels.ref(node, 1)
+    channels.freeze_axis(x, 0, _SPACE.format(node=node.name))
+    for axis in range(2, channels.rank(x)):
+        for ref in (x, w):  # a kernel that is computed from constants has labels along its taps
+            channels.freeze_axis(ref, axis, _SPACE.format(node=node.name))
 
 
 def _input_by_group(
@@ -60,6 +62,9 @@ class Conv(OpRule):
     One rule for all: plain (one group), grouped, and depthwise (i has size 1).
     """
 
+    #: Which input holds b.
+    bias_index = 2
+
     def link(self, node: ir.Node, channels: Channels) -> None:
         """The input is summed over within each group; outputs are new channels of the same groups."""
         w = channels.ref(node, 1)
@@ -77,8 +82,8 @@ class Conv(OpRule):
             channels.meet(w, 0, y, reason)
         if channels.shape(w)[1] > 1:
             channels.meet(w, 1, places, reason)
-        if channels.has(node, 2):
-            channels.meet(channels.ref(node, 2), 0, y, reason)
+        if channels.has(node, self.bias_index):
+            channels.meet(channels.ref(node, self.bias_index), 0, y, reason)
         channels.put(node.outputs[0], (1,), y)
         channels.sums_over(node, 1, 1)
 
@@ -96,6 +101,26 @@ class Conv(OpRule):
     def weight_inputs(self, node: ir.Node, rank_of: Callable[[ir.Value], int]) -> tuple[WeightInput, ...]:
         """The kernel: rows are outputs, the sum runs over input channels at each tap."""
         return (WeightInput(1, summed_axis=1, output_axis=0),)
+
+
+@op_rule("DeformConv")
+class DeformConv(Conv):
+    """As Conv, at places that are moved by offsets, which each group of offset channels has for its own"""
+
+    bias_index = 3
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """Groups of offsets must stay, and equally large; offsets and their weights are coordinates."""
+        reason = f"{node.name} reads offsets from it"
+        for index in (2, 4):
+            if channels.has(node, index):
+                channels.freeze_all(channels.ref(node, index), reason)
+        offset_groups = node.attributes.get_int("offset_group", 1)
+        if offset_groups > 1:
+            groups, _ = _input_by_group(node, channels, offset_groups)
+            if groups is not None:
+                channels.freeze(groups, f"{node.name} has offsets for each of these groups")
+        super().link(node, channels)
 
 
 @op_rule("ConvTranspose")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -97,15 +98,41 @@ class Kept:
     def set_ints(self, node: ir.Node, index: int, numbers: Sequence[int] | IntArray) -> None:
         """Give an input of the copy new integer contents, without touching other users of the old ones."""
         copy = self._copies[node]
-        if copy.graph is None or self._names is None:
-            raise ValueError(f"{node.name} is not being cut")
         old = node.inputs[index] if index < len(node.inputs) else None
         dtype = np.int64 if old is None or old.const_value is None else old.const_value.dtype.numpy()
-        name = self._names.fresh(f"{copy.outputs[0].name or copy.name}_sizes_{index}")
-        value = add_constant(copy.graph, ir.tensor(np.asarray(numbers, dtype=dtype), name=name), name)
+        value = self._constant(copy, f"sizes_{index}", np.asarray(numbers, dtype=dtype))
         if index >= len(copy.inputs):
             copy.resize_inputs(index + 1)
         copy.replace_input_with(index, value)
+
+    def become_gather(self, node: ir.Node, axis: int, places: IntArray) -> None:
+        """Make the copy of ``node`` a Gather of constant places along one axis of its first input."""
+        copy = self._copies[node]
+        copy.resize_inputs(1)
+        copy.resize_inputs(2)
+        copy.replace_input_with(1, self._constant(copy, "places", np.asarray(places, dtype=np.int64)))
+        copy.op_type = "Gather"
+        copy.attributes.clear()
+        copy.attributes["axis"] = ir.AttrInt64("axis", axis)
+
+    def gather_before(self, node: ir.Node, axis: int, places: IntArray) -> None:
+        """Let the copy of ``node`` read its first input by way of a Gather of constant places."""
+        copy = self._copies[node]
+        source = copy.inputs[0]
+        if copy.graph is None or source is None:
+            raise ValueError(f"{node.name} is not being cut")
+        constant = self._constant(copy, "places", np.asarray(places, dtype=np.int64))
+        gather = ir.node("Gather", [source, constant], {"axis": axis}, name=f"{constant.name}_gather")
+        gather.outputs[0].name = f"{constant.name}_picked"
+        gather.outputs[0].type = source.type
+        copy.graph.insert_before(copy, gather)
+        copy.replace_input_with(0, gather.outputs[0])
+
+    def _constant(self, copy: ir.Node, purpose: str, contents: np.ndarray[Any, Any]) -> ir.Value:
+        if copy.graph is None or self._names is None:
+            raise ValueError(f"{copy.name} is not being cut")
+        name = self._names.fresh(f"{copy.outputs[0].name or copy.name}_{purpose}")
+        return add_constant(copy.graph, ir.tensor(contents, name=name), name)
 
 
 def _rectangle(kept: BoolArray, ref: Ref) -> list[BoolArray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxprune.model.body_shapes import has_bodies
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.base import rule_for
 from onnxprune.ops.channels import Channels
@@ -26,6 +27,8 @@ def link_graph(graph: ir.Graph, channels: Channels) -> None:
         else:
             channels.unknown.append(Skipped(str(node.name), str(reason)))
             _freeze_node(node, channels, f"{node.name}: {reason}")
+        if not has_bodies(node):  # what a body captures is no input
+            channels.note_constant(node)
 
 
 def _kind(node: ir.Node) -> str:

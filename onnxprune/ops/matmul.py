@@ -30,8 +30,7 @@ class MatMul(OpRule):
             channels.put(y, (rank_y - 1,), channels.alone(b, -1))
         if rank_a > 2 or rank_b > 2:
             _link_stacks(node, channels, a, b)
-        # A weight behind a Transpose is a computed value too, but no stack.
-        if not isinstance(a, Use) and not isinstance(b, Use) and min(rank_a, rank_b) > 2:
+        if not channels.is_constant(a) and not channels.is_constant(b) and min(rank_a, rank_b) > 2:
             _tag_attention(channels, a, b)
 
     def _contract(self, node: ir.Node, channels: Channels, a: Ref, b: Ref) -> None:

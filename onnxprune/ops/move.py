@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxprune.model.shape_values import slice_bounds
 from onnxprune.ops.base import OpRule, op_rule
-from onnxprune.ops.channels import Channels
+from onnxprune.ops.channels import Channels, Ref, Use
 from onnxprune.ops.elementwise import link_broadcast
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.labels import LabelArray
@@ -60,6 +60,8 @@ class Concat(OpRule):
         for axis in range(rank):
             if axis == joined or channels.shape(y)[axis] < 2:
                 continue
+            if all(isinstance(ref, Use) for ref in refs):
+                channels.label_constant(refs[0], [axis])
             tracked = [ref for ref in refs if channels.block_at(ref, axis) is not None]
             if not tracked:
                 continue
@@ -90,12 +92,13 @@ class Split(OpRule):
         """Each output has the labels of its part."""
         x = channels.ref(node, 0)
         axis = node.attributes.get_int("axis", 0) % channels.rank(x)
-        channels.label_constant(x, skip=(axis,))
-        start = 0
-        for output in node.outputs:
-            size = channels.shape(output)[axis]
-            channels.index(x, output, axis, np.arange(start, start + size))
-            start += size
+        sizes = [channels.shape(output)[axis] for output in node.outputs]
+        parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+        used = [part for part, output in zip(parts, node.outputs, strict=True) if output.uses()]
+        channels.label_constant(x)
+        _freeze_unread(node, channels, x, axis, np.concatenate([*used, parts[0][:0]]))
+        for output, part in zip(node.outputs, parts, strict=True):
+            channels.index(x, output, axis, part)
 
     def fix(self, node: ir.Node, kept: Kept) -> None:
         """The sizes of the parts, written out where they were equal and implicit."""
@@ -121,10 +124,9 @@ class Slice(OpRule):
         if picked is None:
             channels.freeze_all(x, f"{node.name} slices at computed bounds")
             return
-        channels.label_constant(x, skip=picked)
+        channels.label_constant(x)
         for axis, places in picked.items():
-            if np.abs(np.diff(places)).max(initial=1) > 1:
-                channels.freeze_axis(x, axis, f"{node.name} picks with a stride along this axis")
+            _freeze_unread(node, channels, x, axis, places)
         if any(len(places) == 0 for places in picked.values()):
             channels.separate_all(x)  # the other axes of an empty part still shrink
         for block in channels.blocks.get(x, ()):
@@ -135,26 +137,34 @@ class Slice(OpRule):
             channels.put(y, block.axes, labels)
 
     def fix(self, node: ir.Node, kept: Kept) -> None:
-        """New bounds for every axis that lost positions; the kept ones lie between them as before."""
+        """New bounds for every axis that lost positions; a Gather where even spacing was lost."""
         masks = kept.input(node, 0)
         picked = _sliced(node, kept.channels)
         if picked is None or not set(picked).intersection(masks):
             return
-        axes, starts, ends, steps = sorted(picked), [], [], []
-        for axis in axes:
-            bounds = _bounds(node, kept.channels, axis)
-            if axis in masks:
-                bounds = _shrunk(picked[axis], masks[axis], node)
-            start, end, step = bounds
-            starts.append(start)
-            ends.append(end)
-            steps.append(step)
-        if len(node.inputs) > 1:
-            for index, numbers in enumerate((starts, ends, axes, steps), start=1):
-                kept.set_ints(node, index, numbers)
-        else:
-            for name, numbers in (("starts", starts), ("ends", ends), ("axes", axes)):
-                kept.set_attribute(node, ir.AttrInt64s(name, numbers))
+        places = {axis: _new_places(picked[axis], mask) for axis, mask in masks.items() if axis in picked}
+        uneven = [axis for axis, numbers in places.items() if len(np.unique(np.diff(numbers))) > 1]
+        sliced = [axis for axis in sorted(picked) if axis not in uneven]
+        if not sliced:
+            kept.become_gather(node, uneven[0], places[uneven.pop(0)])
+        for axis in uneven:
+            kept.gather_before(node, axis, places[axis])
+        if sliced:
+            bounds = [
+                _evenly(places[axis]) if axis in places else _bounds(node, kept.channels, axis)
+                for axis in sliced
+            ]
+            _write_bounds(node, kept, sliced, bounds)
+
+
+def _write_bounds(node: ir.Node, kept: Kept, axes: list[int], bounds: list[tuple[int, int, int]]) -> None:
+    starts, ends, steps = (list(numbers) for numbers in zip(*bounds, strict=True))
+    if len(node.inputs) > 1:
+        for index, numbers in enumerate((starts, ends, axes, steps), start=1):
+            kept.set_ints(node, index, numbers)
+    else:
+        for name, numbers in (("starts", starts), ("ends", ends), ("axes", axes)):
+            kept.set_attribute(node, ir.AttrInt64s(name, numbers))
 
 
 _THROUGH_FIRST = -(2**62)
@@ -192,20 +202,29 @@ def _bounds(node: ir.Node, channels: Channels, axis: int) -> tuple[int, int, int
     return start or 0, end, step
 
 
-def _shrunk(picked: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], node: ir.Node) -> tuple[int, int, int]:
-    """Return bounds that pick the kept ones of ``picked`` from the kept ones of the axis."""
-    new_place = np.cumsum(mask) - 1
-    wanted = new_place[picked[mask[picked]]]
-    steps = np.unique(np.diff(wanted))
-    if len(wanted) == 0:
-        return int(mask.sum()), int(mask.sum()), 1
-    if len(wanted) == 1:
-        return int(wanted[0]), int(wanted[0]) + 1, 1
-    if len(steps) != 1:
-        raise AssertionError(f"{node.name}: a strided slice was cut unevenly")
-    step = int(steps[0])
-    end = int(wanted[-1]) + (1 if step > 0 else -1)
-    return int(wanted[0]), end if end >= 0 else _THROUGH_FIRST, step
+def _freeze_unread(
+    node: ir.Node, channels: Channels, x: Ref, axis: int, picked: np.ndarray[Any, Any]
+) -> None:
+    """Keep the positions of a constant that are not picked: nothing reads them, so they are no channels."""
+    labels = channels.alone(x, axis) if channels.is_constant(x) else None
+    if labels is not None:
+        unread = np.delete(np.arange(len(labels)), picked.ravel())
+        channels.freeze(labels[unread], f"{node.name} picks others")
+
+
+def _new_places(picked: np.ndarray[Any, Any], mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return where the kept ones of ``picked`` stand among the kept positions of the axis."""
+    places: np.ndarray[Any, Any] = (np.cumsum(mask) - 1)[picked[mask[picked]]]
+    return places
+
+
+def _evenly(places: np.ndarray[Any, Any]) -> tuple[int, int, int]:
+    """Return the bounds that pick evenly spaced places, forwards or backwards."""
+    if len(places) == 0:
+        return 0, 0, 1
+    step = int(places[1] - places[0]) if len(places) > 1 else 1
+    end = int(places[-1]) + (1 if step > 0 else -1)
+    return int(places[0]), end if end >= 0 else _THROUGH_FIRST, step
 
 
 @op_rule("Gather")
@@ -219,14 +238,17 @@ class Gather(OpRule):
         axis = node.attributes.get_int("axis", 0) % rank
         indices = channels.constant(node, 1)
         if indices is not None and (indices.ndim < 2 or channels.block_at(x, axis) is not None):
+            channels.label_constant(x)
+            _freeze_unread(node, channels, x, axis, indices)
             channels.index(x, y, axis, indices)
             return
         reason = f"{node.name} picks along this axis by computed positions"
-        channels.label_constant(x, skip=(axis,))
         channels.freeze_axis(x, axis, reason)
         channels.freeze_all(channels.ref(node, 1), f"{node.name} reads positions from it")
         more = len(channels.shape(y)) - rank
-        channels.copy(x, y, {a: a if a < axis else a + more for a in range(rank) if a != axis})
+        others = [a for a in range(rank) if a != axis]
+        channels.label_constant(x, others)
+        channels.copy(x, y, {a: a if a < axis else a + more for a in others})
 
     def fix(self, node: ir.Node, kept: Kept) -> None:
         """The kept ones of the picked positions, renumbered."""
@@ -244,7 +266,7 @@ class Gather(OpRule):
         kept.set_ints(node, 1, (np.cumsum(mask) - 1)[indices % len(mask)])
 
 
-@op_rule("GatherElements", "GatherND", "ScatterElements", "ScatterND")
+@op_rule("GatherElements", "GatherND", "Scatter", "ScatterElements", "ScatterND")
 class Indexed(OpRule):
     """y = elements picked or replaced by index tuples"""
 
@@ -331,7 +353,9 @@ class Pad(OpRule):
             return
         for axis in padded:
             channels.freeze_axis(x, axis, f"{node.name} pads this axis")
-        channels.copy(x, y, {axis: axis for axis in range(rank) if axis not in padded})
+        others = [axis for axis in range(rank) if axis not in padded]
+        channels.label_constant(x, others)
+        channels.copy(x, y, {axis: axis for axis in others})
 
 
 def _padded_axes(node: ir.Node, channels: Channels, rank: int) -> set[int] | None:

@@ -6,6 +6,8 @@ import onnx_ir as ir
 
 from onnxprune.ops.base import OpRule, op_rule
 from onnxprune.ops.channels import Channels
+from onnxprune.ops.kept import Kept
+from onnxprune.ops.labels import LabelArray
 
 
 @op_rule("BatchNormalization")
@@ -61,6 +63,78 @@ class InstanceNormalization(OpRule):
         labels = channels.alone(x, 1)
         for index in (1, 2):
             channels.meet(channels.ref(node, index), 0, labels, f"{node.name} normalises untracked channels")
+        channels.copy(x, node.outputs[0])
+
+
+@op_rule("GroupNormalization")
+class GroupNormalization(OpRule):
+    """y[n, (g, i), ...] = (x[n, (g, i), ...] - mean[n, g]) / std[n, g] * scale[(g, i)] + bias[(g, i)]
+
+    Until opset 20, scale and bias have one element for each group.
+    """
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """Whole groups are independent; the statistics change when a place in a group goes."""
+        x = channels.ref(node, 0)
+        channels.separate_all(x)
+        for axis in range(2, channels.rank(x)):
+            channels.freeze_axis(x, axis, f"{node.name} takes mean and deviation along this axis")
+        labels, groups = channels.alone(x, 1), None
+        if labels is not None:
+            groups = self._separate_groups(node, channels, labels)
+        per_channel = channels.shape(channels.ref(node, 1))[0] == channels.shape(x)[1]
+        for index in (1, 2):
+            if channels.shape(channels.ref(node, index))[0] > 1:
+                mine = labels if per_channel else groups
+                channels.meet(
+                    channels.ref(node, index), 0, mine, f"{node.name} normalises untracked channels"
+                )
+        channels.copy(x, node.outputs[0])
+
+    def _separate_groups(self, node: ir.Node, channels: Channels, labels: LabelArray) -> LabelArray | None:
+        """Return the labels of the groups ``[groups, k]``, None if there is a single one."""
+        table = labels.reshape(node.attributes.get_int("num_groups", 1), -1, labels.shape[-1])
+        if table.shape[1] == 1:
+            return labels
+        groups, places = (None, labels) if len(table) == 1 else channels.labels.separate(table, (0,))
+        channels.averages_over(node, places, f"{node.name} takes mean and deviation over these channels")
+        return groups
+
+    def fix(self, node: ir.Node, kept: Kept) -> None:
+        """As many groups as are left."""
+        mask = kept.input(node, 0).get(1)
+        if mask is not None:
+            table = mask.reshape(node.attributes.get_int("num_groups", 1), -1)
+            kept.set_attribute(node, ir.AttrInt64("num_groups", int(table.any(axis=1).sum())))
+
+
+@op_rule("LRN")
+class LRN(OpRule):
+    """y[n, c, ...] = x[n, c, ...] / (bias + alpha / size * sum of x**2 over neighbouring channels) ** beta"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """Without a channel, others become neighbours."""
+        x = channels.ref(node, 0)
+        labels = channels.alone(x, 1)
+        if labels is not None:
+            channels.averages_over(node, labels, f"{node.name} takes squares of neighbouring channels")
+        channels.copy(x, node.outputs[0])
+
+
+@op_rule("MeanVarianceNormalization")
+class MeanVarianceNormalization(OpRule):
+    """y = (x - mean(x)) / std(x), with mean and std over ``axes``"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """The statistics change when a position of a normalised axis goes."""
+        x = channels.ref(node, 0)
+        channels.separate_all(x)
+        for axis in node.attributes.get_ints("axes", (0, 2, 3)):
+            labels = channels.alone(x, axis)
+            if labels is not None:
+                channels.averages_over(
+                    node, labels, f"{node.name} takes mean and deviation over these channels"
+                )
         channels.copy(x, node.outputs[0])
 
 

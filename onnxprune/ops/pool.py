@@ -64,7 +64,7 @@ class Reduce(OpRule):
         """A sum over channels equals the sum without those that are zero; statistics change."""
         x, y = channels.ref(node, 0), node.outputs[0]
         rank = channels.rank(x)
-        axes = _reduced_axes(node, channels, rank)
+        axes = reduced_axes(node, channels, rank)
         if axes is None:
             channels.freeze_all(x, f"{node.name} reduces along axes that are computed")
             return
@@ -88,7 +88,8 @@ class Reduce(OpRule):
 _SUMS = frozenset({"ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare"})
 
 
-def _reduced_axes(node: ir.Node, channels: Channels, rank: int) -> set[int] | None:
+def reduced_axes(node: ir.Node, channels: Channels, rank: int) -> set[int] | None:
+    """Return the axes that a reduction takes together, None if they are computed."""
     if node.op_type in ("ArgMax", "ArgMin"):
         return {node.attributes.get_int("axis", 0) % rank}
     if channels.has(node, 1):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from onnxprune.ops import (
+    blocks,
     control,
     conv,
+    einsum,
     elementwise,
     matmul,
     move,
     normalize,
     pool,
+    positions,
     recurrent,
     reshape,
     sequence,
@@ -18,6 +21,21 @@ from onnxprune.ops import (
 from onnxprune.ops.base import rule_for
 from onnxprune.ops.linking import link_graph
 
-FAMILIES = (control, conv, elementwise, matmul, move, normalize, pool, recurrent, reshape, sequence, sizes)
+FAMILIES = (
+    blocks,
+    control,
+    conv,
+    einsum,
+    elementwise,
+    matmul,
+    move,
+    normalize,
+    pool,
+    positions,
+    recurrent,
+    reshape,
+    sequence,
+    sizes,
+)
 
 __all__ = ["FAMILIES", "link_graph", "rule_for"]

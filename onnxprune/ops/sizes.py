@@ -40,3 +40,13 @@ class ConstantOfShape(OpRule):
         for axis in masks:
             sizes[axis] = kept.count(node.outputs[0], axis)
         kept.set_ints(*target, sizes)
+
+
+@op_rule(
+    "BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix", "RandomNormal", "RandomUniform",
+)  # fmt: skip
+class Made(OpRule):
+    """y = numbers made from a formula or at random, in a shape that is written down"""
+
+    def link(self, node: ir.Node, channels: Channels) -> None:
+        """The output has no channels; what it meets stays."""

@@ -22,7 +22,12 @@ from onnxprune.ops.kept import Kept
 from onnxprune.types import BoolArray
 
 
-def make_twin(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Model:
+def make_twin(
+    model: ir.Model,
+    channels: Channels,
+    removed: BoolArray,
+    spared: Mapping[Contraction, BoolArray] | None = None,
+) -> ir.Model:
     """Return the exact twin of a cut.
 
     Args:
@@ -30,6 +35,8 @@ def make_twin(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Mod
             the preparation too; not changed. Calls of functions must be written out.
         channels: the labels of its working copy, and the sums that run over them.
         removed: bool ``[labels.count]``, True for each label that goes.
+        spared: bool ``[dim]`` by sum: removed positions that are not zeroed, because the cut claims to lose
+            nothing there: their terms are zero already, or constants that it folds into what stays.
     """
     copy = model.clone()
     number_nodes(copy)
@@ -38,6 +45,8 @@ def make_twin(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Mod
     names = Names(copy.graph)
     for number, contraction in enumerate(channels.contractions):
         gone = _gone(channels, contraction, removed)
+        if gone is not None and spared is not None and contraction in spared:
+            gone = gone & ~spared[contraction]
         if gone is None or not gone.any():
             continue
         node = _same_node(contraction.node, numbered, producers)

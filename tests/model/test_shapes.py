@@ -249,3 +249,17 @@ def test_another_batch_is_another_batch_for_every_input() -> None:
     first, other = trial_shapes(model, {"x": (2, 16, 3), "z": (16, 3)})
     assert (first["x"], first["z"]) == ((2, 16, 3), (16, 3))
     assert (other["x"], other["z"]) == ((1, 1, 3), (1, 3))
+
+
+def test_operators_whose_shapes_onnx_does_not_tell() -> None:
+    body = """
+        g = GroupNormalization<num_groups = 3>(x, s, s) m = MeanVarianceNormalization(g) y = Relu(m)
+    """
+    model = graph(body, constants={"s": (3,)}, opset=21)
+    assert described(concretise(model), model, "y") == ["N", "3", "6", "6"]
+
+
+def test_operators_whose_shapes_a_later_opset_tells() -> None:
+    body = "f = GreaterOrEqual(x, s) y = Where(f, x, s)"
+    model = graph(body, constants={"s": (3, 1, 1)}, opset=12)
+    assert described(concretise(model), model, "y") == ["N", "3", "6", "6"]

@@ -122,3 +122,29 @@ def test_sliding_along_a_labelled_axis_freezes_it() -> None:
     analysis = check_cut(graph(body, constants=constants))
     assert open_groups(analysis) == {"b_w": 5}
     assert "slides along this axis" in frozen_groups(analysis)["a_w"]
+
+
+@pytest.mark.parametrize(("groups", "offset_groups"), [(1, 1), (1, 2), (2, 1), (2, 4), (4, 2)])
+@pytest.mark.parametrize("extra", ["", ", d_b", ", d_b, m"])
+def test_deformable(groups: int, offset_groups: int, extra: str) -> None:
+    """Offset groups stay, and lose equally many places; the network that makes offsets ends in them."""
+    constants = {
+        "a_w": (8, 3, 1, 1), "d_w": (8, 8 // groups, 3, 3), "d_b": (8,), "c_w": (4, 8, 1, 1),
+        "o_w": (18 * offset_groups, 3, 3, 3), "m_w": (9 * offset_groups, 3, 3, 3),
+    }  # fmt: skip
+    attributes = (
+        f"group = {groups}, offset_group = {offset_groups}, kernel_shape = [3, 3], pads = [1, 1, 1, 1]"
+    )
+    body = f"""
+        h = Conv(x, a_w) o = Conv<pads = [1, 1, 1, 1]>(x, o_w) m = Conv<pads = [1, 1, 1, 1]>(x, m_w)
+        d = DeformConv<{attributes}>(h, d_w, o{extra}) r = Relu(d) y = Conv(r, c_w)
+    """
+    model = graph(body, inputs="float[N,3,6,6] x", constants=constants, opset=19)
+    analysis = check_cut(model)
+    assert "reads offsets" in frozen_groups(analysis)["o_w"]
+    offered = open_groups(analysis)
+    assert offered
+    if groups == offset_groups == 1:
+        assert offered == {"a_w": 8, "d_w": 8}
+    elif groups == 1:
+        assert sorted(offered.values()) == [4, 8]

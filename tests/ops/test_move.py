@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
-from cutting import check_cut, frozen_groups, graph, group_of, open_groups, positions
+from cutting import (
+    check_cut,
+    check_declared_shapes,
+    frozen_groups,
+    graph,
+    group_of,
+    open_groups,
+    positions,
+    proved_cut,
+    trial_shapes,
+)
 
-from onnxprune.analyze import analyze
+from onnxprune.analyze import Analysis, analyze
+from onnxprune.ops.channels import Use
 
 STEM = "h = Conv(x, a_w) "
 CONSTANTS = {"a_w": (8, 3, 1, 1), "c_w": (4, 8, 1, 1)}
@@ -168,11 +180,73 @@ def test_slice_backwards() -> None:
     np.testing.assert_array_equal(member.channel_at, np.arange(8)[::-1])
 
 
-def test_slice_with_a_stride_freezes_the_axis() -> None:
+def operators_after(analysis: Analysis, gone: dict[tuple[str, int], list[int]]) -> list[str]:
+    """Remove positions of weights, named by tensor and axis; prove the cut; return the operators left."""
+    channels = analysis.channels
+    removed = np.zeros(channels.labels.count, np.bool_)
+    for use in [ref for ref in channels.blocks if isinstance(ref, Use)]:
+        for (tensor, axis), numbers in gone.items():
+            if use.value.name == tensor:
+                labels = channels.alone(use, axis)
+                assert labels is not None
+                removed[labels[numbers]] = True
+    pruned = proved_cut(analysis, removed, trial_shapes(analysis))
+    check_declared_shapes(ir.to_proto(pruned))
+    return [node.op_type for node in pruned.graph]
+
+
+@pytest.mark.parametrize(("start", "step"), [(0, 2), (1, 3), (-1, -2)])
+def test_slice_with_a_stride(start: int, step: int) -> None:
+    """Picked channels and those between them go independently."""
+    size = len(range(8)[start::step])
+    end = -(2**40) if step < 0 else 2**40
+    constants = CONSTANTS | {"b": [start], "e": [end], "a": [1], "s": [step], "d_w": (4, size, 1, 1)}
+    body = STEM + "r = Slice(h, b, e, a, s) d = Conv(r, d_w) c = Conv(h, c_w) y = Add(c, d)"
+    analysis = check_cut(graph(body, constants=constants))
+    assert open_groups(analysis) == {"a_w": 8 - size, "a_w#2": size} or open_groups(analysis) == {
+        "a_w": size,
+        "a_w#2": 8 - size,
+    }
+
+
+@pytest.mark.parametrize(
+    ("gone", "operators"),
+    [
+        ([1, 3, 5, 7], ["Conv", "Slice", "Conv"]),  # what is left stands side by side
+        ([1], ["Conv", "Gather", "Conv"]),
+        ([0, 4], ["Conv", "Slice", "Conv"]),  # two are always evenly spaced
+        ([1, 3, 4], ["Conv", "Gather", "Conv"]),
+        ([0, 1], ["Conv", "Slice", "Conv"]),
+    ],
+)
+def test_a_stride_becomes_a_gather_only_where_it_must(gone: list[int], operators: list[str]) -> None:
     constants = CONSTANTS | {"b": [0], "e": [8], "a": [1], "s": [2], "c_w": (4, 4, 1, 1)}
     body = STEM + "r = Slice(h, b, e, a, s) y = Conv(r, c_w)"
-    analysis = check_cut(graph(body, constants=constants))
-    assert "stride" in frozen_groups(analysis)["a_w"]
+    analysis = analyze(graph(body, constants=constants))
+    assert operators_after(analysis, {("a_w", 0): gone}) == operators
+
+
+def test_a_stride_along_channels_and_space() -> None:
+    constants = CONSTANTS | {"b": [1, 7], "e": [6, -(2**40)], "a": [2, 1], "s": [2, -2], "c_w": (4, 4, 1, 1)}
+    analysis = check_cut(graph(STEM + "r = Slice(h, b, e, a, s) y = Conv(r, c_w)", constants=constants))
+    assert operators_after(analysis, {("a_w", 0): [3]}) == ["Conv", "Gather", "Slice", "Conv"]
+    assert operators_after(analysis, {("a_w", 0): [2]}) == ["Conv", "Gather", "Slice", "Conv"]
+    assert operators_after(analysis, {("a_w", 0): [0, 2, 4, 6]}) == ["Conv", "Slice", "Conv"]
+
+
+def test_strides_along_two_axes_of_channels() -> None:
+    """Rows from a weight on the left, columns from one on the right."""
+    constants = {"l_w": (8, 5), "r_w": (6, 9), "b": [0, 1], "e": [8, 9], "a": [1, 2], "s": [3, 2]}
+    constants |= {"m_w": (3, 3), "c_w": (4, 4)}
+    body = """
+        l = MatMul(l_w, x) h = MatMul(l, r_w) t = Slice(h, b, e, a, s)
+        m = MatMul(m_w, t) y = MatMul(m, c_w)
+    """
+    analysis = check_cut(graph(body, inputs=SEQUENCE, constants=constants))
+    both = operators_after(analysis, {("l_w", 0): [1], ("r_w", 1): [2]})
+    assert both == ["MatMul", "MatMul", "Gather", "Gather", "MatMul", "MatMul"]
+    one = operators_after(analysis, {("l_w", 0): [1, 2, 4, 5, 7], ("r_w", 1): [2]})
+    assert one == ["MatMul", "MatMul", "Gather", "Slice", "MatMul", "MatMul"]
 
 
 def test_slice_of_opset_9() -> None:

@@ -110,3 +110,75 @@ def test_group_norm_spelled_with_instance_norm() -> None:
     assert {("s", 0, False), ("g_s", 0, False)} <= positions(
         next(group for group in analysis.groups if group.frozen is None)
     )
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+@pytest.mark.parametrize("groups", [2, 4, 8])
+def test_group_norm_loses_whole_groups(opset: int, groups: int) -> None:
+    """Scale and bias belong to groups until opset 20, to channels since."""
+    size = groups if opset == 18 else 8
+    constants = CONSTANTS | {"s": (size,), "b": (size,)}
+    body = f"h = Conv(x, a_w) r = GroupNormalization<num_groups = {groups}>(h, s, b) y = Conv(r, c_w)"
+    analysis = check_cut(graph(body, constants=constants, opset=opset))
+    (group,) = (group for group in analysis.groups if group.frozen is None)
+    assert group.size == groups
+    assert {("s", 0, False), ("b", 0, False), ("a_w", 0, False), ("c_w", 1, True)} == positions(group)
+    (member,) = (m for m in group.members if m.tensor == "a_w")
+    np.testing.assert_array_equal(member.channel_at, np.repeat(range(groups), 8 // groups))
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_group_norm_of_one_group_stays(opset: int) -> None:
+    size = 1 if opset == 18 else 8
+    body = "h = Conv(x, a_w) r = GroupNormalization<num_groups = 1>(h, s, b) y = Conv(r, c_w)"
+    analysis = check_cut(graph(body, constants=CONSTANTS | {"s": (size,), "b": (size,)}, opset=opset))
+    assert "takes mean and deviation" in frozen_groups(analysis)["a_w"]
+
+
+def test_group_norm_of_the_model_input_stays() -> None:
+    body = "r = GroupNormalization<num_groups = 3>(x, s, b) h = Conv(r, a_w) y = Conv(h, c_w)"
+    analysis = check_cut(graph(body, constants=CONSTANTS | {"s": (3,), "b": (3,)}, opset=21))
+    assert open_groups(analysis) == {"a_w": 8}
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ("LRN<size = 3>(h)", "neighbouring channels"),
+        ("MeanVarianceNormalization<axes = [0, -3]>(h)", "mean and deviation"),
+    ],
+)
+def test_statistics_over_channels_keep_them(call: str, reason: str) -> None:
+    body = f"h = Conv(x, a_w) n = {call} y = Conv(n, c_w)"
+    analysis = check_cut(graph(body, constants=CONSTANTS))
+    assert reason in frozen_groups(analysis)["a_w"]
+    assert "not exact" in frozen_groups(analysis)["a_w"]
+
+
+@pytest.mark.parametrize("call", ["MeanVarianceNormalization(h)", "LpNormalization(h)"])
+def test_statistics_over_space_pass_channels(call: str) -> None:
+    body = f"h = Conv(x, a_w) n = {call} y = Conv(n, c_w)"
+    assert open_groups(check_cut(graph(body, constants=CONSTANTS))) == {"a_w": 8}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "LRN<size = 3>(h)",
+        "MeanVarianceNormalization<axes = [1]>(h)",
+        "GroupNormalization<num_groups = 1>(h, s, b)",
+    ],
+)
+def test_statistics_over_channels_on_request(call: str) -> None:
+    constants = CONSTANTS | ({"s": (8,), "b": (8,)} if "Group" in call else {})
+    model = graph(f"h = Conv(x, a_w) n = {call} y = Conv(n, c_w)", constants=constants, opset=21)
+    analysis = check_cut(model, allow_inexact=True)
+    (group,) = (group for group in analysis.groups if group.frozen is None)
+    assert (group.size, group.exact) == (8, False)
+
+
+def test_group_norm_loses_places_in_its_groups_on_request() -> None:
+    """Groups and places in them are rivals: one of the two is offered."""
+    body = "h = Conv(x, a_w) r = GroupNormalization<num_groups = 2>(h, s, b) y = Conv(r, c_w)"
+    model = graph(body, constants=CONSTANTS | {"s": (8,), "b": (8,)}, opset=21)
+    assert sum(group.frozen is None for group in check_cut(model, allow_inexact=True).groups) == 1

@@ -133,17 +133,6 @@ def test_pixel_shuffle_by_reshape() -> None:
     np.testing.assert_array_equal(member.channel_at, np.repeat([0, 1], 4))
 
 
-def test_pixel_shuffle_by_its_operator_is_left_alone() -> None:
-    constants = CONSTANTS | {"b_w": (6, 3, 1, 1), "d_w": (3, 6, 1, 1), "c_w": (4, 2, 1, 1)}
-    body = """
-        b = Conv(x, b_w) d = Conv(b, d_w) h = Conv(d, a_w) s = DepthToSpace<blocksize = 2>(h) y = Conv(s, c_w)
-    """
-    analysis = check_cut(graph(body, constants=constants))
-    assert sorted(open_groups(analysis)) == ["b_w", "d_w"]
-    assert "DepthToSpace" in frozen_groups(analysis)["a_w"]
-    assert ["DepthToSpace" in skipped.reason for skipped in analysis.unknown] == [True]
-
-
 def test_patches_become_a_sequence() -> None:
     constants = CONSTANTS | {"s": [0, 8, -1], "b_w": (8, 7), "c_w": (7, 5)}
     body = (

@@ -1,0 +1,106 @@
+"""Statistics of constants become constants: the norm in a weight normalisation, the sigma in a spectral one.
+
+Such a weight is computed in the graph, ``g * v / norm(v)``. Elementwise operators and moves need no folding,
+as channels are followed through them; but a norm over input channels must not change when some of these go.
+Only what is smaller than what it is computed from is folded, so no weight is copied, and no layer of a
+network that happens to have a constant input (a table of positions that is made by one) is lost.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from onnx import reference
+
+from onnxprune.model.names import Names, add_constant
+
+#: Products are statistics where a vector is left, as in ``u W v``; others may be weights, or layers.
+_PRODUCTS = frozenset(("Einsum", "Gemm", "MatMul"))
+
+#: Operators whose results depend on many positions of their inputs at once.
+_STATISTICS = _PRODUCTS | frozenset((
+    "ArgMax", "ArgMin", "GlobalAveragePool", "GlobalMaxPool", "ReduceL1", "ReduceL2", "ReduceLogSum",
+    "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
+))  # fmt: skip
+
+#: Types that ONNX's reference computes in.
+_COMPUTED = frozenset({
+    ir.DataType.BOOL, ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT32,
+    ir.DataType.INT64,
+})  # fmt: skip
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+def fold_statistics(graph: ir.Graph, opset: int) -> None:
+    """Replace each statistic of constants in a graph by an initializer.
+
+    Args:
+        graph: changed in place. Nodes that only the folded ones needed stay, without users.
+        opset: version of the standard operators.
+    """
+    constants = _constants(graph)
+    names = Names(graph)
+    made = []
+    for node in list(graph):
+        output = node.outputs[0]
+        if node.op_type not in _STATISTICS or output not in constants or output.is_graph_output():
+            continue
+        known: dict[ir.Value, Array] = {}
+        contents = _evaluate(output, opset, known)
+        if contents.size >= max(known[value].size for value in node.inputs if value is not None):
+            continue
+        if node.op_type in _PRODUCTS and sum(size > 1 for size in contents.shape) > 1:
+            continue
+        name = names.fresh(f"{output.name}_folded")
+        folded = add_constant(graph, ir.tensor(contents, name=name), name)
+        made.append(folded)
+        output.replace_all_uses_with(folded)
+        graph.remove(node, safe=True)
+    for folded in made:
+        if not folded.uses():  # another statistic was made of it
+            graph.initializers.pop(str(folded.name))
+
+
+def _constants(graph: ir.Graph) -> set[ir.Value]:
+    """Return the values that are computed from initializers alone, the same ones each time."""
+    found: set[ir.Value] = set()
+    for node in graph:
+        if not node.inputs or len(node.outputs) != 1 or node.domain not in ("", "ai.onnx"):
+            continue
+        graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        if node.op_type.startswith("Random") or any(a.type in graphs for a in node.attributes.values()):
+            continue
+        if all(value is None or value in found or _is_fixed(value) for value in node.inputs):
+            found.add(node.outputs[0])
+    return found
+
+
+def _is_fixed(value: ir.Value) -> bool:
+    """Return whether a value is an initializer that no caller can replace, of a type computed here."""
+    tensor = value.const_value
+    return (
+        value.is_initializer()
+        and not value.is_graph_input()
+        and tensor is not None
+        and tensor.dtype in _COMPUTED
+    )
+
+
+def _evaluate(value: ir.Value, opset: int, known: dict[ir.Value, Array]) -> Array:
+    """Return the contents of a constant value, and keep them and those before it in ``known``."""
+    if value not in known:
+        node = value.producer()
+        if node is None:
+            if value.const_value is None:
+                raise ValueError(f"{value.name} holds no tensor")
+            known[value] = np.asarray(value.const_value.numpy())
+        else:
+            inputs = [source for source in node.inputs if source is not None]
+            feeds = {str(source.name): _evaluate(source, opset, known) for source in inputs}
+            evaluator = reference.ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": opset})
+            (result,) = evaluator.run(None, feeds)
+            known[value] = np.asarray(result)
+    return known[value]
