@@ -236,3 +236,16 @@ def test_generated_graphs_as_branches(seed: int) -> None:
     analysis = check_cut(ir.from_proto(onnx.shape_inference.infer_shapes(both)))
     expected = open_groups(analyze(ir.from_proto(alone))).values()
     assert sorted(open_groups(analysis).values()) == sorted([*expected, *expected])
+
+
+def test_constant_channels_that_branches_read_are_cut_without_folding() -> None:
+    """Three channels are constant; what a branch makes of them has no bias outside to go to."""
+    weights = model(BRANCHES, BRANCH_WEIGHTS)
+    array = numpy_helper.to_array(weights.graph.initializer[0]).copy()
+    array[:3] = 0
+    weights.graph.initializer[0].CopyFrom(numpy_helper.from_array(array, "a_w"))
+    bias = numpy_helper.from_array(np.full(16, 0.7, np.float32), "a_b")
+    weights.graph.initializer.append(bias)
+    weights.graph.node[0].input.append("a_b")
+    result = onnxprune.prune(ir.from_proto(weights), amount=0.4, align=1)
+    assert result.report.passed
