@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.model.functions import without_functions
 from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Block, Channels, Use
 from onnxprune.ops.labels import by_axis
-from onnxprune.ops.registry import rule_for
+from onnxprune.ops.registry import link_graph
 from onnxprune.ops.transforms import fixed_transforms
 from onnxprune.types import BoolArray, ChannelGroup, IntArray, Kind, Member, Skipped
 
@@ -28,7 +29,8 @@ class Analysis:
     """Everything the later stages need to know of a model.
 
     Attributes:
-        original: the model that was given.
+        given: the model that was given.
+        original: the same, or a copy with the calls of its functions written out.
         model: its working copy, which was analysed; cuts are made on clones of it.
         shapes: sizes of all its values.
         channels: labels of all its values, solved.
@@ -37,6 +39,7 @@ class Analysis:
         unknown: operators that were frozen because nothing is known of them, with reasons.
     """
 
+    given: ir.Model
     original: ir.Model
     model: ir.Model
     shapes: Shapes
@@ -89,11 +92,12 @@ def analyze(
         prefer: what is offered where positions belong to heads and to places in a head: ``heads`` or
             ``head_dim``.
     """
-    work, shapes = prepare(model, input_shapes)
+    original = without_functions(model)
+    work, shapes = prepare(original, input_shapes)
     channels = Channels(shapes)
-    unknown = _link(work.graph, channels)
+    link_graph(work.graph, channels)
     _tie_shared_weights(work.graph, channels)
-    for (node, index), what in fixed_transforms(work.graph, work.graph.inputs).items():
+    for (node, index), what in fixed_transforms(work.graph.all_nodes(), work.graph.inputs).items():
         use = Use(node, index)
         channels.freeze_all(use, f"{use.value.name} is left alone: it looks like {what}")
     _freeze_borders(work, channels)
@@ -101,52 +105,10 @@ def analyze(
     _make_rectangular(channels)
     channels.finish()
     groups, units = _Grouping(work.graph, channels, prefer).run()
-    return Analysis(model, work, shapes, channels, groups, units, tuple(unknown))
+    return Analysis(model, original, work, shapes, channels, groups, units, tuple(channels.unknown))
 
 
 # --- linking ------------------------------------------------------------------------------------------------
-
-
-def _link(graph: ir.Graph, channels: Channels) -> list[Skipped]:
-    unknown = []
-    for node in graph:
-        rule = rule_for(node)
-        reason = (
-            f"nothing is known of {_kind(node)}" if rule is None else _unknown_reason(node, channels.shapes)
-        )
-        if rule is not None and reason is None:
-            rule.link(node, channels)
-        else:
-            unknown.append(Skipped(str(node.name), str(reason)))
-            _freeze_node(node, channels, f"{node.name}: {reason}")
-        channels.note_constant(node)
-    return unknown
-
-
-def _kind(node: ir.Node) -> str:
-    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-
-
-def _unknown_reason(node: ir.Node, shapes: Shapes) -> str | None:
-    for value in (*node.inputs, *node.outputs):
-        if value is not None and value.name and value not in shapes.dims:
-            return f"the shape of {value.name} is not known ({shapes.unknown.get(value, 'never computed')})"
-    return None
-
-
-def _freeze_node(node: ir.Node, channels: Channels, reason: str) -> None:
-    """Freeze all that an opaque node touches, values that its subgraphs capture too."""
-    for index in range(len(node.inputs)):
-        if channels.has(node, index):
-            channels.freeze_all(channels.ref(node, index), reason)
-    for attribute in node.attributes.values():
-        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-            one = attribute.type == ir.AttributeType.GRAPH
-            graphs = [attribute.as_graph()] if one else attribute.as_graphs()
-            for inner in (n for graph in graphs for n in graph.all_nodes()):
-                for value in inner.inputs:
-                    if value is not None and not value.is_initializer():
-                        channels.freeze_all(value, reason)
 
 
 def _freeze_statistics(channels: Channels, allow_inexact: bool) -> None:
@@ -176,7 +138,7 @@ def _tie_shared_weights(graph: ir.Graph, channels: Channels) -> None:
 
     Vectors and constant tensors are left alone: exporters store equal ones once, whoever they belong to.
     """
-    nodes = set(graph)
+    nodes = set(graph.all_nodes())
     for value in graph.initializers.values():
         uses = [Use(node, index) for node, index in value.uses() if node in nodes]
         blocks = [channels.blocks.get(use, []) for use in uses]
@@ -275,13 +237,13 @@ class _Grouping:
         self.channels = channels
         self.prefer = prefer
         self.places = self._places()
-        self.nodes = {str(node.name): node for node in graph}
+        self.nodes = {str(node.name): node for node in graph.all_nodes()}
         self.tagged = {kind: self._marked([_tagged(channels, kind)[:, None]]) for kind in _TAGS}
         self.inexact = self._marked([statistic.labels for statistic in channels.statistics])
 
     def _places(self) -> list[tuple[Use, int, IntArray]]:
         """Every axis of every weight that is labelled: the use, the axis, resolved labels ``[dim, k]``."""
-        order = {node: number for number, node in enumerate(self.graph)}
+        order = {node: number for number, node in enumerate(self.graph.all_nodes())}
         uses = [ref for ref in self.channels.blocks if isinstance(ref, Use) and ref.node in order]
         uses.sort(key=lambda use: (order[use.node], use.index))
         return [

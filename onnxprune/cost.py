@@ -8,7 +8,9 @@ from collections.abc import Iterator, Set
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.body_shapes import branches, has_bodies
 from onnxprune.ops.channels import Channels, Use
+from onnxprune.ops.control import body_runs
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.registry import rule_for
 from onnxprune.types import Cost
@@ -19,8 +21,11 @@ def cost_of(
 ) -> Cost:
     """Return the cost of a graph, or that of the graph after a cut. MACs are those of one sample.
 
+    Of an If the dearer branch counts; of a Loop or Scan, every iteration at the sizes of the analysis (one,
+    where a Loop ends by what it computes).
+
     Args:
-        graph: the analysed graph.
+        graph: the analysed graph, whose bodies keep their constants in it.
         channels: its labels.
         kept: what a plan would leave; None for the graph as it is.
         gone: nodes that a plan would remove, with the weights that only they read.
@@ -46,8 +51,14 @@ def _macs(graph: ir.Graph, channels: Channels, kept: Kept, gone: Set[ir.Node]) -
 
 
 def macs_by_node(graph: ir.Graph, channels: Channels, kept: Kept) -> Iterator[tuple[ir.Node, int]]:
-    """Yield the multiply-accumulates of every node of which they are known, for all samples of the batch."""
+    """Yield the multiply-accumulates of every node of which they are known, for all samples of the batch.
+
+    Those of a body are those of the node that holds it.
+    """
     for node in graph:
+        if has_bodies(node):
+            yield node, _body_macs(node, channels, kept)
+            continue
         rule = rule_for(node)
         values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
         if rule is None or any(value not in channels.shapes.dims for value in values):
@@ -59,6 +70,21 @@ def macs_by_node(graph: ir.Graph, channels: Channels, kept: Kept) -> Iterator[tu
             return kept.shape(value)
 
         yield node, rule.macs(node, shape_of)
+
+
+def _body_macs(node: ir.Node, channels: Channels, kept: Kept) -> int:
+    """Count control flow: the dearer branch of an If, every iteration of a Loop or Scan.
+
+    A Loop whose number of iterations depends on what it computes counts as one iteration.
+    """
+    if node.op_type == "If":
+        return max(_graph_macs(branch, channels, kept) for branch in branches(node))
+    body = node.attributes["body"].as_graph()
+    return body_runs(node, channels.shapes) * _graph_macs(body, channels, kept)
+
+
+def _graph_macs(graph: ir.Graph, channels: Channels, kept: Kept) -> int:
+    return sum(macs for _, macs in macs_by_node(graph, channels, kept))
 
 
 def _weights(graph: ir.Graph, kept: Kept, gone: Set[ir.Node]) -> tuple[int, int]:

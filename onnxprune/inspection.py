@@ -113,7 +113,7 @@ def _operators(model: ir.Model) -> list[dict[str, Any]]:
         domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
         name = f"{domain}{node.op_type}"
         counts[name] += 1
-        known[name] = rule_for(node) is not None
+        known[name] = rule_for(node) is not None or node.op_identifier() in model.functions
     return [
         {"operator": name, "nodes": count, "known": known[name]}
         for name, count in sorted(counts.items(), key=lambda entry: (known[entry[0]], -entry[1], entry[0]))

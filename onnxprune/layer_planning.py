@@ -17,6 +17,7 @@ from onnxprune.cost import cost_of, counts_as_parameters, macs_by_node, nothing_
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, PlanError, UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
+from onnxprune.model.functions import without_functions
 from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Channels
@@ -30,13 +31,15 @@ class Layers:
     """The residual branches of a model.
 
     Attributes:
-        original: the model that was given.
+        given: the model that was given.
+        original: the same, or a copy with the calls of its functions written out.
         model: its prepared copy, in which they were found.
         shapes: sizes of all values of the copy.
         branches: those that can go, in order of the graph.
         skipped: those that can't, with reasons.
     """
 
+    given: ir.Model
     original: ir.Model
     model: ir.Model
     shapes: Shapes
@@ -50,9 +53,10 @@ def find_layers(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | Non
     Raises:
         UsageError, ModelError: an input shape is missing or does not fit.
     """
-    work, shapes = prepare(model, input_shapes)
+    original = without_functions(model)
+    work, shapes = prepare(original, input_shapes)
     branches, skipped = find_branches(work.graph, shapes)
-    return Layers(model, work, shapes, branches, skipped)
+    return Layers(model, original, work, shapes, branches, skipped)
 
 
 def plan_layers(

@@ -263,10 +263,12 @@ def _cut_and_prove(plan: Plan, analysis: Analysis, sums: Sums, watch: Watch) -> 
     inexact = [group for group in plan.groups if len(group.removed) and not group.exact]
     if inexact:
         check = replace(check, detail=f"{check.detail}; statistics over {len(inexact)} groups changed")
+    with watch.stage("prove"):
+        checks = (check, *_prove_written_out(analysis, plan.seed))
     before, after = plan.predicted
     numbers, size_bytes = trial.added
     after = replace(after, params=after.params + numbers, size_bytes=after.size_bytes + size_bytes)
-    report = _report(replace(plan, predicted=(before, after)), (check,), watch, trial.folds)
+    report = _report(replace(plan, predicted=(before, after)), checks, watch, trial.folds)
     return PruneResult(trial.pruned, plan, report)
 
 
@@ -313,6 +315,18 @@ def _prove(analysis: Analysis, trial: _Trial, seed: int) -> Check:
     return replace(check, name=_UNCHANGED) if lossless else check
 
 
+def _prove_written_out(found: Analysis | Layers, seed: int) -> tuple[Check, ...]:
+    """Check that a model whose functions were written out is still the same; the pruned one has none."""
+    if found.original is found.given:
+        return ()
+    shapes = [found.shapes.input_shapes]
+    check = prove(found.given, found.original, shapes, tolerance=TOLERANCE, seed=seed)
+    if not check.passed:
+        raise ProofError(f"writing out the functions changed the model: {check.detail}; nothing was written")
+    count = len(found.given.functions) - len(found.original.functions)
+    return (replace(check, name="functions written out", detail=f"{count} functions; {check.detail}"),)
+
+
 def _restricted(analysis: Analysis, gone: BoolArray) -> bool:
     """Return whether a statistic loses channels that it was taken over."""
     labels = analysis.channels.labels
@@ -344,7 +358,8 @@ def _remove_and_prove(plan: Plan, layers: Layers, watch: Watch) -> PruneResult:
             raise ProofError(
                 f"{check.detail}; {_blame_layer(layers, branches, plan.seed)}; nothing was written"
             )
-    return PruneResult(pruned, plan, _report(plan, (check,), watch))
+        checks = (check, *_prove_written_out(layers, plan.seed))
+    return PruneResult(pruned, plan, _report(plan, checks, watch))
 
 
 def _prove_layers(layers: Layers, pruned: ir.Model, branches: Sequence[Branch], seed: int) -> Check:

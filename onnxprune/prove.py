@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.model.float32 import in_float32
+from onnxprune.model.scopes import numbered_nodes
+from onnxprune.model.switches import (
+    Decision,
+    combinations,
+    decisions,
+    reached,
+    switch_feeds,
+    with_switches,
+)
 from onnxprune.model.unrounded import without_rounding
 from onnxprune.runtime import Session, open_session, random_feeds
 from onnxprune.types import Check
@@ -20,6 +29,12 @@ TOLERANCE = 1e-4
 
 #: How much larger the error without rounding may be where the models agree as they are.
 _ILL_CONDITIONED = 10
+
+#: Branches that are tried by themselves, because the original does not run with all conditions set.
+_MOST_SINGLE_TRIALS = 32
+
+#: And, Or broadcast from here on.
+_BROADCASTING_OPSET = 7
 
 
 def prove(
@@ -35,6 +50,9 @@ def prove(
     Models in other floating-point types are compared in float32. The error of an output is
     ``max |pruned - twin| / max |twin|``; values that are not finite must stand in the same places.
 
+    Beyond the given trials, every branch of every If is run, whatever its condition says; a branch in which
+    the original fails at these sizes is named in the detail.
+
     Where quantizers round activations, the error that counts is that without the rounding: float sums in
     another order may round to the next step, which says nothing about the cut. Both models must run as they
     are all the same, and their error with the rounding is told. Where that one passes, the other may be ten
@@ -48,78 +66,172 @@ def prove(
         tolerance: largest error that passes.
         seed: of the inputs.
     """
-    name = "cut equals its exact twin"
     twin, pruned = in_float32(twin), in_float32(pruned)
+    trials = [_Trial(sizes, seed + number) for number, sizes in enumerate(shapes)]
+    as_they_are = _run_all(twin, pruned, trials, twin)
     plain_twin, plain_cut = without_rounding(twin), without_rounding(pruned)
-    feeds = [random_feeds(twin, sizes, seed + number) for number, sizes in enumerate(shapes)]
-    as_they_are = _trials(twin, pruned, feeds)
     if plain_twin is None or plain_cut is None or not as_they_are.ran:
-        return _verdict(name, as_they_are, tolerance, "")
-    rounded = as_they_are.failure or f"{as_they_are.worst:.1e}"
+        return _verdict(as_they_are, tolerance, "")
+    rounded = as_they_are.wrong or f"{as_they_are.error:.1e}"
     how = f" without the rounding of quantizers ({rounded} with it)"
-    exact = as_they_are.failure is None and as_they_are.worst <= tolerance
-    unrounded = _trials(plain_twin, plain_cut, feeds)
-    limit = tolerance * _ILL_CONDITIONED if exact and unrounded.worst > tolerance else tolerance
-    return _verdict(name, unrounded, limit, how)
+    exact = as_they_are.wrong is None and as_they_are.error <= tolerance
+    unrounded = _run_all(plain_twin, plain_cut, trials, twin)
+    limit = tolerance * _ILL_CONDITIONED if exact and unrounded.error > tolerance else tolerance
+    return _verdict(unrounded, limit, how)
 
 
 @dataclass(frozen=True, slots=True)
-class _Trials:
-    """What came of running two models.
+class _Trial:
+    """One random input, and the conditions that are set instead of computed."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    seed: int
+    forced: Mapping[int, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What one or several trials showed.
 
     Attributes:
-        worst: the largest error.
-        count: on how many inputs.
-        skipped: which inputs the original itself does not take.
-        failure: why there is no error to tell.
+        error: the largest error.
+        wrong: what is wrong with the cut model, so that there is no error to tell.
+        refused: why the original did not run.
         ran: both models ran, and their outputs have equal shapes.
+        count: on how many inputs.
+        note: what else there is to tell.
     """
 
-    worst: float = 0.0
-    count: int = 0
-    skipped: str = ""
-    failure: str | None = None
+    error: float = 0.0
+    wrong: str | None = None
+    refused: str | None = None
     ran: bool = True
+    count: int = 1
+    note: str = ""
 
 
-def _verdict(name: str, trials: _Trials, tolerance: float, how: str) -> Check:
-    if trials.failure is not None:
-        return Check(name, False, trials.failure)
+def _verdict(outcome: _Outcome, tolerance: float, how: str) -> Check:
+    name = "cut equals its exact twin"
+    if outcome.wrong is not None:
+        return Check(name, False, outcome.wrong)
     return Check(
         name,
-        trials.worst <= tolerance,
-        f"largest relative error {trials.worst:.1e} over {trials.count} random inputs{how} "
-        f"(tolerance {tolerance:.0e}){trials.skipped}",
+        outcome.error <= tolerance,
+        f"largest relative error {outcome.error:.1e} over {outcome.count} random inputs{how} "
+        f"(tolerance {tolerance:.0e}){outcome.note}",
     )
 
 
-def _trials(twin: ir.Model, pruned: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]]) -> _Trials:
-    """Run both models on the same inputs, and compare every output."""
+def _run_all(twin: ir.Model, pruned: ir.Model, trials: Sequence[_Trial], inputs_of: ir.Model) -> _Outcome:
+    """Run the given trials, on inputs drawn for one model, and those that take every branch.
+
+    What is wrong ends it.
+    """
+    paths = _common_decisions(twin, pruned)
     try:
-        expected_by = open_session(twin, optimize="none", prepack=False, label="the exact twin")
-        actual_by = open_session(pruned, optimize="none", prepack=False, label="the cut model")
+        pair = _Pair(twin, pruned, tuple(paths), inputs_of)
     except RuntimeFailure as error:
-        return _Trials(failure=str(error), ran=False)
-    with ThreadPoolExecutor(2) as pool:  # the runtime leaves Python alone while it works
-        jobs = [(session, feed) for session in (expected_by, actual_by) for feed in feeds]
-        answers = list(pool.map(lambda job: _answer(*job), jobs))
-    expected, actual = answers[: len(feeds)], answers[len(feeds) :]
-    worst, trials, skipped = 0.0, 0, ""
-    for number, (reference, result) in enumerate(zip(expected, actual, strict=True)):
-        if isinstance(reference, RuntimeFailure):
-            if number == 0:
-                return _Trials(failure=str(reference), ran=False)
-            sizes = {name: array.shape for name, array in feeds[number].items()}
-            skipped = f"; the original itself does not run at {sizes}"
+        return _Outcome(wrong=str(error), ran=False)
+    worst, count, note = 0.0, 0, ""
+    for trial, outcome in zip(trials, pair.run(trials), strict=True):
+        if outcome.refused is not None:
+            if trial is trials[0]:
+                return replace(outcome, wrong=outcome.refused)
+            note = f"; the original itself does not run at {dict(trial.shapes)}"
             continue
-        if isinstance(result, RuntimeFailure):
-            return _Trials(failure=str(result), ran=False)
-        difference, why = _compare(reference, result)
-        if why is not None:
-            same = all(result[output].shape == array.shape for output, array in reference.items())
-            return _Trials(failure=why, ran=same)
-        worst, trials = max(worst, difference), trials + 1
-    return _Trials(worst, trials, skipped)
+        if outcome.wrong is not None:
+            return outcome
+        worst, count = max(worst, outcome.error), count + 1
+    unset = sum(node.op_type == "If" for node in numbered_nodes(pruned).values()) - len(paths)
+    if unset:
+        note += f"; {unset} If ran as their conditions said"
+    if paths:
+        branches = _run_branches(pair, paths, trials)
+        if branches.wrong is not None:
+            return branches
+        worst, note = max(worst, branches.error), note + branches.note
+    return _Outcome(worst, count=count, note=note)
+
+
+class _Pair:
+    """A twin and a cut model, ready to run."""
+
+    def __init__(
+        self, twin: ir.Model, pruned: ir.Model, switched: Sequence[int], inputs_of: ir.Model
+    ) -> None:
+        self.inputs_of = inputs_of
+        self.switched = switched
+        self.names = {number: str(node.name) for number, node in numbered_nodes(pruned).items()}
+        models = (with_switches(model, switched) if switched else model for model in (twin, pruned))
+        self.sessions = [
+            open_session(model, optimize="none", prepack=False, label=label)
+            for model, label in zip(models, ("the exact twin", "the cut model"), strict=True)
+        ]
+
+    def run(self, trials: Sequence[_Trial]) -> list[_Outcome]:
+        """Run both models on the input of every trial, and compare all outputs."""
+        feeds = [
+            {
+                **random_feeds(self.inputs_of, trial.shapes, trial.seed),
+                **switch_feeds(self.switched, trial.forced),
+            }
+            for trial in trials
+        ]
+        with ThreadPoolExecutor(2) as pool:  # the runtime leaves Python alone while it works
+            jobs = [(session, feed) for session in self.sessions for feed in feeds]
+            answers = list(pool.map(lambda job: _answer(*job), jobs))
+        return [_outcome(*both) for both in zip(answers[: len(feeds)], answers[len(feeds) :], strict=True)]
+
+
+def _outcome(
+    expected: dict[str, np.ndarray] | RuntimeFailure, actual: dict[str, np.ndarray] | RuntimeFailure
+) -> _Outcome:
+    if isinstance(expected, RuntimeFailure):
+        return _Outcome(refused=str(expected), ran=False)
+    if isinstance(actual, RuntimeFailure):
+        return _Outcome(wrong=str(actual), ran=False)
+    error, why = _compare(expected, actual)
+    same = all(actual[output].shape == array.shape for output, array in expected.items())
+    return _Outcome(error, wrong=why, ran=same)
+
+
+def _common_decisions(twin: ir.Model, pruned: ir.Model) -> dict[int, tuple[Decision, ...]]:
+    """Return the Ifs that both models have, with the decisions that lead to them."""
+    if twin.opset_imports.get("", 1) < _BROADCASTING_OPSET:
+        return {}
+    others, paths = decisions(twin), decisions(pruned)
+    return {number: path for number, path in paths.items() if others.get(number) is not None}
+
+
+def _run_branches(
+    pair: _Pair, paths: Mapping[int, tuple[Decision, ...]], given: Sequence[_Trial]
+) -> _Outcome:
+    """Run every branch of every If, whatever the conditions say: all at once, then those left one by one."""
+    distinct = list({tuple(sorted(trial.shapes.items())): trial for trial in given}.values())
+    wanted = {(number, holds) for number in paths for holds in (True, False)}
+    trials = [
+        _Trial(trial.shapes, trial.seed, forced) for forced in combinations(paths) for trial in distinct
+    ]
+    worst, covered = 0.0, set[Decision]()
+    for one_by_one in (False, True):
+        if one_by_one:
+            left = sorted(wanted - covered)[:_MOST_SINGLE_TRIALS]
+            trials = [
+                _Trial(given[0].shapes, given[0].seed, dict((*paths[number], (number, holds))))
+                for number, holds in left
+            ]
+        for trial, outcome in zip(trials, pair.run(trials), strict=True):
+            if outcome.wrong is not None:
+                return outcome
+            if outcome.refused is None:
+                worst = max(worst, outcome.error)
+                covered |= reached(trial.forced, paths)
+    note = f", and over both branches of {len(paths)} If"
+    if idle := sorted(wanted - covered):
+        number, holds = idle[0]
+        more = f" (and {len(idle) - 1} more)" if len(idle) > 1 else ""
+        note = f"; the {'then' if holds else 'else'} branch of {pair.names[number]}{more} never ran"
+    return _Outcome(worst, note=note)
 
 
 def _answer(session: Session, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | RuntimeFailure:

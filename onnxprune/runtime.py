@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from onnxprune.errors import ModelError, RuntimeFailure, UsageError
 from onnxprune.messages import one_line
 from onnxprune.model.shapes import graph_inputs
 from onnxprune.model.skeleton import skeleton
+from onnxprune.model.stored import stored_tensor
 from onnxprune.registry import did_you_mean
 
 # read when the library is loaded: without it, Linux wheels from 1.29 on write into the home folder
@@ -258,8 +260,9 @@ def random_feeds(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], seed: i
     """Draw one array for every input of ``model``.
 
     Floats are standard normal; integers lie in [0, 100), or below the number of rows of the table that they
-    index; booleans and inputs with "mask" in their name are 0 or 1, the first position along the last axis
-    being 1 (a mask that hides everything makes softmax return NaN).
+    index, and a single one that is compared with constants is one of these; booleans and inputs with "mask"
+    in their name are 0 or 1, the first position along the last axis being 1 (a mask that hides everything
+    makes softmax return NaN).
 
     Args:
         model: the model; not changed.
@@ -292,7 +295,32 @@ def _random_array(
         return mask.astype(dtype)
     if data_type.is_floating_point():
         return np.asarray(generator.standard_normal(shape)).astype(dtype)
+    known = _compared_with(value) if math.prod(shape) == 1 else []
+    if known:  # a switch, such as a sampling rate: other numbers may make no sense
+        return np.full(shape, generator.choice(known)).astype(dtype)
     return np.asarray(generator.integers(0, _index_limit(value), shape)).astype(dtype)
+
+
+def _compared_with(value: ir.Value) -> list[int]:
+    """Return the constant integers that an input is compared with for equality."""
+    found = set()
+    pending, seen = [value], {value}
+    while pending:
+        for node, position in pending.pop().uses():
+            if node.op_type == "Equal":
+                other = node.inputs[1 - position]
+                tensor = None if other is None else stored_tensor(other)
+                if tensor is not None and tensor.size == 1 and tensor.dtype.is_integer():
+                    found.add(int(tensor.numpy().item()))
+            elif node.op_type in _PASSING:
+                fresh = [output for output in node.outputs if output not in seen]
+                seen.update(fresh)
+                pending.extend(fresh)
+    return sorted(found)
+
+
+#: Operators that hand on numbers as they are.
+_PASSING = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten")
 
 
 #: Inputs that index a table: operator and number of the input -> the input that holds the table.
@@ -321,7 +349,7 @@ def _index_limit(value: ir.Value) -> int:
                 axis = node.attributes.get_int("gather_axis", node.attributes.get_int("axis", 0))
                 table = node.inputs[place] if place < len(node.inputs) else None
                 limit = min(limit, _rows(table, axis) or limit)
-            elif node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten"):
+            elif node.op_type in _PASSING:
                 fresh = [output for output in node.outputs if output not in seen]
                 seen.update(fresh)
                 pending.extend(fresh)

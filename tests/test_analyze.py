@@ -88,10 +88,13 @@ def conditional() -> ir.Model:
     return ir.from_proto(proto)
 
 
-def test_values_that_a_subgraph_captures_are_frozen() -> None:
-    analysis = check_cut(conditional())
+def test_values_that_an_unknown_operator_captures_are_frozen() -> None:
+    model = conditional()
+    chosen = next(node for node in model.graph if node.op_type == "If")
+    chosen.op_type, chosen.domain = "Choose", "org.example"
+    analysis = analyze(model)
     assert open_groups(analysis) == {"b_w": 7}
-    assert "nothing is known of If" in frozen_groups(analysis)["a_w"]
+    assert "nothing is known of org.example.Choose" in frozen_groups(analysis)["a_w"]
 
 
 def test_a_weight_that_a_subgraph_reads_as_well_stays_whole_for_it() -> None:

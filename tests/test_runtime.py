@@ -453,3 +453,38 @@ def test_import_writes_nothing_into_home_and_disables_telemetry(tmp_path):
     )
     assert done.stdout == "1\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_switch_is_one_of_the_numbers_it_is_compared_with():
+    """Within a branch too, and behind a cast; a vector of numbers is no switch."""
+    model = ir.from_proto(
+        onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+            g (int32 rate, int64[3] ids, float[2] x) => (float[2] y, bool[3] z)
+            <int64 high = {16000}, int64 low = {8000}> {
+                wide = Cast<to = 7>(rate) fast = Equal(wide, high) z = Equal(ids, low)
+                y = If(fast) <then_branch = t () => (float[2] o) { o = Neg(x) },
+                              else_branch = e () => (float[2] o) {
+                                  slow = Equal(low, wide)
+                                  o = If(slow) <then_branch = tt () => (float[2] p) { p = Exp(x) },
+                                                else_branch = te () => (float[2] p) { p = Abs(x) }> }> }""")
+    )
+    feeds = [random_feeds(model, {"rate": (), "ids": (3,), "x": (2,)}, seed) for seed in range(20)]
+    assert {feed["rate"].item() for feed in feeds} == {8000, 16000}
+    assert feeds[0]["rate"].dtype == np.int32
+    assert max(feed["ids"].max() for feed in feeds) < 100
+
+
+def test_a_large_tensor_that_nobody_reads_beside_a_branch():
+    """ONNX Runtime drops it where there are bodies, and failed when it was handed over."""
+    model = ir.from_proto(
+        onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+            g (float[2] x, bool c) => (float[2] y) {
+                y = If(c) <then_branch = t () => (float[2] o) { o = Neg(x) },
+                           else_branch = e () => (float[2] o) { o = Abs(x) }> }""")
+    )
+    for name in ("unused", "unused_too"):
+        tensor = ir.tensor(np.ones(1000, np.float32), name=name)
+        model.graph.register_initializer(ir.Value(name=name, const_value=tensor))
+    session = open_session(model, optimize="none", prepack=False)
+    result = session.run({"x": np.array([1, -2], np.float32), "c": np.array(True)})
+    np.testing.assert_array_equal(result["y"], [-1, 2])

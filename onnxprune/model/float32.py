@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxprune.model.scopes import graphs_of
+from onnxprune.model.stored import all_nodes
+
 OTHER_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision", "stash_type")
 
 
 def in_float32(model: ir.Model) -> ir.Model:
-    """Return the model itself if it holds no other floats than float32, else a copy in float32.
-
-    Subgraphs and functions are left alone: where they hold other floats, the copy does not run.
-    """
+    """Return the model itself if it holds no other floats than float32, else a copy in float32."""
     if not any((v.const_value.dtype if v.const_value else v.dtype) in OTHER_FLOATS for v in _values(model)):
         return model
     copy = model.clone()
-    for value in copy.graph.initializers.values():
+    for value in (value for graph in graphs_of(copy) for value in graph.initializers.values()):
         tensor = value.const_value
         if tensor is not None and tensor.dtype in OTHER_FLOATS:
             value.const_value = _converted(tensor)
-    nodes = list(copy.graph)
+    nodes = list(all_nodes(copy))
     for node in nodes:
         _convert_attributes(node)
     for value in (*_values(copy), *(output for node in nodes for output in node.outputs)):
@@ -35,7 +35,7 @@ def in_float32(model: ir.Model) -> ir.Model:
 
 
 def _values(model: ir.Model) -> list[ir.Value]:
-    return [*model.graph.inputs, *model.graph.initializers.values()]
+    return [value for graph in graphs_of(model) for value in (*graph.inputs, *graph.initializers.values())]
 
 
 def _converted(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -29,7 +29,7 @@ def join_pieces(graph: ir.Graph) -> None:
     whole, so a file never grows; and pieces are joined only where nothing else reads them.
 
     Args:
-        graph: a graph whose constants are initializers; changed in place.
+        graph: a graph whose constants, those of its bodies too, are its initializers; changed in place.
     """
     names = Names(graph)
     pieces: set[ir.Value] = set()
@@ -37,7 +37,7 @@ def join_pieces(graph: ir.Graph) -> None:
         if _is_weight(value) and (cutters := _cutters(value)):
             for node in cutters:
                 pieces.update(_take_apart(graph, node, names))
-    for node in list(graph):
+    for node in list(graph.all_nodes()):
         inputs = [value for value in node.inputs if value is not None]
         if node.op_type == "Concat" and not node.domain:
             foldable = all(_is_weight(value) and len(value.uses()) == 1 for value in inputs)
@@ -73,7 +73,7 @@ def _cutters(value: ir.Value) -> list[ir.Node]:
     cutters: list[ir.Node] = []
     elements = 0
     for node, index in value.uses():
-        pieces = _pieces_of(node) if index == 0 and node.graph is value.graph else None
+        pieces = _pieces_of(node) if index == 0 else None
         if pieces is None or any(output.is_graph_output() for output in node.outputs):
             return []
         cutters.append(node)
@@ -124,7 +124,7 @@ def _take_apart(graph: ir.Graph, node: ir.Node, names: Names) -> Iterator[ir.Val
             value = _constant_like(graph, source, piece, names.fresh(f"{source.name}{_PIECE}"))
             output.replace_all_uses_with(value)
             yield value
-    graph.remove(node, safe=True)
+    (node.graph or graph).remove(node, safe=True)
     _drop_unused(graph, source)
 
 
@@ -161,7 +161,7 @@ def _join(
         _drop_unused(graph, value)
     value = _constant_like(graph, source, contents, name)
     output.replace_all_uses_with(value)
-    graph.remove(node, safe=True)
+    (node.graph or graph).remove(node, safe=True)
     return value
 
 
@@ -181,7 +181,7 @@ def pick_before_joining(graph: ir.Graph, shapes: Shapes) -> None:
         shapes: of its values; complete afterwards too.
     """
     names = Names(graph)
-    for node in graph:
+    for node in graph.all_nodes():
         if node.op_type != "Gather" or node.domain or node.inputs[0] is None or node.inputs[1] is None:
             continue
         joined, positions = node.inputs[0].producer(), shapes.constant(node.inputs[1])

@@ -2,7 +2,9 @@
 
 The copy computes the same outputs from the same inputs. Constants are initializers, Identity nodes are gone,
 statistics of constants are constants too, arithmetic on sizes is done where its result is the same for every
-input, and the targets of Reshape and Expand say in numbers what they can.
+input, and the targets of Reshape and Expand say in numbers what they can. Calls of functions are written out,
+every value of a body has a name of its own, the constants of bodies stand in the main graph, and so do the
+nodes of an If that is always decided in the same way.
 """
 
 from __future__ import annotations
@@ -14,9 +16,18 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from onnxprune.model.body_shapes import branches, has_bodies, taken_branch
 from onnxprune.model.constant_statistics import fold_statistics
+from onnxprune.model.functions import without_functions
 from onnxprune.model.joins import join_pieces, pick_before_joining
 from onnxprune.model.names import Names, add_constant
+from onnxprune.model.scopes import (
+    drop_identities,
+    lift_constants,
+    name_values_apart,
+    number_nodes,
+    return_copies,
+)
 from onnxprune.model.shape_values import Array, Dim
 from onnxprune.model.shapes import Shapes, concretise
 from onnxprune.model.states import leave_out_zero_states
@@ -37,18 +48,23 @@ def prepare(
     Raises:
         UsageError, ModelError: see `concretise`.
     """
-    work = model.clone()
+    work = without_functions(model).clone()
     work.meta.update(model.meta)
+    number_nodes(work)
+    name_values_apart(work)
     _name_nodes(work.graph)
     _keep_constant_outputs(work.graph)
+    return_copies(work)
     _lift_tensors(work.graph)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
-    passes.IdentityEliminationPass()(work)
+    lift_constants(work)
+    drop_identities(work)
     _unshare_dequantized(work.graph)
     join_pieces(work.graph)
     leave_out_zero_states(work.graph)
     fold_statistics(work.graph, (work.graph.opset_imports or work.opset_imports).get("", 1))
     shapes = concretise(work, input_shapes)
+    _open_decided(work.graph, shapes)
     pick_before_joining(work.graph, shapes)
     _Sizes(work.graph, shapes).write()
     passes.RemoveUnusedNodesPass()(work)
@@ -57,9 +73,9 @@ def prepare(
 
 def _name_nodes(graph: ir.Graph) -> None:
     """Give every node a name of its own: members of channel groups are told apart by their consumers."""
-    taken = {node.name for node in graph if node.name}
+    taken = {node.name for node in graph.all_nodes() if node.name}
     seen: set[str] = set()
-    for number, node in enumerate(graph):
+    for number, node in enumerate(graph.all_nodes()):
         if not node.name or node.name in seen:
             name = f"{node.op_type}_{number}"
             while name in taken:
@@ -70,12 +86,12 @@ def _name_nodes(graph: ir.Graph) -> None:
 
 
 def _lift_tensors(graph: ir.Graph) -> None:
-    """Turn Constant nodes that hold a tensor into initializers.
+    """Turn Constant nodes that hold a tensor, in bodies too, into initializers of the main graph.
 
     The pass of onnx_ir does this too (and the rest), but checks a protocol at run time for each, which took a
     third of the analysis of a model with 2,600 constants.
     """
-    for node in list(graph):
+    for node in list(graph.all_nodes()):
         if (
             node.op_type != "Constant"
             or node.domain not in ("", "ai.onnx")
@@ -90,7 +106,7 @@ def _lift_tensors(graph: ir.Graph) -> None:
         )
         value.metadata_props.update(output.metadata_props)
         output.replace_all_uses_with(value)
-        graph.remove(node, safe=True)
+        _graph_of(node).remove(node, safe=True)
         graph.register_initializer(value)
 
 
@@ -114,7 +130,7 @@ def _unshare_dequantized(graph: ir.Graph) -> None:
     So a constant that layers happen to share ties them no more than one that is not quantized.
     """
     names = Names(graph)
-    for node in list(graph):
+    for node in list(graph.all_nodes()):
         if node.op_type != "DequantizeLinear" or node.outputs[0].is_graph_output():
             continue
         if not all(value is None or value.is_initializer() for value in node.inputs):
@@ -126,12 +142,42 @@ def _unshare_dequantized(graph: ir.Graph) -> None:
             output, shared = copy.outputs[0], node.outputs[0]
             output.name = copy.name = names.fresh(str(shared.name))
             output.type, output.shape = shared.type, shared.shape
-            graph.insert_after(node, copy)
+            _graph_of(node).insert_after(node, copy)
             user.replace_input_with(index, output)
 
 
+def _open_decided(graph: ir.Graph, shapes: Shapes) -> None:
+    """Put the nodes of a branch in the place of an If that takes it for every input."""
+    for node in list(graph.all_nodes()):
+        outer = node.graph
+        if node.op_type != "If" or not has_bodies(node) or not node.inputs:
+            continue  # without inputs: it stands in a branch that is never taken
+        taken = taken_branch(node, shapes)
+        if taken is None or outer is None:
+            continue
+        returned = list(taken.outputs)
+        taken.outputs.clear()
+        nodes = list(taken)
+        taken.remove(nodes)
+        outer.insert_before(node, nodes)
+        for output, value in zip(node.outputs, returned, strict=True):
+            if output.is_graph_output():
+                copy = ir.node("Identity", [value], name=f"{node.name}_{output.name}")
+                made = copy.outputs[0]
+                made.name, made.type, made.shape = output.name, output.type, output.shape
+                if output in shapes.dims:
+                    shapes.dims[made] = shapes.dims[output]
+                outer.insert_before(node, copy)
+                value = made
+            output.replace_all_uses_with(value, replace_graph_outputs=True)
+        outer.remove(node, safe=True)
+        for branch in branches(node):  # what is left in them reads values of the outer graph no more
+            for left in list(branch.all_nodes()):
+                left.resize_inputs(0)
+
+
 class _Sizes:
-    """Writes what is known of sizes into a graph, in numbers."""
+    """Writes what is known of sizes into a graph and its bodies, in numbers that stand in the main graph."""
 
     def __init__(self, graph: ir.Graph, shapes: Shapes) -> None:
         self.graph = graph
@@ -139,9 +185,9 @@ class _Sizes:
         self.names = Names(graph)
 
     def write(self) -> None:
-        for node in list(self.graph):
+        for node in list(self.graph.all_nodes()):
             self._fold(node)
-        for node in list(self.graph):
+        for node in list(self.graph.all_nodes()):
             if node.op_type == "Reshape" and not node.domain:
                 self._write_reshape_target(node)
             elif node.op_type == "Expand" and not node.domain:
@@ -163,7 +209,7 @@ class _Sizes:
         if contents is not None:
             value = self._constant(f"{node.outputs[0].name}_folded", contents)
             node.outputs[0].replace_all_uses_with(value)
-            self.graph.remove(node, safe=True)
+            _graph_of(node).remove(node, safe=True)
 
     def _write_reshape_target(self, node: ir.Node) -> None:
         """Write a computed target in numbers: constants, 0 for a kept axis, -1 for one more symbolic size.
@@ -235,7 +281,7 @@ class _Sizes:
             output.name = new.name = self.names.fresh(f"{sizes.name}_{new.op_type.lower()}")
             output.dtype = ir.DataType.INT64
             self.shapes.dims[output] = (Dim(length),)
-        self.graph.insert_before(before, nodes)
+        _graph_of(before).insert_before(before, nodes)
 
     def _write_expand_target(self, node: ir.Node) -> None:
         """Write 1 wherever an Expand repeats nothing, so that only the repeats are left as numbers.
@@ -282,3 +328,9 @@ class _Sizes:
         chosen = ir.node("Where", [mask, constant, target])
         self._insert(node, [chosen], constant, [len(entries)])
         node.replace_input_with(index, chosen.outputs[0])
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    if node.graph is None:
+        raise ValueError(f"{node.name} stands in no graph")
+    return node.graph

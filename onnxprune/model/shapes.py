@@ -21,16 +21,24 @@ from onnx import shape_inference
 
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.model import (
+    body_shapes,
     contrib_attention_shapes,
     contrib_fused_shapes,
     contrib_shapes,
     quantized_shapes,
+    sequence_shapes,
     shape_values,
 )
 from onnxprune.model.shape_values import Dim, ShapeValue
 
 #: Files of shape functions: importing one files its functions.
-SHAPE_FUNCTIONS = (contrib_attention_shapes, contrib_fused_shapes, contrib_shapes, quantized_shapes)
+SHAPE_FUNCTIONS = (
+    contrib_attention_shapes,
+    contrib_fused_shapes,
+    contrib_shapes,
+    quantized_shapes,
+    sequence_shapes,
+)
 
 #: Elements of the largest tensor whose contents are followed; shape vectors are far smaller.
 CONTENT_LIMIT = 4096
@@ -127,8 +135,17 @@ def trial_shapes(model: ir.Model, first: Mapping[str, tuple[int, ...]]) -> list[
     What was written for one batch by mistake shows at another.
     """
     inputs = {str(value.name): value for value in graph_inputs(model)}
+    symbols = {
+        name: [_symbol(inputs[name], axis) for axis in range(len(shape))] for name, shape in first.items()
+    }
+    # A symbol has one size wherever it stands, as the batch of one input and behind the time of another.
+    changed = {
+        symbols[name][0]: 2 if shape[0] == 1 else 1
+        for name, shape in first.items()
+        if shape and symbols[name][0] is not None
+    }
     other = {
-        name: (2 if shape[0] == 1 else 1, *shape[1:]) if shape and _symbol(inputs[name], 0) else tuple(shape)
+        name: tuple(changed.get(symbol, size) for symbol, size in zip(symbols[name], shape, strict=True))
         for name, shape in first.items()
     }
     return [dict(first)] if other == dict(first) else [dict(first), other]
@@ -222,11 +239,16 @@ class _Walk:
                     Dim(size) if symbol is None else Dim(size, 1, (symbol,))
                     for size, symbol in zip(sizes, symbols, strict=True)
                 )
-        for value in self.graph.initializers.values():
-            self._constant(value, value.const_value)
-        for node in self.graph:
-            self._visit(node)
+        self.visit_graph(self.graph)
         return self.shapes
+
+    def visit_graph(self, graph: ir.Graph) -> None:
+        """Note the sizes of everything in the main graph, or in a body whose inputs are known."""
+        for value in graph.initializers.values():
+            if graph is self.graph or not value.is_graph_input():  # the node that runs a body sets its inputs
+                self._constant(value, value.const_value)
+        for node in graph:
+            self._visit(node)
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
         if tensor is None:
@@ -254,10 +276,12 @@ class _Walk:
             self.shapes.dims[output] = tuple(Dim(size) for size in content.numbers.shape)
             return
         function = contrib_shapes.function_for(node)
-        if function is None:
-            self._infer(node)
-        else:
+        if body_shapes.has_bodies(node):
+            body_shapes.tell(node, self)
+        elif function is not None:
             self._tell(node, function)
+        else:
+            self._infer(node)
         if node.op_type == "Split" and not node.domain:
             parts = shape_values.split(node, self.shapes.dims, self.shapes.contents)
             self.shapes.contents.update(zip(node.outputs, parts, strict=False))
@@ -275,9 +299,9 @@ class _Walk:
             if not output.name:
                 continue
             if typed_as is not None:
-                self.types[output] = self._element_type(typed_as, None)
+                self.types[output] = self.element_type(typed_as)
             if dims is None:
-                self._fail_value(output, f"the shape after {node.op_type} is not known")
+                self.fail(output, f"the shape after {node.op_type} is not known")
             else:
                 self.shapes.dims[output] = dims
 
@@ -304,7 +328,7 @@ class _Walk:
             proto = concrete.get(output.name)
             sizes = None if proto is None else _written_dims(proto)
             if proto is None or sizes is None or not all(isinstance(size, int) for size in sizes):
-                self._fail_value(output, f"the shape after {node.op_type} is not known")
+                self.fail(output, f"the shape after {node.op_type} is not known")
                 continue
             self.types[output] = proto.tensor_type.elem_type
             named = (
@@ -373,7 +397,7 @@ class _Walk:
                 return self.shapes.unknown.get(value, f"the shape of {value.name} is not known")
             content = self.shapes.contents.get(value)
             types[str(value.name)] = onnx.helper.make_tensor_type_proto(
-                self._element_type(value, content),
+                self.element_type(value, content),
                 [dim.label if symbolic and not dim.is_constant else dim.size for dim in dims],
             )
             # Symbolic contents stay out of the symbolic question: at other sizes they are other numbers.
@@ -392,7 +416,7 @@ class _Walk:
             return f"{node.op_type} does not fit its inputs ({str(error).splitlines()[0][:120]})"
         return dict(inferred)
 
-    def _element_type(self, value: ir.Value, content: ShapeValue | None) -> int:
+    def element_type(self, value: ir.Value, content: ShapeValue | None = None) -> int:
         """Return the type that ONNX is told.
 
         All floats are float32: shapes don't depend on the precision, and old opsets refuse the newer types.
@@ -407,9 +431,10 @@ class _Walk:
 
     def _fail(self, node: ir.Node, reason: str) -> None:
         for output in node.outputs:
-            self._fail_value(output, reason)
+            self.fail(output, reason)
 
-    def _fail_value(self, output: ir.Value, reason: str) -> None:
+    def fail(self, output: ir.Value, reason: str) -> None:
+        """Note that the sizes of a value are not known beyond what the file declares."""
         declared = output.shape
         if declared is not None and all(isinstance(dim, int) and dim > 0 for dim in declared):
             self.shapes.dims[output] = tuple(Dim(int(dim)) for dim in declared)  # type: ignore[arg-type]

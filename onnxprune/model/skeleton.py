@@ -81,12 +81,13 @@ def skeleton(model: ir.Model, extra_outputs: Sequence[str] = ()) -> Skeleton:
     proto = serde.serialize_model(bare)
     tensors: dict[str, np.ndarray] = {}
     element_types: dict[str, int] = {}
+    read = {*view.inputs, *view.outputs}
     for name, value in graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
             raise ValueError(f"initializer {name!r} has no value")
         if tensor.nbytes >= LARGE_BYTES and tensor.dtype in _PLAIN:
-            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            if not value.uses() and value not in read:
                 continue  # the runtime drops what nobody reads, and then refuses to be given it
             tensors[name] = np.asarray(tensor.numpy(), order="C")
             element_types[name] = int(tensor.dtype)

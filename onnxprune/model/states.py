@@ -21,7 +21,7 @@ def leave_out_zero_states(graph: ir.Graph) -> None:
     Args:
         graph: a graph whose constants are initializers; changed in place.
     """
-    for node in graph:
+    for node in graph.all_nodes():
         if node.op_type in _RECURRENT and not node.domain:
             for index in _STATES:
                 state = node.inputs[index] if index < len(node.inputs) else None

@@ -50,12 +50,12 @@ def without_rounding(model: ir.Model) -> ir.Model | None:
     Args:
         model: in float32; not changed.
     """
-    if not any(node.op_type in _QUANTIZERS for node in model.graph):
+    if not any(node.op_type in _QUANTIZERS for node in model.graph.all_nodes()):
         return None
     copy = model.clone()
     rewriter = _Rewriter(copy.graph)
     try:
-        for node in list(copy.graph):
+        for node in list(copy.graph.all_nodes()):
             rewriter.visit(node)
     except _NotFollowed:
         return None
@@ -63,7 +63,7 @@ def without_rounding(model: ir.Model) -> ir.Model | None:
 
 
 class _Rewriter:
-    """One walk over the nodes; values that held integers hold real numbers behind it."""
+    """One walk over the nodes, those of bodies too; values that held integers hold real numbers behind it."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -77,12 +77,6 @@ class _Rewriter:
             rewrite(self, node)
         elif any(value in self.real for value in node.inputs if value is not None):
             raise _NotFollowed
-        elif any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
-            names = {str(value.name) for value in self.real}
-            inner = (n for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH
-                     for n in a.as_graph().all_nodes())  # fmt: skip
-            if any(value is not None and value.name in names for n in inner for value in n.inputs):
-                raise _NotFollowed
 
     # --- writing --------------------------------------------------------------------------------------------
 
@@ -103,14 +97,14 @@ class _Rewriter:
         output = new.outputs[0]
         output.name = new.name = self.names.fresh(f"{node.outputs[0].name}_{op_type.lower()}")
         output.dtype = ir.DataType.FLOAT
-        self.graph.insert_before(node, new)
+        (node.graph or self.graph).insert_before(node, new)
         return output
 
     def replace(self, node: ir.Node, output: int, value: ir.Value) -> None:
         """Let ``value`` stand for an output of a node, under its name where it leaves the graph."""
         old = node.outputs[output]
         if old.is_graph_output():
-            if old.dtype is not None and not old.dtype.is_floating_point():
+            if old.dtype is None or not old.dtype.is_floating_point():
                 raise _NotFollowed
             wanted, old.name = old.name, self.names.fresh(f"{old.name}_rounded")
             copy = self.before(node, "Identity", [value])
@@ -120,7 +114,7 @@ class _Rewriter:
 
     def drop(self, node: ir.Node) -> None:
         """Remove a node whose outputs nobody needs."""
-        self.graph.remove(node, safe=True)
+        (node.graph or self.graph).remove(node, safe=True)
 
     # --- reading --------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
@@ -39,7 +39,13 @@ class WeightInput:
 
 
 class OpRule:
-    """All knowledge of one operator. The class docstring of a rule states its algebra."""
+    """All knowledge of one operator. The class docstring of a rule states its algebra.
+
+    Attributes:
+        needs_shapes: ``link`` is called only where the shapes of all inputs and outputs are known.
+    """
+
+    needs_shapes: ClassVar[bool] = True
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Say which positions of the inputs and outputs are the same channel. Never changes the node."""

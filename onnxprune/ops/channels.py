@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.labels import LabelArray, Labels
+from onnxprune.types import Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class Channels:
         self.contractions: list[Contraction] = []
         self.tags: dict[str, list[LabelArray]] = {}
         self.statistics: list[Statistic] = []
+        self.unknown: list[Skipped] = []  # nodes that were frozen because too little is known of them
         self._computed_constants: set[ir.Value] = set()
 
     # --- looking --------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from onnxprune.ops import (
     blocks,
     contrib_attention,
     contrib_fused,
+    control,
     conv,
     einsum,
     elementwise,
@@ -19,15 +20,18 @@ from onnxprune.ops import (
     quantized_contrib,
     recurrent,
     reshape,
+    sequence,
     sizes,
 )
 from onnxprune.ops.base import rule_for
+from onnxprune.ops.linking import link_graph
 
 FAMILIES = (
     attention,
     blocks,
     contrib_attention,
     contrib_fused,
+    control,
     conv,
     einsum,
     elementwise,
@@ -40,7 +44,8 @@ FAMILIES = (
     quantized_contrib,
     recurrent,
     reshape,
+    sequence,
     sizes,
 )
 
-__all__ = ["FAMILIES", "rule_for"]
+__all__ = ["FAMILIES", "link_graph", "rule_for"]

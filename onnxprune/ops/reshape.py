@@ -112,7 +112,7 @@ def refine(source: tuple[int, ...], target: tuple[int, ...]) -> Factors:
     of_source: list[tuple[int, ...]] = [()] * len(source)
     of_target: list[tuple[int, ...]] = [()] * len(target)
     mixed: set[int] = set()
-    if 0 in source:
+    if 0 in source or math.prod(source) != math.prod(target):  # the latter: a branch not taken at these sizes
         return Factors((), tuple(of_source), tuple(of_target), frozenset(range(len(source))))
     i = j = 0
     while i < len(source) or j < len(target):

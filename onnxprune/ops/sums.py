@@ -7,7 +7,7 @@ constant channel, which sees the same borders. Both are exact.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -80,7 +80,11 @@ class Sums:
     def __init__(self, graph: ir.Graph, channels: Channels) -> None:
         self.channels = channels
         self.constants = Constants(graph, channels)
-        self.seen = tuple(_look(c, channels, self.constants) for c in channels.contractions)
+        found = (_look(c, channels, self.constants) for c in channels.contractions)
+        # What a body sums over is cut like anything else, but nothing is folded into the body.
+        self.seen = tuple(
+            seen if seen.contraction.node.graph is graph else replace(seen, place="nowhere") for seen in found
+        )
 
     def unread(self, seen: SeenConstants, kept: Kept) -> BoolArray:
         """Return bool ``[dim]``: positions of a sum whose weights are zero in all outputs that a cut keeps.

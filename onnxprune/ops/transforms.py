@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.model.body_shapes import has_bodies
 from onnxprune.model.stored import stored_tensor
 from onnxprune.ops.registry import rule_for
 
@@ -52,7 +53,7 @@ def fixed_transforms(nodes: Iterable[ir.Node], inputs: Iterable[ir.Value]) -> di
             trained |= what is None
             if what is not None:
                 found[node, weight.index] = what
-        if not trained:
+        if not trained and not has_bodies(node):
             signals.update(node.outputs)
     return found
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.names import Names, add_constant
+from onnxprune.model.scopes import graphs_of, inner_graphs
 from onnxprune.ops.channels import Channels, Use
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.registry import rule_for
@@ -22,18 +25,21 @@ def cut(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Model:
     """
     copy = model.clone()
     copy.meta.update(model.meta)
-    copies = dict(zip(model.graph, copy.graph, strict=True))
+    copies = dict(zip(model.graph.all_nodes(), copy.graph.all_nodes(), strict=True))
     names = Names(copy.graph)
     kept = Kept(channels, removed, copies, names)
     for node, after in copies.items():
-        _declare_shapes(node, after, kept)
+        _declare_shapes(node.outputs, after.outputs, kept)
+    for body, after_body in zip(inner_graphs(model), inner_graphs(copy), strict=True):
+        _declare_shapes(body.inputs, after_body.inputs, kept)
     for value in model.graph.initializers.values():
         _cut_initializer(value, kept, copies, copy.graph, names)
-    for node in model.graph:
+    for node in copies:
         rule = rule_for(node)
         if rule is not None and _is_touched(node, kept):
             rule.fix(node, kept)
-    _drop_unused(copy.graph)
+    for graph in graphs_of(copy):
+        _drop_unused(graph)
     return copy
 
 
@@ -51,9 +57,9 @@ def _drop_unused(graph: ir.Graph) -> None:
             graph.initializers.pop(name)
 
 
-def _declare_shapes(node: ir.Node, copy: ir.Node, kept: Kept) -> None:
+def _declare_shapes(values: Sequence[ir.Value], copies: Sequence[ir.Value], kept: Kept) -> None:
     """Write the new sizes into the declared shapes; a symbolic size that was cut has no name any more."""
-    for before, after in zip(node.outputs, copy.outputs, strict=True):
+    for before, after in zip(values, copies, strict=True):
         masks = kept.masks(before)
         if masks and after.shape is not None:
             after.shape = ir.Shape(
@@ -71,8 +77,6 @@ def _cut_initializer(
     tensor = value.const_value
     versions: dict[tuple[object, ...], tuple[dict[int, BoolArray], list[Use]]] = {}
     for node, index in value.uses():
-        if node not in copies:
-            continue  # a subgraph reads it; it was frozen, so it is never cut
         use = Use(node, index)
         masks = kept.masks(use)
         key = tuple((axis, mask.tobytes()) for axis, mask in sorted(masks.items()))

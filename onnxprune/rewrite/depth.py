@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxprune.errors import PlanError
 from onnxprune.model.names import Names, add_constant
 from onnxprune.model.needed import drop_unneeded
+from onnxprune.model.scopes import Origins
 from onnxprune.types import Branch
 
 #: The first opset with Where, which keeps what is not finite out of a sum; a product with 0 does not.
@@ -69,19 +70,17 @@ def make_depth_twin(original: ir.Model, work: ir.Model, branches: Sequence[Branc
 
     Args:
         original: the model as it was before it was prepared, so that the twin does not depend on that either;
-            not changed.
+            not changed. Calls of functions must be written out.
         work: the prepared copy in which the branches were found.
         branches: those that are removed.
     """
     copy = original.clone()
-    producers = {str(output.name): node for node in copy.graph for output in node.outputs}
-    sums = {str(node.name): str(node.outputs[0].name) for node in work.graph if node.outputs}
+    origins = Origins(copy)
+    sums = {str(node.name): node for node in work.graph}
     tensors = work.graph.initializers
     names = Names(copy.graph)
     for number, branch in enumerate(branches):
-        node = producers[sums[branch.node]]
-        while node.op_type == "Identity":  # the preparation left these out
-            node = producers[str(node.inputs[0].name)]  # type: ignore[union-attr]
+        node = origins.node(sums[branch.node])
         weights = (tensors[name].dtype for name in branch.weights)
         fallback = next((dtype for dtype in weights if dtype is not None and dtype.is_floating_point()), None)
         _zero(node, branch.operand, fallback or ir.DataType.FLOAT, copy.graph, names.fresh(f"twin_{number}"))
@@ -104,5 +103,5 @@ def _zero(node: ir.Node, operand: int, dtype: ir.DataType, graph: ir.Graph, name
         zeros = ir.node("Mul", [value, zero], name=name)
     zeros.outputs[0].name = f"{name}_out"
     zeros.outputs[0].dtype = dtype
-    graph.insert_before(node, zeros)
+    (node.graph or graph).insert_before(node, zeros)
     node.replace_input_with(operand, zeros.outputs[0])

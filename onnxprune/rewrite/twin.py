@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.names import Names, add_constant
+from onnxprune.model.scopes import Origins
 from onnxprune.model.stored import stored_tensor
 from onnxprune.ops.channels import Block, Channels, Contraction, Statistic
 from onnxprune.ops.kept import Kept
@@ -34,14 +35,14 @@ def make_twin(
 
     Args:
         model: the model as it was before it was prepared for analysis, so that the twin is independent of
-            the preparation too; not changed.
+            the preparation too; not changed. Calls of functions must be written out.
         channels: the labels of its working copy, and the sums that run over them.
         removed: bool ``[labels.count]``, True for each label that goes.
         spared: bool ``[dim]`` by sum: removed positions that are not zeroed, because the cut claims to lose
             nothing there: their terms are zero already, or constants that it folds into what stays.
     """
     copy = model.clone()
-    producers = {str(output.name): node for node in copy.graph for output in node.outputs}
+    origins = Origins(copy)
     names = Names(copy.graph)
     for number, contraction in enumerate(channels.contractions):
         kept = _kept(channels, contraction, removed)
@@ -51,23 +52,14 @@ def make_twin(
             kept = kept | spared[contraction].reshape(shape)
         if kept.all():
             continue
-        node = _same_node(contraction.node, producers)
+        node = origins.node(contraction.node)
         operand = contraction.node.inputs[contraction.operand]
         dtype = (None if operand is None else operand.dtype) or ir.DataType.FLOAT
         _zero(node, contraction, kept, dtype, copy.graph, names.fresh(f"twin_{number}"))
     left = Kept(channels, removed)
     for node in {statistic.node: None for statistic in _changed(channels, removed)}:
-        _restrict(_same_node(node, producers), node, left, copy.graph, names)
+        _restrict(origins.node(node), node, left, copy.graph, names)
     return copy
-
-
-def _same_node(node: ir.Node, producers: Mapping[str, ir.Node]) -> ir.Node:
-    """Return the node of the original for one of its working copy: outputs keep their names."""
-    name = next(str(output.name) for output in node.outputs if output.name)
-    found = producers[name]
-    while found.op_type == "Identity":  # the preparation left these out
-        found = producers[str(found.inputs[0].name)]  # type: ignore[union-attr]
-    return found
 
 
 def _changed(channels: Channels, removed: BoolArray) -> list[Statistic]:
@@ -84,20 +76,25 @@ def _restrict(node: ir.Node, analysed: ir.Node, kept: Kept, graph: ir.Graph, nam
 
     What then stands at removed positions is the value of a kept one: whoever reads it must ignore it.
     """
+    owner = node.graph or graph
     for index, value in enumerate(node.inputs):
         for axis, mask in (kept.input(analysed, index) if value is not None else {}).items():
             picked = _picked(node.inputs[index], axis, np.flatnonzero(mask), graph, names)
-            graph.insert_before(node, picked)
+            owner.insert_before(node, picked)
             node.replace_input_with(index, picked.outputs[0])
     for before, output in zip(analysed.outputs, node.outputs, strict=True):
         uses, last, value = list(output.uses()), node, output
         for axis, mask in kept.masks(before).items():
             places = np.where(mask, np.cumsum(mask) - 1, 0)
             picked = _picked(value, axis, places, graph, names)
-            graph.insert_after(last, picked)
+            owner.insert_after(last, picked)
             last, value = picked, picked.outputs[0]
         for user, index in uses:
             user.replace_input_with(index, value)
+        if (
+            output.is_graph_output() and value is not output
+        ):  # a body returns it: no output of the model is cut
+            owner.outputs[list(owner.outputs).index(output)] = value
 
 
 def _picked(value: ir.Value | None, axis: int, places: np.ndarray, graph: ir.Graph, names: Names) -> ir.Node:
@@ -147,7 +144,7 @@ def _zero(
         tensor = ir.Tensor(_masked(stored.numpy(), kept, zeros), dtype=stored.dtype, name=name)
         node.replace_input_with(contraction.operand, add_constant(graph, tensor, name))
         if value.is_initializer() and not (value.uses() or value.is_graph_output() or value.is_graph_input()):
-            graph.initializers.pop(str(value.name))
+            (value.graph or graph).initializers.pop(str(value.name))
         return
     if zero is None and dtype.is_floating_point():
         mask = ir.Tensor(kept.astype(dtype.numpy()), dtype=dtype, name=f"{name}_mask")
@@ -163,7 +160,7 @@ def _zero(
         dtype = zero.dtype or dtype
     masked.outputs[0].name = f"{name}_out"
     masked.outputs[0].dtype = dtype
-    graph.insert_before(node, masked)
+    (node.graph or graph).insert_before(node, masked)
     node.replace_input_with(contraction.operand, masked.outputs[0])
 
 

@@ -158,7 +158,7 @@ def _bits(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
 def check_shapes(model: ir.Model, plan: Plan) -> Check:
     """Check that every axis that the plan cuts has the planned length."""
     name = "planned shapes"
-    nodes = {consumer_name(node): node for node in model.graph}
+    nodes = {consumer_name(node): node for node in model.graph.all_nodes()}
     planned = _planned_lengths(plan)
     for (tensor, consumer), lengths in planned.items():
         node = nodes.get(consumer)

@@ -9,7 +9,7 @@ from cutting import graph
 from generated import generated_model
 
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.model.shapes import Shapes, concretise, graph_inputs, input_shapes
+from onnxprune.model.shapes import Shapes, concretise, graph_inputs, input_shapes, trial_shapes
 from onnxprune.runtime import open_session, random_feeds
 
 
@@ -136,6 +136,119 @@ def test_contents_of_small_constants() -> None:
     shapes = concretise(model)
     np.testing.assert_array_equal(shapes.constant(model.graph.initializers["s"]), [-1, 3])
     assert shapes.constant(None) is None
+
+
+# --- bodies ---
+
+
+def inner(model: ir.Model, name: str) -> ir.Value:
+    return next(v for node in model.graph.all_nodes() for v in node.outputs if v.name == name)
+
+
+def of_body(shapes: Shapes, model: ir.Model, name: str) -> list[str]:
+    return [dim.label for dim in shapes.dims[inner(model, name)]]
+
+
+def test_branches_that_agree_and_that_do_not() -> None:
+    body = """
+        q, r = If(c) <then_branch = t () => (float a, float b) { a = Relu(x) b = Concat<axis = 1>(x, x) },
+                      else_branch = e () => (float d, float f) { d = Tanh(x) f = Neg(x) }>
+        y = Add(q, q) z = Relu(r)
+    """
+    model = graph(body, inputs="float[N,3] x, bool c", outputs="y; z")
+    shapes = concretise(model)
+    assert shapes.unknown == {}
+    assert of_body(shapes, model, "b") == ["N", "6"]
+    assert described(shapes, model, "y") == ["N", "3"]
+    assert described(shapes, model, "r") == ["N", "r.1"]
+
+
+def test_branches_of_different_ranks_are_not_known() -> None:
+    body = """
+        q = If(c) <then_branch = t () => (float a) { a = Relu(x) },
+                   else_branch = e () => (float d) { d = ReduceSum<keepdims = 0>(x) }>
+        y = Relu(q)
+    """
+    model = graph(body, inputs="float[N,3] x, bool c")
+    assert "different ranks" in concretise(model).unknown[value(model, "q")]
+
+
+LOOP = """
+    h, g, s = Loop({trips}, {go}, x, x) <
+        body = b (int64 i, bool c, float p, float q) => (bool d, float t, float u, float v) {{
+            t = Tanh(p) u = Concat<axis = 0>(q, x) v = ReduceSum<axes = [1], keepdims = 0>(p) d = {ends} }}>
+    y = Relu(h)
+"""
+
+
+@pytest.mark.parametrize(
+    ("trips", "go", "ends", "count"),
+    [
+        ("m", "", "Identity(c)", "4"),
+        ("m", "yes", "Identity(c)", "4"),
+        ("m", "", "Identity(yes)", "4"),
+        ("n", "", "Identity(c)", "s.0"),
+        ("m", "", "Less(i, m)", "s.0"),
+        ("m", "no", "Identity(c)", "s.0"),
+        ("", "yes", "Less(i, m)", "s.0"),
+    ],
+)
+def test_states_and_stacks_of_loops(trips: str, go: str, ends: str, count: str) -> None:
+    """p keeps its shape, q grows along its first axis; the trip count is known or not."""
+    constants = {"m": np.array(4), "yes": np.array(True), "no": np.array(False)}
+    text = LOOP.format(trips=trips, go=go, ends=ends)
+    model = graph(text, inputs="float[N,3] x, int64 n", constants=constants, opset=12)
+    shapes = concretise(model)
+    assert shapes.unknown == {}
+    assert described(shapes, model, "h") == ["N", "3"]
+    assert described(shapes, model, "g") == ["g.0", "3"]
+    assert described(shapes, model, "s") == [count, "N"]
+    assert of_body(shapes, model, "u") == ["u.0", "3"]
+
+
+def test_a_state_of_changing_rank_is_not_known() -> None:
+    body = """
+        h = Loop(m, , x) <body = b (int64 i, bool c, float p) => (bool d, float t) {
+            t = Unsqueeze(p, zero) d = Identity(c) }>
+        y = Relu(h)
+    """
+    model = graph(body, inputs="float[N,3] x", constants={"m": np.array(4), "zero": [0]})
+    shapes = concretise(model)
+    assert "changes while" in shapes.unknown[value(model, "h")]
+    assert value(model, "y") in shapes.unknown
+
+
+def test_a_number_that_changes_in_a_loop_is_no_constant() -> None:
+    """The length of the slice grows with the state k, which begins as a constant."""
+    body = """
+        k2, r = Loop(m, , one) <body = b (int64 i, bool c, int64[1] k) => (bool d, int64[1] n, float t) {
+            w = Slice(x, zero, k, zero) t = ReduceSum<keepdims = 0>(w) n = Add(k, one) d = Identity(c) }>
+        y = Relu(r)
+    """
+    model = graph(body, inputs="float[8,3] x", constants={"m": np.array(4), "zero": [0], "one": [1]})
+    shapes = concretise(model)
+    assert inner(model, "n") not in shapes.contents
+    assert shapes.constant(value(model, "k2")) is None
+
+
+def test_slices_and_stacks_of_a_scan() -> None:
+    body = """
+        h, s = Scan(z, x) <num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [-1],
+            body = b (float p, float q) => (float t, float v) { t = Add(p, q) v = Concat<axis = 1>(t, t) }>
+        y = Relu(s)
+    """
+    model = graph(body, inputs="float[N,T,3] x, float[N,3] z")
+    shapes = concretise(model)
+    assert described(shapes, model, "h") == ["N", "3"]
+    assert described(shapes, model, "y") == ["N", "6", "T"]
+
+
+def test_another_batch_is_another_batch_for_every_input() -> None:
+    """Time comes first in one input, the batch in the other: one symbol has one size."""
+    model = graph("y = Add(x, z)", inputs="float[T,N,3] x, float[N,3] z")
+    first, other = trial_shapes(model, {"x": (2, 16, 3), "z": (16, 3)})
+    assert (first["x"], first["z"]) == ((2, 16, 3), (16, 3))
+    assert (other["x"], other["z"]) == ((1, 1, 3), (1, 3))
 
 
 def test_operators_whose_shapes_onnx_does_not_tell() -> None:
