@@ -249,3 +249,39 @@ def test_constant_channels_that_branches_read_are_cut_without_folding() -> None:
     weights.graph.node[0].input.append("a_b")
     result = onnxprune.prune(ir.from_proto(weights), amount=0.4, align=1)
     assert result.report.passed
+
+
+#: The shape of x decides: the first branch is always taken.
+ALWAYS = """<ir_version: 10, opset_import: ["" : 18]>
+    net (float[N,16] x) => (float[N,16] y) {
+        u = MatMul(x, up_w) r = Relu(u) d = MatMul(r, down_w) h = Add(d, x)
+        s = Shape(h) rank = Size(s) two = Constant<value_int = 2>() flat = Equal(rank, two)
+        y = If(flat) <then_branch = yes () => (float[N,16] o) {
+                           v = MatMul(h, wide_w) g = Tanh(v) e = MatMul(g, narrow_w) o = Add(h, e) },
+                      else_branch = no () => (float[N,16] o) { o = Relu(h) }>
+    }"""
+
+RESIDUAL = {name: FUNCTION_WEIGHTS[name] for name in ("up_w", "down_w", "wide_w", "narrow_w")}
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        pytest.param(FUNCTIONS, FUNCTION_WEIGHTS, id="functions"),
+        pytest.param(ALWAYS, RESIDUAL, id="a branch that is always taken"),
+    ],
+)
+def test_residual_branches_in_bodies_go_whole(
+    tmp_path: Path, text: str, weights: dict[str, tuple[int, ...]]
+) -> None:
+    file, out, plan_folder = tmp_path / "model.onnx", tmp_path / "small.onnx", tmp_path / "small.plan"
+    onnx.save(model(text, weights), file)
+    options = {"pattern": "layers", "amount": 0.5, "score": "l2", "protect": ["up_w"]}
+    result = onnxprune.prune(onnxprune.load(file), **options)  # type: ignore[arg-type]
+    report = onnxprune.save_pruned(result, out, against=file, plan_folder=plan_folder)
+    assert report.passed
+    assert ("functions written out" in [check.name for check in report.checks]) == (text == FUNCTIONS)
+    left = set(onnxprune.load(out).graph.initializers)
+    assert set(weights) - left == {"wide_w", "narrow_w"}
+    again = onnxprune.apply_plan(onnxprune.load(file), onnxprune.load_plan(plan_folder))
+    assert set(again.model.graph.initializers) == left

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from cutting import graph
 
+from onnxprune.model.scopes import number_nodes
 from onnxprune.prove import TOLERANCE, prove, relative_error
 
 INF, NAN = float("inf"), float("nan")
@@ -173,3 +174,38 @@ def test_outputs_that_rounding_makes_zero_are_compared_without_it() -> None:
     small = [np.float32(1e-3) * weight for weight in (WEIGHT, other)]
     assert prove(rounded(small[0]), rounded(small[0].copy()), SIZES, tolerance=TOLERANCE).passed
     assert not prove(rounded(small[0]), rounded(small[1]), SIZES, tolerance=TOLERANCE).passed
+
+
+SWITCHED = """h = MatMul(x, w) q = QuantizeLinear(h, s, z) big = ReduceMax<keepdims=0>(x)
+    flag = Greater(big, limit)
+    y = If(flag) <then_branch = yes () => (float[N,3] o) { d = DequantizeLinear(q, s, z) o = Tanh(d) },
+                  else_branch = no () => (float[N,3] o) {
+                      e = DequantizeLinear(q, s, z) k = MatMul(e, v) r = QuantizeLinear(k, s, z)
+                      o = DequantizeLinear(r, s, z) }>"""
+
+
+def switched(weight: np.ndarray, in_branch: np.ndarray) -> ir.Model:
+    """A quantized model whose condition never leads into one branch."""
+    constants = {"w": weight, "v": in_branch, "s": np.float32(0.25), "z": np.uint8(128)}
+    model = graph(SWITCHED, inputs="float[N,4] x", constants={**constants, "limit": np.float32(-100)})
+    number_nodes(model)
+    return model
+
+
+def test_branches_of_a_quantized_model_are_run_with_and_without_rounding() -> None:
+    inner = np.random.default_rng(1).standard_normal((3, 3)).astype(np.float32)
+    check = prove(switched(WEIGHT, inner), switched(WEIGHT.copy(), inner.copy()), SIZES, tolerance=TOLERANCE)
+    assert check.passed
+    assert "without the rounding" in check.detail
+    assert check.detail.endswith("both branches of 1 If")
+
+    other, sizes = WEIGHT * np.float32(1 + 3e-6), [{"x": (50_000, 4)}]
+    check = prove(switched(WEIGHT, inner), switched(other, inner), sizes, tolerance=TOLERANCE)
+    assert check.passed, check.detail
+    before, after = re.findall(r"\d\.\de[+-]\d\d", check.detail)[:2]
+    assert float(before) < 1e-5
+    assert float(after) > 1e-3, "the test must hit the middle between two steps"
+
+    wrong = inner.copy()
+    wrong[1, 2] += 0.1
+    assert not prove(switched(WEIGHT, inner), switched(WEIGHT, wrong), SIZES, tolerance=TOLERANCE).passed

@@ -18,7 +18,7 @@ from onnxprune.errors import DataError
 from onnxprune.messages import quoted
 from onnxprune.ops.constant_views import computed_constants
 from onnxprune.ops.registry import rule_for
-from onnxprune.scores.subject import Subject, Sum, has_numbers, owners_of, sums_of
+from onnxprune.scores.subject import Subject, Sum, has_numbers, main_values, owners_of, sums_of
 from onnxprune.types import FloatArray
 
 
@@ -41,11 +41,12 @@ def weighted_energy(subject: Subject) -> Mapping[str, FloatArray]:
     outputs of the consumers lose if the x_i are not correlated. Where w is itself computed from the inputs,
     as in a product of queries and keys, its mean energy times the number of outputs stands for the sum.
     """
-    constants = computed_constants(subject.model)
+    constants, tapped = computed_constants(subject.model), main_values(subject.model)
     pairs = [
         (each, weights)
         for each in sums_of(subject)
         if (weights := _weights_of(subject, each, constants)) is not None
+        and (weights.sums is not None or each.other in tapped)
     ]
     wanted = [(each, each.x, _others(subject, each.x, each.axis)) for each, _ in pairs]
     wanted += [

@@ -82,8 +82,12 @@ def sums_of(subject: Subject) -> Iterator[Sum]:
 
 def measurable_values(model: ir.Model) -> set[ir.Value]:
     """Return the values of the main graph that depend on the model's inputs."""
-    computed = {output for node in model.graph for output in node.outputs}
-    return {*graph_inputs(model), *computed} - computed_constants(model)
+    return main_values(model) - computed_constants(model)
+
+
+def main_values(model: ir.Model) -> set[ir.Value]:
+    """Return the values of the main graph, which a run can give back; what bodies compute can't be tapped."""
+    return {*graph_inputs(model), *(output for node in model.graph for output in node.outputs)}
 
 
 class Side(NamedTuple):

@@ -75,6 +75,40 @@ def test_products_of_the_other_domain():
     assert compared(model, (2, 4, 8)) < 0.03
 
 
+INSIDE = """h = Conv(x, w) q = QuantizeLinear(h, s, z)
+    y = If(flag) <then_branch = yes () => (float[N,8,4,4] o) {{ d = DequantizeLinear(q, s, z) o = Tanh(d) }},
+                  else_branch = no () => ({kind}[N,8,4,4] o) {{ {branch} }}>"""
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_quantizers_in_a_branch(flag):
+    branch = """d = DequantizeLinear(q, s, z) k = Sin(d) p = QuantizeLinear(k, s, z)
+        o = DequantizeLinear(p, s, z)"""
+    model = graph(
+        INSIDE.format(kind="float", branch=branch),
+        inputs="float[N,3,6,6] x, bool flag",
+        constants={"w": (8, 3, 3, 3), "s": np.float32(0.02), "z": np.uint8(100)},
+    )
+    plain = without_rounding(model)
+    assert not any("Quantize" in node.op_type for node in plain.graph.all_nodes())
+    feeds = {**random_feeds(model, {**FEED, "flag": ()}, 0), "flag": np.array(flag)}
+    rounded, real = run(model, feeds), run(plain, feeds)
+    assert len(np.unique(real)) > 1.5 * len(np.unique(rounded)), "nothing is rounded any more"
+    assert np.abs(rounded - real).mean() < 0.02 * real.std()
+
+
+def test_what_a_branch_returns_in_integers_is_not_followed():
+    body = INSIDE.replace("(float[N,8,4,4] o) {{ d = DequantizeLinear(q, s, z) o = Tanh(d) }}",
+                          "(uint8[N,8,4,4] o) {{ d = Relu(h) o = QuantizeLinear(d, s, z) }}")  # fmt: skip
+    body = body.replace("y = If", "u = If") + " y = DequantizeLinear(u, s, z)"
+    model = graph(
+        body.format(kind="uint8", branch="t = Tanh(h) o = QuantizeLinear(t, s, z)"),
+        inputs="float[N,3,6,6] x, bool flag",
+        constants={"w": (8, 3, 3, 3), "s": TINY, "z": np.uint8(100)},
+    )
+    assert without_rounding(model) is None
+
+
 def test_a_quantized_output_keeps_its_name():
     model = graph(
         "q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)", constants={"s": TINY, "z": np.uint8(9)}

@@ -144,6 +144,22 @@ class TestWanda:
         expected = np.sqrt((r**2).mean(0) * (weights**2).sum(1 - axis))
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
+    def test_products_with_what_a_branch_computes_are_left_out(self):
+        """The values of a body can't be tapped: the group has no figures, and stays."""
+        model = graph(
+            """h = MatMul(x, w1) r = Relu(h) q = MatMul(x, w2) big = ReduceMax<keepdims=0>(x)
+            flag = Greater(big, zero)
+            y = If(flag) <then_branch = a () => (float[N,4,4] o) {
+                               s = Relu(q) t = Transpose<perm=[0,2,1]>(s) o = MatMul(r, t) },
+                          else_branch = b () => (float[N,4,4] o) {
+                               u = Transpose<perm=[0,2,1]>(q) o = MatMul(r, u) }>""",
+            inputs="float[N,4,5] x",
+            constants={"w1": (5, 8), "w2": (5, 8), "zero": np.float32(0)},
+        )
+        assert scores_of(model, normal(9, 4, 5), "wanda") == {}
+        (energy,) = scores_of(model, normal(9, 4, 5)).values()
+        assert energy.shape == (8,)
+
     def test_convolutions(self):
         model, x = ir.from_proto(small_models.concat_net()), normal(9, 3, 8, 8)
         found = scores_of(model, x, "wanda")
