@@ -93,7 +93,7 @@ def evaluate(node: ir.Node, dims: Dims, contents: Contents, opset: int) -> Shape
     if node.op_type not in _EVALUATED:
         return None
     constant = all(content is None or content.is_constant for content in inputs)
-    if node.op_type in ("Range", "ConstantOfShape") and not constant:
+    if node.op_type in ("Range", "ConstantOfShape", "OneHot") and not constant:
         return None  # how many elements there are depends on the input: only the shape is symbolic
     numbers = _reference(node, inputs, opset)
     if numbers is None or (numbers.dtype.kind == "f" and numbers.size > FLOAT_LIMIT):
@@ -355,9 +355,10 @@ def _tidy(numbers: Array, symbols: Array | None) -> ShapeValue:
 # --- arithmetic ---------------------------------------------------------------------------------------------
 
 _EVALUATED = frozenset((
-    "Add", "And", "Ceil", "ConstantOfShape", "Div", "Equal", "Floor", "Greater", "GreaterOrEqual",
-    "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Range", "Reciprocal",
-    "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Sqrt", "Sub", "Where", "Xor",
+    "Abs", "Add", "And", "Ceil", "Clip", "ConstantOfShape", "CumSum", "Div", "Equal", "Floor", "Greater",
+    "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "Pow",
+    "Range", "Reciprocal", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Round", "Sqrt", "Sub",
+    "Where", "Xor",
 ))  # fmt: skip
 
 
