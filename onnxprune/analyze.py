@@ -177,7 +177,8 @@ def _make_rectangular(channels: Channels) -> None:
     can't be, it is frozen.
     """
     labels = channels.labels
-    joint = [block for blocks in channels.blocks.values() for block in blocks if len(block.axes) > 1]
+    blocks = [block for of_value in channels.blocks.values() for block in of_value if len(block.axes) > 1]
+    joint = {id(block.labels): block for block in blocks}.values()  # most values share their labels
     changed = True
     while changed:
         changed = False

@@ -3,7 +3,9 @@
 Such a weight is computed in the graph, ``g * v / norm(v)``. Elementwise operators and moves need no folding,
 as channels are followed through them; but a norm over input channels must not change when some of these go.
 Only what is smaller than what it is computed from is folded, so no weight is copied, and no layer of a
-network that happens to have a constant input (a table of positions that is made by one) is lost.
+network that happens to have a constant input (a table of positions that is made by one) is lost. A weight
+that a batch normalisation made whole (weight standardisation) is the exception: it takes the place of the
+weight that it was made of.
 """
 
 from __future__ import annotations
@@ -46,11 +48,13 @@ def fold_statistics(graph: ir.Graph, opset: int) -> None:
     made = []
     for node in list(graph):
         output = node.outputs[0]
-        if node.op_type not in _STATISTICS or output not in constants or output.is_graph_output():
+        whole = node.op_type == "BatchNormalization"
+        if not (whole or node.op_type in _STATISTICS) or output not in constants or output.is_graph_output():
             continue
         known: dict[ir.Value, Array] = {}
         contents = _evaluate(output, opset, known)
-        if contents.size >= max(known[value].size for value in node.inputs if value is not None):
+        largest = max(known[value].size for value in node.inputs if value is not None)
+        if contents.size >= largest and not whole:
             continue
         if node.op_type in _PRODUCTS and sum(size > 1 for size in contents.shape) > 1:
             continue
@@ -68,7 +72,9 @@ def _constants(graph: ir.Graph) -> set[ir.Value]:
     """Return the values that are computed from initializers alone, the same ones each time."""
     found: set[ir.Value] = set()
     for node in graph:
-        if not node.inputs or len(node.outputs) != 1 or node.domain not in ("", "ai.onnx"):
+        if not node.inputs or node.domain not in ("", "ai.onnx"):
+            continue
+        if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
             continue
         graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         if node.op_type.startswith("Random") or any(a.type in graphs for a in node.attributes.values()):
@@ -101,6 +107,6 @@ def _evaluate(value: ir.Value, opset: int, known: dict[ir.Value, Array]) -> Arra
             inputs = [source for source in node.inputs if source is not None]
             feeds = {str(source.name): _evaluate(source, opset, known) for source in inputs}
             evaluator = reference.ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": opset})
-            (result,) = evaluator.run(None, feeds)
+            result, *_ = evaluator.run(None, feeds)
             known[value] = np.asarray(result)
     return known[value]

@@ -93,7 +93,7 @@ def evaluate(node: ir.Node, dims: Dims, contents: Contents, opset: int) -> Shape
     if node.op_type not in _EVALUATED:
         return None
     constant = all(content is None or content.is_constant for content in inputs)
-    if node.op_type in ("Range", "ConstantOfShape") and not constant:
+    if node.op_type in ("Range", "ConstantOfShape", "OneHot") and not constant:
         return None  # how many elements there are depends on the input: only the shape is symbolic
     numbers = _reference(node, inputs, opset)
     if numbers is None or (numbers.dtype.kind == "f" and numbers.size > FLOAT_LIMIT):
@@ -107,6 +107,8 @@ def output_dims(
     node: ir.Node, dims: Dims, contents: Contents, sizes: tuple[int, ...]
 ) -> tuple[Dim, ...] | None:
     """Return the symbolic shape after a node whose target shape is an input, None for other nodes."""
+    if node.op_type == "Slice":
+        return _sliced_dims(node, dims, contents, sizes)
     if node.op_type not in ("Reshape", "Expand", "ConstantOfShape") or any(
         v is None for v in node.inputs[:2]
     ):
@@ -129,6 +131,23 @@ def output_dims(
         if dim.is_constant and dim.size == -1:
             result[axis] = _quotient(source, result[:axis] + result[axis + 1 :], sizes[axis], node, axis)
     return tuple(result)
+
+
+def _sliced_dims(
+    node: ir.Node, dims: Dims, contents: Contents, sizes: tuple[int, ...]
+) -> tuple[Dim, ...] | None:
+    """Return the shape after a Slice at computed bounds: axes that are not sliced keep their size."""
+    bounds = [contents.get(value) for value in node.inputs[1:4] if value is not None]
+    if len(bounds) < 3 or bounds[2] is None or not bounds[2].is_constant:
+        return None
+    if all(bound is not None and bound.is_constant for bound in bounds):
+        return None  # ONNX tells
+    source, output = dims[node.inputs[0]], node.outputs[0]  # type: ignore[index]
+    sliced = {int(axis) % len(source) for axis in bounds[2].numbers.ravel()}
+    return tuple(
+        Dim(size, 1, (f"{output.name}.{axis}",)) if axis in sliced else source[axis]
+        for axis, size in enumerate(sizes)
+    )
 
 
 def _expanded(source: Sequence[Dim], entries: Sequence[Dim], sizes: tuple[int, ...]) -> tuple[Dim, ...]:
@@ -336,9 +355,10 @@ def _tidy(numbers: Array, symbols: Array | None) -> ShapeValue:
 # --- arithmetic ---------------------------------------------------------------------------------------------
 
 _EVALUATED = frozenset((
-    "Add", "And", "Ceil", "ConstantOfShape", "Div", "Equal", "Floor", "Greater", "GreaterOrEqual",
-    "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Range", "Reciprocal",
-    "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Sqrt", "Sub", "Where", "Xor",
+    "Abs", "Add", "And", "Ceil", "Clip", "ConstantOfShape", "CumSum", "Div", "Equal", "Floor", "Greater",
+    "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "Pow",
+    "Range", "Reciprocal", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Round", "Sqrt", "Sub",
+    "Where", "Xor",
 ))  # fmt: skip
 
 

@@ -43,10 +43,12 @@ SHAPE_FUNCTIONS = (
 #: Elements of the largest tensor whose contents are followed; shape vectors are far smaller.
 CONTENT_LIMIT = 4096
 
+#: How a reason says that other sizes of the inputs may do.
+DOES_NOT_FIT = "does not fit"
 #: Sizes tried for symbolic axes, in this order, until the whole graph can be inferred.
 _BATCHES = (2, 1)
 _SPATIAL = (64, 224, 32, 96, 48)
-_SEQUENCE = 16
+_SEQUENCES = (16, 8, 12, 32, 64, 128, 10, 4, 256)
 
 
 @dataclass(slots=True)
@@ -119,8 +121,8 @@ def concretise(model: ir.Model, overrides: Mapping[str, Sequence[int]] | None = 
     tried = []
     for chosen in _candidates(model, overrides or {}):
         tried.append(_Walk(model, chosen).run())
-        if not tried[-1].unknown:
-            break
+        if not any(DOES_NOT_FIT in reason for reason in tried[-1].unknown.values()):
+            break  # other sizes would help no further
     return min(tried, key=lambda shapes: len(shapes.unknown))
 
 
@@ -162,10 +164,12 @@ def _candidates(
                 f"input shape given for {name!r}, which is no input; inputs: {', '.join(map(str, names))}"
             )
     seen = set()
-    for batch, spatial in product(_BATCHES, _SPATIAL):
+    for sequence, batch, spatial in product(_SEQUENCES, _BATCHES, _SPATIAL):
         sizes: dict[str, int] = {}  # the same symbol has the same size everywhere
         chosen = {
-            str(value.name): _concrete_shape(value, overrides.get(str(value.name)), batch, spatial, sizes)
+            str(value.name): _concrete_shape(
+                value, overrides.get(str(value.name)), (batch, spatial, sequence), sizes
+            )
             for value in inputs
         }
         key = tuple(chosen.items())
@@ -175,8 +179,10 @@ def _candidates(
 
 
 def _concrete_shape(
-    value: ir.Value, override: Sequence[int] | None, batch: int, spatial: int, sizes: dict[str, int]
+    value: ir.Value, override: Sequence[int] | None, trial: tuple[int, int, int], sizes: dict[str, int]
 ) -> tuple[int, ...]:
+    """Return the shape of an input; ``trial`` is what is tried for batch, space and sequence."""
+    batch, spatial, sequence = trial
     if value.shape is None:
         if override is None:
             raise ModelError(
@@ -201,7 +207,7 @@ def _concrete_shape(
         elif axis == 0:
             size = batch
         else:
-            size = spatial if len(value.shape) >= 4 else _SEQUENCE
+            size = spatial if len(value.shape) >= 4 else sequence
         symbol = _symbol(value, axis)
         shape.append(sizes.setdefault(symbol, size) if symbol is not None and override is None else size)
     return tuple(shape)
@@ -413,7 +419,7 @@ class _Walk:
             ValueError,
             RuntimeError,
         ) as error:
-            return f"{node.op_type} does not fit its inputs ({str(error).splitlines()[0][:120]})"
+            return f"{node.op_type} {DOES_NOT_FIT} its inputs ({str(error).splitlines()[0][:120]})"
         return dict(inferred)
 
     def element_type(self, value: ir.Value, content: ShapeValue | None = None) -> int:

@@ -275,12 +275,14 @@ class Channels:
         """Solve everything, and store plain labels in all blocks. Labels are fixed from here on."""
         self.labels.flush()
         resolved: dict[int, LabelArray] = {}
+        equal: dict[tuple[tuple[int, ...], bytes], LabelArray] = {}  # values of one width share one array
         originals = []  # keeps the arrays alive, so that no id is used twice
         for ref, blocks in self.blocks.items():
             for block in blocks:
                 if id(block.labels) not in resolved:
                     originals.append(block.labels)
-                    resolved[id(block.labels)] = self.labels.resolve(block.labels)
+                    labels = np.ascontiguousarray(self.labels.resolve(block.labels))
+                    resolved[id(block.labels)] = equal.setdefault((labels.shape, labels.tobytes()), labels)
             self.blocks[ref] = [Block(block.axes, resolved[id(block.labels)]) for block in blocks]
 
     # --- moving ---------------------------------------------------------------------------------------------

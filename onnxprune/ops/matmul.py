@@ -143,10 +143,17 @@ def _link_stacks(node: ir.Node, channels: Channels, a: _Matrices, b: _Matrices) 
 
 
 def _tag_attention(channels: Channels, a: _Matrices, b: _Matrices) -> None:
-    """A product of two computed stacks is attention: stacks are heads, the rest are places in a head."""
-    for matrices in (a, b):
-        for block in channels.blocks.get(matrices.ref, ()):
-            in_stack = not set(block.axes).intersection(matrices.axes[-2:])
+    """A product of two computed stacks is attention: stacks are heads, the rest are places in a head.
+
+    Without heads there is nothing to choose between, and places are channels like any others.
+    """
+    blocks = [
+        (block, not set(block.axes).intersection(matrices.axes[-2:]))
+        for matrices in (a, b)
+        for block in channels.blocks.get(matrices.ref, ())
+    ]
+    if any(in_stack for _, in_stack in blocks):
+        for block, in_stack in blocks:
             channels.tag("heads" if in_stack else "head_dim", block.labels)
 
 

@@ -128,7 +128,7 @@ class Slice(OpRule):
         x, y = channels.ref(node, 0), node.outputs[0]
         picked = _sliced(node, channels)
         if picked is None:
-            channels.freeze_all(x, f"{node.name} slices at computed bounds")
+            _link_computed(node, channels)
             return
         channels.label_constant(x)
         for axis, places in picked.items():
@@ -161,6 +161,23 @@ class Slice(OpRule):
                 for axis in sliced
             ]
             _write_bounds(node, kept, sliced, bounds)
+
+
+def _link_computed(node: ir.Node, channels: Channels) -> None:
+    """Freeze the axes that are sliced at computed bounds; the others pass."""
+    x, y = channels.ref(node, 0), node.outputs[0]
+    reason = f"{node.name} slices at computed bounds"
+    listed = channels.constant(node, 3)
+    if listed is None:
+        channels.freeze_all(x, reason)
+        return
+    rank = channels.rank(x)
+    sliced = {int(axis) % rank for axis in listed.ravel()}
+    others = [axis for axis in range(rank) if axis not in sliced]
+    channels.label_constant(x, others)
+    for axis in sliced:
+        channels.freeze_axis(x, axis, reason)
+    channels.copy(x, y, {axis: axis for axis in others})
 
 
 def _write_bounds(node: ir.Node, kept: Kept, axes: list[int], bounds: list[tuple[int, int, int]]) -> None:
@@ -277,9 +294,12 @@ class Indexed(OpRule):
     """y = elements picked or replaced by index tuples"""
 
     def link(self, node: ir.Node, channels: Channels) -> None:
-        """GatherND leaves the axes behind the indexed ones alone; everything else is frozen."""
+        """Axes beside the indexed ones pass where something is picked; scattering freezes everything."""
         reason = f"{node.name} ({node.op_type}) picks positions by their number"
         x, y = channels.ref(node, 0), node.outputs[0]
+        if node.op_type == "GatherElements":
+            _link_elements(node, channels, reason)
+            return
         channels.freeze_all(channels.ref(node, 1), reason)
         if node.op_type == "GatherND":
             indices = channels.shape(channels.ref(node, 1))
@@ -292,6 +312,24 @@ class Indexed(OpRule):
         for index in range(len(node.inputs)):
             if channels.has(node, index):
                 channels.freeze_all(channels.ref(node, index), reason)
+
+
+def _link_elements(node: ir.Node, channels: Channels, reason: str) -> None:
+    """GatherElements: beside its axis, positions of the indices are those of the data."""
+    x, indices, y = channels.ref(node, 0), channels.ref(node, 1), node.outputs[0]
+    rank = channels.rank(x)
+    picked = node.attributes.get_int("axis", 0) % rank
+    for ref in (x, indices):
+        channels.separate_all(ref)
+    for axis in range(rank):
+        if axis == picked or channels.shape(x)[axis] != channels.shape(indices)[axis]:
+            channels.freeze_axis(x, axis, reason)
+            channels.freeze_axis(indices, axis, reason)
+            continue
+        labels = None if channels.block_at(x, axis) is None else channels.alone(x, axis)
+        if labels is not None or not isinstance(indices, Use):
+            channels.meet(indices, axis, labels, reason)
+        channels.put(y, (axis,), labels)
 
 
 @op_rule("Expand", "Tile")

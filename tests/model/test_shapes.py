@@ -263,3 +263,12 @@ def test_operators_whose_shapes_a_later_opset_tells() -> None:
     body = "f = GreaterOrEqual(x, s) y = Where(f, x, s)"
     model = graph(body, constants={"s": (3, 1, 1)}, opset=12)
     assert described(concretise(model), model, "y") == ["N", "3", "6", "6"]
+
+
+def test_a_length_that_was_fixed_while_tracing_is_found() -> None:
+    """A recurrence that the exporter unrolled fits sequences of one length, whatever the input declares."""
+    model = graph(
+        "h = MatMul(x, a_w) y = Add(h, b_w)", inputs="float[N,S,6] x",
+        constants={"a_w": (6, 4), "b_w": (12, 4)},
+    )  # fmt: skip
+    assert concretise(model).input_shapes["x"][1] == 12

@@ -124,3 +124,18 @@ def test_statistics_over_a_constant_keep_its_axes() -> None:
     }  # fmt: skip
     analysis = check_cut(graph(body, inputs="float[N,6] x", constants=constants))
     assert list(open_groups(analysis).values()) == [8]
+
+
+def test_weight_standardisation() -> None:
+    """A batch normalisation over each filter, as some exporters spell it: the weight it makes is cut."""
+    body = """
+        f = Reshape(a_w, rows) n, rm, rv = BatchNormalization<training_mode = 1>(f, s, b, m, v)
+        w = Reshape(n, back)
+        h = Conv(x, w) y = Conv(h, c_w)
+    """
+    random = np.random.default_rng(0)
+    constants = {
+        "a_w": (8, 3, 2, 2), "rows": [1, 8, 12], "s": (8,), "b": (8,), "m": (8,),
+        "v": random.uniform(0.5, 2, 8).astype(np.float32), "back": [8, 3, 2, 2], "c_w": (4, 8, 1, 1),
+    }  # fmt: skip
+    assert list(open_groups(check_cut(graph(body, constants=constants))).values()) == [8]

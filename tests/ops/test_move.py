@@ -459,3 +459,26 @@ def test_a_table_whose_rows_are_picked_loses_columns(parts: str) -> None:
     analysis = check_cut(graph(body, inputs="float[N,3,6] x", constants=constants))
     assert list(open_groups(analysis).values()) == [8]
     assert ("table", 1, False) in positions(group_of(analysis, "a_w", 1))
+
+
+def test_elements_picked_along_another_axis() -> None:
+    """Relative positions of an attention: the indices are the same for all heads."""
+    constants = CONSTANTS | {"places": np.array([5, 0, 2], np.int64).reshape(1, 1, 1, 3), "all": [2, 8, 6, 3]}
+    body = STEM + "i = Expand(places, all) r = GatherElements<axis = 3>(h, i) y = Conv(r, c_w)"
+    analysis = check_cut(graph(body, inputs="float[2,3,6,6] x", constants=constants))
+    assert open_groups(analysis) == {"a_w": 8}
+    along = STEM + "i = Expand(places, all) r = GatherElements<axis = 1>(h, i) y = Conv(r, c_w)"
+    frozen = CONSTANTS | {"places": np.array([5, 0, 2], np.int64).reshape(1, 3, 1, 1), "all": [2, 3, 6, 6],
+                          "c_w": (4, 3, 1, 1)}  # fmt: skip
+    analysis = check_cut(graph(along, inputs="float[2,3,6,6] x", constants=frozen))
+    assert "picks positions by their number" in frozen_groups(analysis)["a_w"]
+
+
+def test_a_slice_at_computed_bounds_leaves_other_axes_open() -> None:
+    """As biases that grow with the distance are cut to the length of a sequence."""
+    constants = CONSTANTS | {"b_w": (9, 8, 1, 1), "first": [0], "one": [1]}
+    body = STEM + "s = Shape(x) n = Slice(s, first, one, first) b = Slice(b_w, first, n, first)"
+    body += " r = Mul(h, b) y = Conv(r, c_w)"
+    analysis = check_cut(graph(body, constants=constants))
+    assert open_groups(analysis) == {"a_w": 8}
+    assert ("b_w", 1, False) in positions(group_of(analysis, "a_w", 0))
