@@ -307,7 +307,9 @@ class Indexed(OpRule):
             for axis in range(indexed):
                 channels.freeze_axis(x, axis, reason)
             more = channels.rank(y) - channels.rank(x)
-            channels.copy(x, y, {axis: axis + more for axis in range(indexed, channels.rank(x))})
+            behind = range(indexed, channels.rank(x))
+            channels.label_constant(x, behind)
+            channels.copy(x, y, {axis: axis + more for axis in behind})
             return
         for index in range(len(node.inputs)):
             if channels.has(node, index):

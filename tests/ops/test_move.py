@@ -482,3 +482,15 @@ def test_a_slice_at_computed_bounds_leaves_other_axes_open() -> None:
     analysis = check_cut(graph(body, constants=constants))
     assert open_groups(analysis) == {"a_w": 8}
     assert ("b_w", 1, False) in positions(group_of(analysis, "a_w", 0))
+
+
+def test_a_table_that_is_read_by_index_tuples() -> None:
+    """Relative biases [distances, heads]: the heads of the table go with those of the scores."""
+    places = np.arange(36).reshape(6, 6, 1) % 11
+    constants = CONSTANTS | {"b_w": (11, 8), "places": places}
+    body = (
+        STEM + "p = GatherND(b_w, places) t = Transpose<perm = [2, 0, 1]>(p) r = Add(h, t) y = Conv(r, c_w)"
+    )
+    analysis = check_cut(graph(body, constants=constants))
+    assert open_groups(analysis) == {"a_w": 8}
+    assert ("b_w", 1, False) in positions(group_of(analysis, "a_w", 0))
