@@ -17,10 +17,11 @@ EXAMPLE = options.example("onnxprune apply small.plan retrained.onnx -o small.on
 @click.argument("plan", type=options.FILE)
 @click.argument("model", type=options.FILE)
 @options.output_file()
+@options.name("--data", help="Real inputs for the proof: an .npz file, a folder, or module:function.")
 @options.external_data()
 @options.sparse_storage()
 @reporting
-def apply(out: Output, plan: Path, model: Path, output: Path, **storage: Any) -> None:
+def apply(out: Output, plan: Path, model: Path, output: Path, data: str | None, **storage: Any) -> None:
     """Remove from MODEL what PLAN says: the same model, or a re-trained one of the same graph.
 
     PLAN is a folder that prune --plan wrote. As with prune, nothing is written unless it is proved and
@@ -34,7 +35,7 @@ def apply(out: Output, plan: Path, model: Path, output: Path, **storage: Any) ->
     decided = load_plan(plan)
     original = load(model)
     out.step("removing and proving")
-    result = apply_plan(original, decided)
+    result = apply_plan(original, decided, data=data)
     out.step(f"verifying and writing {output}")
     report = save_pruned(result, output, against=model, **storage)
     out.show(report, title=f"apply {plan} to {model} -> {output}", written={"model": output})

@@ -32,7 +32,7 @@ SCOPES = "uniform: the same share everywhere (default); global: one threshold (d
 @share("--target-params", help="Share of the parameters that may stay.")
 @name("--score", help=SCORES)
 @name("--scope", help=SCOPES)
-@name("--data", help="Samples to score on: an .npz file, a folder of them, or module:function.")
+@name("--data", help="Samples to score and prove on: an .npz file, a folder, or module:function.")
 @options.alignment()
 @option("--protect", multiple=True, metavar="GLOB", help="Groups, branches or tensors that stay; repeatable.")
 @option("--allow-inexact", is_flag=True, help="Also cut what normalisation takes statistics over.")

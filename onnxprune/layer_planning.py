@@ -15,7 +15,7 @@ from onnxprune.allocate.branches import Limits, choose_branches
 from onnxprune.branches import Removal, find_branches
 from onnxprune.cost import cost_of, counts_as_parameters, macs_by_node, nothing_cut
 from onnxprune.data import Dataset
-from onnxprune.errors import NothingToPrune, PlanError, UsageError
+from onnxprune.errors import NothingToPrune, PlanError
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.functions import without_functions
 from onnxprune.model.prepare import prepare
@@ -78,8 +78,6 @@ def plan_layers(
         UsageError, DataError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
     """
     scorer = BRANCH_SCORERS.get(recipe["score"])
-    if data is not None and recipe["score"] != "influence":
-        raise UsageError(f"score {recipe['score']!r} uses no data; leave out one of the two")
     budget, metric = budget_of(recipe)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it

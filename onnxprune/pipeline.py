@@ -13,26 +13,19 @@ import onnx_ir as ir
 
 from onnxprune.analyze import Analysis
 from onnxprune.data import DataReader, Dataset, load_data
-from onnxprune.errors import PlanError, ProofError, UsageError, VerificationError
+from onnxprune.errors import PlanError, UsageError, VerificationError
 from onnxprune.layer_planning import Layers, find_layers, plan_layers, planned_branches
 from onnxprune.model.digest import structure_digest
-from onnxprune.model.float32 import in_float32
 from onnxprune.model.io import save
-from onnxprune.model.shapes import trial_shapes
 from onnxprune.ops.sums import Sums
 from onnxprune.planning import STRUCTURED, Watch, analyze_for, check_groups, plan_channels, plan_masks
 from onnxprune.plans import save_plan
-from onnxprune.prove import TOLERANCE, prove
-from onnxprune.rewrite.cut import cut
-from onnxprune.rewrite.depth import make_depth_twin, remove_branches
-from onnxprune.rewrite.fold import Fold, apply_folds, exact_positions, plan_folds
+from onnxprune.proving import Trials, make_cut, prove_cut, prove_layers
+from onnxprune.rewrite.depth import remove_branches
+from onnxprune.rewrite.fold import Fold
 from onnxprune.rewrite.mask import apply_masks
-from onnxprune.rewrite.twin import make_twin
-from onnxprune.types import BoolArray, Branch, Check, IntArray, Plan, Report
+from onnxprune.types import Check, Plan, Report
 from onnxprune.verification import verify
-
-#: Name of the proof where a cut claims to lose nothing: its twin is the original itself.
-_UNCHANGED = "cut equals the original"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +83,8 @@ def prune(
         allow_inexact: also remove channels that normalisation takes statistics over (the width of a
             transformer), which changes these statistics.
         floor: least share of every channel group, or kind of layers, that stays.
-        data: the samples that scores are measured on: see `onnxprune.load_data`.
+        data: the samples that scores are measured on, some of which the proof runs on too: see
+            `onnxprune.load_data`.
         seed: of every random choice.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
         progress: called while scores are measured on data, with the share that is done, in (0, 1].
@@ -113,10 +107,11 @@ def prune(
         samples,
     )  # fmt: skip
     if pattern == "layers":
-        return _remove_and_prove(*plan_layers(model, recipe, samples, seed, watch), watch)
+        decision, layers = plan_layers(model, recipe, samples, seed, watch)
+        return _remove_and_prove(decision, layers, samples, watch)
     if pattern in STRUCTURED:
         decision, analysis, sums = plan_channels(model, recipe, samples, seed, watch)
-        return _cut_and_prove(decision, analysis, sums, watch)
+        return _cut_and_prove(decision, analysis, sums, samples, watch)
     return _mask(model, plan_masks(model, recipe, samples, seed, watch), watch)
 
 
@@ -167,14 +162,23 @@ def _recipe(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str
     return {name: value for name, value in plain.items() if value not in (None, [], {})}
 
 
-def apply_plan(model: ir.Model, plan: Plan) -> PruneResult:
+def apply_plan(
+    model: ir.Model, plan: Plan, *, data: Dataset | DataReader | str | Path | None = None
+) -> PruneResult:
     """Remove from a copy of a model what a plan says: the same model, or a re-trained one of the same graph.
+
+    Args:
+        model: not changed.
+        plan: from `prune` or `load_plan`.
+        data: real inputs for the proof, for models that do not run on random ones.
 
     Raises:
         PlanError: the plan was made for another graph, or contradicts itself.
+        DataError: the data is damaged, or does not fit the model.
         ProofError: the cut model differs from its exact twin.
     """
     watch = Watch()
+    samples = _samples(data)
     with watch.stage("match"):
         digest = structure_digest(model)
         if digest != plan.structure_digest:
@@ -185,7 +189,7 @@ def apply_plan(model: ir.Model, plan: Plan) -> PruneResult:
     if plan.pattern == "layers":
         with watch.stage("find branches"):
             layers = find_layers(model, plan.recipe.get("input_shapes"))
-        return _remove_and_prove(plan, layers, watch)
+        return _remove_and_prove(plan, layers, samples, watch)
     if plan.pattern not in STRUCTURED:
         return _mask(model, plan, watch)
     with watch.stage("analyze"):
@@ -193,7 +197,7 @@ def apply_plan(model: ir.Model, plan: Plan) -> PruneResult:
     check_groups(analysis, plan)
     with watch.stage("find constants"):
         sums = Sums(analysis.model.graph, analysis.channels)
-    return _cut_and_prove(plan, analysis, sums, watch)
+    return _cut_and_prove(plan, analysis, sums, samples, watch)
 
 
 def save_pruned(
@@ -251,20 +255,18 @@ def save_pruned(
     return replace(result.report, checks=(*result.report.checks, *checks), seconds=seconds)
 
 
-def _cut_and_prove(plan: Plan, analysis: Analysis, sums: Sums, watch: Watch) -> PruneResult:
+def _cut_and_prove(
+    plan: Plan, analysis: Analysis, sums: Sums, samples: Dataset | None, watch: Watch
+) -> PruneResult:
     removed = {group.name: group.removed for group in plan.groups if len(group.removed)}
     with watch.stage("cut"):
-        trial = _cut(analysis, sums, removed)
+        trial = make_cut(analysis, sums, removed)
     with watch.stage("prove"):
-        check = _prove(analysis, trial, plan.seed)
-        if not check.passed:
-            blame = _blame(analysis, sums, removed, plan.seed)
-            raise ProofError(f"{check.detail}; {blame}; nothing was written")
+        checks = prove_cut(analysis, sums, removed, trial, Trials(plan.seed, samples))
     inexact = [group for group in plan.groups if len(group.removed) and not group.exact]
     if inexact:
-        check = replace(check, detail=f"{check.detail}; statistics over {len(inexact)} groups changed")
-    with watch.stage("prove"):
-        checks = (check, *_prove_written_out(analysis, plan.seed))
+        detail = f"{checks[0].detail}; statistics over {len(inexact)} groups changed"
+        checks = (replace(checks[0], detail=detail), *checks[1:])
     before, after = plan.predicted
     numbers, size_bytes = trial.added
     after = replace(after, params=after.params + numbers, size_bytes=after.size_bytes + size_bytes)
@@ -272,108 +274,13 @@ def _cut_and_prove(plan: Plan, analysis: Analysis, sums: Sums, watch: Watch) -> 
     return PruneResult(trial.pruned, plan, report)
 
 
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """A cut that is not proved yet.
-
-    Attributes:
-        pruned: the model.
-        in_single: it in float32, with biases that were not rounded to 16 bits: what is proved.
-        gone: bool ``[labels.count]``, the labels that went.
-        folds: what became of constant terms.
-        added: how many numbers the folds added, and their bytes.
-    """
-
-    pruned: ir.Model
-    in_single: ir.Model
-    gone: BoolArray
-    folds: tuple[Fold, ...]
-    added: tuple[int, int]
-
-
-def _cut(analysis: Analysis, sums: Sums, removed: Mapping[str, IntArray]) -> _Trial:
-    gone = analysis.removed_labels(removed)
-    folds = plan_folds(sums, gone)
-    pruned = cut(analysis.model, analysis.channels, gone)
-    in_single = in_float32(pruned)
-    if in_single is not pruned:
-        apply_folds(in_single, sums, folds, gone)
-    return _Trial(pruned, in_single, gone, folds, apply_folds(pruned, sums, folds, gone))
-
-
-def _compare(
-    original: ir.Model, twin: ir.Model, pruned: ir.Model, first: Mapping[str, tuple[int, ...]], seed: int
-) -> Check:
-    shapes = trial_shapes(original, first)
-    return prove(twin, pruned, shapes if len(shapes) > 1 else shapes * 2, tolerance=TOLERANCE, seed=seed)
-
-
-def _prove(analysis: Analysis, trial: _Trial, seed: int) -> Check:
-    twin = make_twin(analysis.original, analysis.channels, trial.gone, exact_positions(trial.folds))
-    check = _compare(analysis.original, twin, trial.in_single, analysis.shapes.input_shapes, seed)
-    lossless = all(fold.lossless for fold in trial.folds) and not _restricted(analysis, trial.gone)
-    return replace(check, name=_UNCHANGED) if lossless else check
-
-
-def _prove_written_out(found: Analysis | Layers, seed: int) -> tuple[Check, ...]:
-    """Check that a model whose functions were written out is still the same; the pruned one has none."""
-    if found.original is found.given:
-        return ()
-    shapes = [found.shapes.input_shapes]
-    check = prove(found.given, found.original, shapes, tolerance=TOLERANCE, seed=seed)
-    if not check.passed:
-        raise ProofError(f"writing out the functions changed the model: {check.detail}; nothing was written")
-    count = len(found.given.functions) - len(found.original.functions)
-    return (replace(check, name="functions written out", detail=f"{count} functions; {check.detail}"),)
-
-
-def _restricted(analysis: Analysis, gone: BoolArray) -> bool:
-    """Return whether a statistic loses channels that it was taken over."""
-    labels = analysis.channels.labels
-    return any(gone[labels.resolve(s.labels)].any() for s in analysis.channels.statistics)
-
-
-def _blame(analysis: Analysis, sums: Sums, removed: Mapping[str, IntArray], seed: int) -> str:
-    """Cut one group at a time, and name those whose proof fails."""
-    guilty = []
-    for name, numbers in removed.items():
-        if not _prove(analysis, _cut(analysis, sums, {name: numbers}), seed).passed:
-            guilty.append(name)
-    return _guilty("group", guilty)
-
-
-def _guilty(what: str, names: Sequence[str]) -> str:
-    if not names:
-        return f"no single {what} fails, only several together"
-    return f"the proof fails for {what} {', '.join(names)}: protect it, and please report this"
-
-
-def _remove_and_prove(plan: Plan, layers: Layers, watch: Watch) -> PruneResult:
+def _remove_and_prove(plan: Plan, layers: Layers, samples: Dataset | None, watch: Watch) -> PruneResult:
     branches = planned_branches(layers, plan)
     with watch.stage("remove"):
         pruned = remove_branches(layers.model, branches)
     with watch.stage("prove"):
-        check = _prove_layers(layers, pruned, branches, plan.seed)
-        if not check.passed:
-            raise ProofError(
-                f"{check.detail}; {_blame_layer(layers, branches, plan.seed)}; nothing was written"
-            )
-        checks = (check, *_prove_written_out(layers, plan.seed))
+        checks = prove_layers(layers, branches, pruned, Trials(plan.seed, samples))
     return PruneResult(pruned, plan, _report(plan, checks, watch))
-
-
-def _prove_layers(layers: Layers, pruned: ir.Model, branches: Sequence[Branch], seed: int) -> Check:
-    twin = make_depth_twin(layers.original, layers.model, branches)
-    return _compare(layers.original, twin, pruned, layers.shapes.input_shapes, seed)
-
-
-def _blame_layer(layers: Layers, branches: Sequence[Branch], seed: int) -> str:
-    """Remove one branch at a time, and name those whose proof fails."""
-    alone = {branch.name: remove_branches(layers.model, [branch]) for branch in branches}
-    return _guilty(
-        "branch",
-        [b.name for b in branches if not _prove_layers(layers, alone[b.name], [b], seed).passed],
-    )
 
 
 def _mask(model: ir.Model, plan: Plan, watch: Watch) -> PruneResult:

@@ -147,23 +147,19 @@ def analyze_for(recipe: Mapping[str, Any], model: ir.Model) -> Analysis:
 
 
 def _check_score(name: str, data: Dataset | None) -> None:
-    """Refuse a score from data without data, data that nothing looks at, and names that nobody knows."""
+    """Refuse a score from data without data, and names that nobody knows."""
     if name in DATA_SCORERS:
         if data is None:
             raise UsageError(f"score {name!r} is measured on samples: give --data calib.npz")
     elif name not in CHANNEL_SCORERS:
         known = [*CHANNEL_SCORERS, *DATA_SCORERS]
         raise UsageError(f"unknown score {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
-    elif data is not None:
-        raise UsageError(
-            f"score {name!r} uses no data: leave the data out, or score by {' or '.join(DATA_SCORERS)}"
-        )
 
 
 def _score(
     recipe: Mapping[str, Any], analysis: Analysis, data: Dataset | None, seed: int, watch: Watch
 ) -> Scores:
-    if data is None:
+    if data is None or recipe["score"] not in DATA_SCORERS:
         return score(analysis.model, analysis.groups, recipe["score"], seed=seed)
     kinds = STRUCTURED[recipe["pattern"]]
     groups = [group for group in analysis.groups if group.frozen is None and group.kind in kinds]

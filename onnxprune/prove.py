@@ -44,8 +44,9 @@ def prove(
     *,
     tolerance: float,
     seed: int = 0,
+    samples: Sequence[Mapping[str, np.ndarray]] = (),
 ) -> Check:
-    """Run a cut model and its twin on random inputs, and compare every output.
+    """Run a cut model and its twin on random inputs, and on real ones if there are any; compare every output.
 
     Models in other floating-point types are compared in float32. The error of an output is
     ``max |pruned - twin| / max |twin|``; values that are not finite must stand in the same places.
@@ -65,15 +66,21 @@ def prove(
             original itself does not take them (a batch size that the exporter fixed inside the graph).
         tolerance: largest error that passes.
         seed: of the inputs.
+        samples: real inputs by name, in float32; where there are some, random ones that the original does
+            not take are skipped.
     """
     twin, pruned = in_float32(twin), in_float32(pruned)
-    trials = [_Trial(sizes, seed + number) for number, sizes in enumerate(shapes)]
+    trials = [
+        _Trial({name: array.shape for name, array in feeds.items()}, seed, real=feeds) for feeds in samples
+    ]
+    trials += [_Trial(sizes, seed + number) for number, sizes in enumerate(shapes)]
+    inputs = "inputs, real ones first," if samples else "random inputs"
     as_they_are = _run_all(twin, pruned, trials, twin)
     plain_twin, plain_cut = without_rounding(twin), without_rounding(pruned)
     if plain_twin is None or plain_cut is None or not as_they_are.ran:
-        return _verdict(as_they_are, tolerance, "")
+        return _verdict(as_they_are, tolerance, inputs)
     rounded = as_they_are.wrong or f"{as_they_are.error:.1e}"
-    how = f" without the rounding of quantizers ({rounded} with it)"
+    how = f"{inputs} without the rounding of quantizers ({rounded} with it)"
     exact = as_they_are.wrong is None and as_they_are.error <= tolerance
     unrounded = _run_all(plain_twin, plain_cut, trials, twin)
     limit = tolerance * _ILL_CONDITIONED if exact and unrounded.error > tolerance else tolerance
@@ -82,11 +89,12 @@ def prove(
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """One random input, and the conditions that are set instead of computed."""
+    """One input, random unless it is given, and the conditions that are set instead of computed."""
 
     shapes: Mapping[str, tuple[int, ...]]
     seed: int
     forced: Mapping[int, bool] = field(default_factory=dict)
+    real: Mapping[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,7 @@ def _verdict(outcome: _Outcome, tolerance: float, how: str) -> Check:
     return Check(
         name,
         outcome.error <= tolerance,
-        f"largest relative error {outcome.error:.1e} over {outcome.count} random inputs{how} "
+        f"largest relative error {outcome.error:.1e} over {outcome.count} {how} "
         f"(tolerance {tolerance:.0e}){outcome.note}",
     )
 
@@ -136,7 +144,10 @@ def _run_all(twin: ir.Model, pruned: ir.Model, trials: Sequence[_Trial], inputs_
     for trial, outcome in zip(trials, pair.run(trials), strict=True):
         if outcome.refused is not None:
             if trial is trials[0]:
-                return replace(outcome, wrong=outcome.refused)
+                what = "the data" if trial.real is not None else "random inputs: give it real ones (data)"
+                return replace(
+                    outcome, wrong=f"{outcome.refused}; the original itself does not run on {what}"
+                )
             note = f"; the original itself does not run at {dict(trial.shapes)}"
             continue
         if outcome.wrong is not None:
@@ -172,7 +183,7 @@ class _Pair:
         """Run both models on the input of every trial, and compare all outputs."""
         feeds = [
             {
-                **random_feeds(self.inputs_of, trial.shapes, trial.seed),
+                **(trial.real or random_feeds(self.inputs_of, trial.shapes, trial.seed)),
                 **switch_feeds(self.switched, trial.forced),
             }
             for trial in trials

@@ -22,6 +22,7 @@ LAYERS = (
     ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "report", "rewrite",
      "scores", "verification"),
     ("layer_planning", "planning"),
+    ("proving",),
     ("inspection", "pipeline"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),

@@ -12,7 +12,8 @@ from cutting import graph, parameters
 from generated import generated_model
 
 import onnxprune
-from onnxprune import pipeline
+from onnxprune import pipeline, proving
+from onnxprune.data import Dataset
 from onnxprune.errors import LimitMissed, NothingToPrune, PlanError, ProofError, UsageError
 from onnxprune.types import Check
 
@@ -160,7 +161,7 @@ def test_a_target_that_cannot_be_met() -> None:
 
 def test_a_failing_proof_stops_everything_and_names_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong cut of one group: only the proof stands between it and the user."""
-    honest = pipeline.cut
+    honest = proving.cut
 
     def wrong(model: ir.Model, channels: object, removed: np.ndarray) -> ir.Model:
         pruned = honest(model, channels, removed)  # type: ignore[arg-type]
@@ -170,7 +171,7 @@ def test_a_failing_proof_stops_everything_and_names_the_group(monkeypatch: pytes
             weight.const_value = ir.tensor(np.roll(array, 1, axis=1), name="b_w")
         return pruned
 
-    monkeypatch.setattr(pipeline, "cut", wrong)
+    monkeypatch.setattr(proving, "cut", wrong)
     with pytest.raises(ProofError, match="the proof fails for group a_w: protect it"):
         onnxprune.prune(network(), amount=0.5)
 
@@ -246,3 +247,29 @@ def test_a_glob_that_protects_nothing_is_reported(options: dict[str, object]) ->
     report = onnxprune.prune(network(), protect=["a_ww", "c_w"], **options).report  # type: ignore[arg-type]
     unmatched = [entry.name for entry in report.skipped if "was to be protected" in entry.reason]
     assert unmatched == ["a_ww"]
+
+
+def picky() -> ir.Model:
+    """Reads rows of a table by a number that random inputs drive beyond its end."""
+    body = """
+        n = Mul(k, hundred) p = Cast<to = 7>(n) e = Gather(table, p) h = MatMul(x, a_w) s = Add(h, e)
+        y = MatMul(s, c_w)
+    """
+    hundred = np.array(100, np.float32)
+    constants = {"a_w": (6, 8), "c_w": (8, 3), "table": (2, 8), "hundred": hundred}
+    return graph(body, inputs="float[N,6] x, float[N] k", constants=constants)
+
+
+def test_a_model_that_takes_no_random_inputs_is_proved_on_real_ones() -> None:
+    random = np.random.default_rng(0)
+    real = Dataset.from_arrays(
+        {
+            "x": random.standard_normal((6, 6)).astype(np.float32),
+            "k": np.array([0, 0.01, 0.01, 0, 0.01, 0], np.float32),
+        }
+    )
+    with pytest.raises(ProofError, match=r"the original itself does not run on random inputs: give it real"):
+        onnxprune.prune(picky(), amount=0.5, align=1)
+    result = onnxprune.prune(picky(), amount=0.5, align=1, data=real)
+    assert "inputs, real ones first" in result.report.checks[0].detail
+    assert onnxprune.apply_plan(picky(), result.plan, data=real).report.checks[0].passed

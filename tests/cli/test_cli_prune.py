@@ -276,8 +276,7 @@ def test_heads_on_data(run, saved, tmp_path, calibration):
             2,
             "score 'activation' is measured on samples: give --data calib.npz",
         ),
-        (["--score", "l2"], {}, 2, "score 'l2' uses no data"),
-        ([], {}, 2, "score 'l2' uses no data"),
+        (["--score", "l2"], {"shape": (20, 15)}, 1, "'x' has shape (20, 15), the model takes [samples, 16]"),
         (["--score", "wanda"], {"name": "z"}, 1, "'z' is no input of the model"),
         (
             ["--score", "wanda"],

@@ -270,8 +270,6 @@ def test_refusals(tmp_path) -> None:  # type: ignore[no-untyped-def]
     for run in (plan, prune):
         with pytest.raises(UsageError, match=r"score 'wanda' is measured on samples: give --data calib\.npz"):
             run(model, amount=0.5, score="wanda")
-        with pytest.raises(UsageError, match="score 'l1' uses no data: leave the data out, or score by act"):
-            run(model, amount=0.5, score="l1", data=data)
         with pytest.raises(UsageError, match=r"unknown score 'wnda' \(did you mean 'wanda'\?\); known: l2,"):
             run(model, amount=0.5, score="wnda", data=data)
         with pytest.raises(UsageError, match="random inputs say nothing about what matters"):
