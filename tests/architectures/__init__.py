@@ -7,9 +7,10 @@ since equal values would hide a wrong index.
 from __future__ import annotations
 
 import io
+import logging
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Literal, TypeAlias
 
 import onnx_ir as ir
@@ -123,6 +124,19 @@ def build(name: str, seed: int = 0) -> Architecture:
     return module.eval(), inputs, axes
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Exporters talk of packages that are not installed and of their own future."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
 def export(name: str, exporter: Exporter, seed: int = 0) -> bytes:
     """Return an architecture as the bytes of an ``.onnx`` file.
 
@@ -132,8 +146,7 @@ def export(name: str, exporter: Exporter, seed: int = 0) -> bytes:
         seed: of the weights.
     """
     module, inputs, axes = build(name, seed)
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with _silence():
         if exporter == "ts":
             file = io.BytesIO()
             torch.onnx.export(

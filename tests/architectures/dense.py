@@ -89,14 +89,18 @@ class HighResolution(nn.Module):
         self.lower = conv_norm(12, 24, 3, 2, act=nn.ReLU())
         self.stages = nn.ModuleList(
             nn.ModuleDict({
-                "fine": Residual(nn.Sequential(conv_norm(12, 12, act=nn.ReLU()), conv_norm(12, 12)), act=nn.ReLU()),
-                "coarse": Residual(nn.Sequential(conv_norm(24, 24, act=nn.ReLU()), conv_norm(24, 24)), act=nn.ReLU()),
+                "fine": self._block(12), "coarse": self._block(24),
                 "down": conv_norm(12, 24, 3, 2),
                 "up": conv_norm(24, 12, 1),
             })
             for _ in range(2)
         )  # fmt: skip
         self.head = nn.Conv2d(36, 4, 1)
+
+    @staticmethod
+    def _block(width: int) -> nn.Module:
+        layers = conv_norm(width, width, act=nn.ReLU()), conv_norm(width, width)
+        return Residual(nn.Sequential(*layers), act=nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         fine = self.stem(x)
@@ -145,8 +149,8 @@ class DetectionHead(nn.Module):
 def pixel_shuffle() -> nn.Module:
     """As ESPCN, with a shuffle inside too: channels become pixels."""
     return nn.Sequential(
-        nn.Conv2d(3, 16, 5, padding=2), nn.Tanh(), nn.Conv2d(16, 32, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(),
-        nn.Conv2d(8, 16, 3, padding=1), nn.Tanh(), nn.Conv2d(16, 12, 3, padding=1), nn.PixelShuffle(2),
+        nn.Conv2d(3, 16, 5, padding=2), nn.Tanh(), nn.Conv2d(16, 32, 3, padding=1), nn.PixelShuffle(2),
+        nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.Tanh(), nn.Conv2d(16, 12, 3, padding=1), nn.PixelShuffle(2),
     )  # fmt: skip
 
 
@@ -190,7 +194,7 @@ class Volume(nn.Module):
 
 
 def style() -> nn.Module:
-    """As fast style transfer: reflected borders, instance normalisation, residual blocks, nearest neighbours."""
+    """As fast style transfer: reflected borders, instance normalisation, residual blocks."""
 
     def layer(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
         norm = nn.InstanceNorm2d(outputs, affine=True)

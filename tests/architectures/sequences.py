@@ -12,7 +12,7 @@ TOKENS = 60
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T * scale + bias) v, heads merged: ``[batch, heads, length, each]`` -> ``[batch, length, width]``."""
+    """softmax(q k^T * scale + bias) v: ``[batch, heads, length, each]`` -> ``[batch, length, width]``."""
     logits = q @ k.transpose(-2, -1) * scale
     mixed = (logits if bias is None else logits + bias).softmax(-1) @ v
     return mixed.transpose(1, 2).flatten(2)
@@ -37,7 +37,7 @@ class Attention(nn.Module):
 
 
 class Encoder(nn.Module):
-    """As BERT: embeddings summed and normalised, normalisation after each sum, a mask, a pooled first token."""
+    """As BERT: normalisation after each sum, a mask, a pooled first token."""
 
     def __init__(self, width: int = 32, heads: int = 4) -> None:
         super().__init__()
