@@ -4,7 +4,7 @@
     python benchmarks/support_matrix.py --only vision_transformer,unet
     python benchmarks/support_matrix.py --models FOLDER          # every .onnx file of a folder
 
-The architectures are those of ``tests/architectures``, exported by both of torch's exporters; this needs torch.
+The architectures are those of ``tests/architectures``, from both of torch's exporters; this needs torch.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "tests"))
-
 import onnxprune
 from onnxprune.errors import OnnxPruneError
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "tests"))  # where the architectures are
+
 
 AMOUNT = 0.5
 PAGE, FIGURES = ROOT / "docs" / "support-matrix.md", ROOT / "docs" / "support-matrix.json"
@@ -294,22 +295,24 @@ def table(rows: Iterable[Row]) -> str:
 INTRODUCTION = """\
 # Support matrix
 
-What `onnxprune prune --pattern channels --amount 0.5` makes of the architectures in `tests/architectures`, each
-exported by torch's TorchScript exporter (`ts`, opset 17) and by its current one (`dynamo`, opset 20), with
+What `onnxprune prune --pattern channels --amount 0.5` makes of the architectures in `tests/architectures`,
+each exported by torch's TorchScript exporter (`ts`, opset 17) and by its current one (`dynamo`, opset 20), with
 symbolic batch and length. Regenerate this page, in a few minutes, with
 
     python benchmarks/support_matrix.py --write
 
-`tests/test_support_matrix.py` fails when a row gets worse than it stands here: fewer open groups, a larger share
-kept, a proof that fails, another exit status.
+`tests/test_support_matrix.py` fails when a row gets worse than it stands here: fewer open groups, a larger
+share kept, a proof that fails, another exit status.
 
 - *groups open*: channel groups that may lose channels without `--allow-inexact`.
 - *proof error*: largest relative difference between the cut model and its exact twin, at two batch sizes.
-- *seconds*: load, analyse, plan, cut, prove, write and verify. *latency*: time of the pruned model over that of
-  the original, batch 1, one thread; these models are so small that what does not shrink with them counts. Both
-  differ from machine to machine, and no test looks at them.
-- *heads*: with `--pattern heads`, where there is attention. *inexact*: with `--allow-inexact`, where that
-  makes a difference. *exit 4*: nothing can go.
+- *seconds*: load, analyse, plan, cut, prove, write and verify.
+- *latency*: time of the pruned model over that of the original, batch 1, one thread; the models are so small
+  that what does not shrink with them counts. Seconds and latency differ from machine to machine, and no test
+  looks at them.
+- *heads*: with `--pattern heads`, where there is attention.
+- *inexact*: with `--allow-inexact`, where that makes a difference.
+- *exit 4*: nothing can go.
 
 """
 

@@ -1,7 +1,7 @@
 """No architecture gets worse than it stands in docs/support-matrix.json.
 
-After a change that is meant, or an improvement: ``python benchmarks/support_matrix.py --write``, then read the
-difference of the page.
+After a change that is meant, or an improvement: ``python benchmarks/support_matrix.py --write``, then read
+the difference of the page.
 """
 
 from __future__ import annotations

@@ -225,9 +225,6 @@ class _Sizes:
         given = self.shapes.dims[source]
         result = self.shapes.dims.get(node.outputs[0], ())
         entries = content.elements()
-        zero_means_empty = node.attributes.get_int("allowzero", 0) == 1
-        if zero_means_empty and Dim(0) in entries:
-            return
         if len(result) == len(entries):  # what -1 stands for is often known
             entries = [
                 known if entry == Dim(-1) and (known.is_constant or known in given) else entry
@@ -261,8 +258,6 @@ class _Sizes:
                 node, source, constant, np.array(axes, np.int64), np.array(known)
             )
         node.replace_input_with(1, constant)
-        if zero_means_empty:
-            node.attributes.pop("allowzero")
 
     def _read_from_shape(
         self, node: ir.Node, source: ir.Value, sizes: ir.Value, axes: Array, known: Array

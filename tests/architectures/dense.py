@@ -150,7 +150,8 @@ def pixel_shuffle() -> nn.Module:
     """As ESPCN, with a shuffle inside too: channels become pixels."""
     return nn.Sequential(
         nn.Conv2d(3, 16, 5, padding=2), nn.Tanh(), nn.Conv2d(16, 32, 3, padding=1), nn.PixelShuffle(2),
-        nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.Tanh(), nn.Conv2d(16, 12, 3, padding=1), nn.PixelShuffle(2),
+        nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1), nn.Tanh(), nn.Conv2d(16, 12, 3, padding=1),
+        nn.PixelShuffle(2),
     )  # fmt: skip
 
 
