@@ -296,8 +296,8 @@ INTRODUCTION = """\
 # Support matrix
 
 What `onnxprune prune --pattern channels --amount 0.5` makes of the architectures in `tests/architectures`,
-each exported by torch's TorchScript exporter (`ts`, opset 17) and by its current one (`dynamo`, opset 20), with
-symbolic batch and length. Regenerate this page, in a few minutes, with
+each exported by torch's TorchScript exporter (`ts`, opset 17) and by its current one (`dynamo`, opset 20),
+with symbolic batch and length. Regenerate this page, in a few minutes, with
 
     python benchmarks/support_matrix.py --write
 
