@@ -10,6 +10,9 @@ from architectures.attention import feed_forward
 
 TOKENS = 60
 
+#: Positions that are learned or masked.
+LONGEST = 24
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
     """softmax(q k^T * scale + bias) v: ``[batch, heads, length, each]`` -> ``[batch, length, width]``."""
@@ -41,7 +44,7 @@ class Encoder(nn.Module):
 
     def __init__(self, width: int = 32, heads: int = 4) -> None:
         super().__init__()
-        self.words, self.places = nn.Embedding(TOKENS, width), nn.Embedding(16, width)
+        self.words, self.places = nn.Embedding(TOKENS, width), nn.Embedding(LONGEST, width)
         self.norm = nn.LayerNorm(width)
         self.attention = nn.ModuleList(Attention(width, heads) for _ in range(2))
         self.hidden = nn.ModuleList(feed_forward(width, 48) for _ in range(2))
@@ -63,12 +66,12 @@ class Decoder(nn.Module):
     def __init__(self, width: int = 32, heads: int = 4) -> None:
         super().__init__()
         self.heads, self.width = heads, width
-        self.words, self.places = nn.Embedding(TOKENS, width), nn.Parameter(torch.zeros(16, width))
+        self.words, self.places = nn.Embedding(TOKENS, width), nn.Parameter(torch.zeros(LONGEST, width))
         self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
         self.out = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.hidden = nn.ModuleList(feed_forward(width, 64) for _ in range(2))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(5))
-        self.register_buffer("mask", torch.full((16, 16), -10000.0).triu(1))
+        self.register_buffer("mask", torch.full((LONGEST, LONGEST), -10000.0).triu(1))
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[1]
@@ -115,10 +118,10 @@ class RotaryDecoder(nn.Module):
             for _ in range(2)
         )  # fmt: skip
         self.norm = RootMeanSquare(width)
-        angles = torch.outer(torch.arange(16.0), 100.0 ** -torch.arange(0, 1, 2 / each)).repeat(1, 2)
+        angles = torch.outer(torch.arange(float(LONGEST)), 100.0 ** -torch.arange(0, 1, 2 / each)).repeat(1, 2)
         self.register_buffer("cosine", angles.cos())
         self.register_buffer("sine", angles.sin())
-        self.register_buffer("mask", torch.full((16, 16), -10000.0).triu(1))
+        self.register_buffer("mask", torch.full((LONGEST, LONGEST), -10000.0).triu(1))
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[1]
