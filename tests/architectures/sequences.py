@@ -118,7 +118,8 @@ class RotaryDecoder(nn.Module):
             for _ in range(2)
         )  # fmt: skip
         self.norm = RootMeanSquare(width)
-        angles = torch.outer(torch.arange(float(LONGEST)), 100.0 ** -torch.arange(0, 1, 2 / each)).repeat(1, 2)
+        speeds = 100.0 ** -torch.arange(0, 1, 2 / each)
+        angles = torch.outer(torch.arange(float(LONGEST)), speeds).repeat(1, 2)
         self.register_buffer("cosine", angles.cos())
         self.register_buffer("sine", angles.sin())
         self.register_buffer("mask", torch.full((LONGEST, LONGEST), -10000.0).triu(1))
