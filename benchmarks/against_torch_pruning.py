@@ -7,8 +7,8 @@ Torch-Pruning is timed from the torch module to the pruned module: building the 
 MagnitudePruner (L2, the last layer left alone). onnxprune is timed from the exported file to the written
 file: read, analysis, scores, plan, cut, write. Its proof, which Torch-Pruning has no counterpart of, stands
 in a column of its own. CPU time stands beside wall time, which other work on the machine stretches. One
-thread each; a round starts one process of each, in an order that changes. The environment holds CPU torch (as in
-constraints.txt), torchvision and torch-pruning.
+thread each; a round starts one process of each, in an order that changes. The environment holds CPU torch (as
+in constraints.txt), torchvision and torch-pruning.
 """
 
 from __future__ import annotations
