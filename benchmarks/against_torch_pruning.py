@@ -31,6 +31,9 @@ MODELS = (
 PACKAGES = ("torch", "torchvision", "torch-pruning", "onnx", "onnxscript")
 GOAL = 0.25
 
+#: A side that takes longer for one model has failed.
+LIMIT_SECONDS = 300
+
 #: Runs in the other environment. torchvision's binary operators belong to another build of torch: their names
 #: alone are enough here.
 OTHER_SIDE = """
@@ -114,9 +117,13 @@ def other_side(python: Path, task: str, name: str, path: Path) -> str:
 
 
 def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"not done after {LIMIT_SECONDS} s") from None
     if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["it said nothing"])[-1][:100])
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}, without a word"]
+        raise RuntimeError(said[-1][:100])
     return (done.stdout.strip().splitlines() or [""])[-1]
 
 
