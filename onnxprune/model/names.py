@@ -6,9 +6,17 @@ import onnx_ir as ir
 
 
 class Names:
-    """The names taken in a graph and in the subgraphs that see them."""
+    """The names taken in a graph and in the subgraphs that see them.
+
+    They are gathered when the first one is asked for: many a pass finds nothing to add.
+    """
 
     def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._taken: set[str | None] = set()
+
+    def _gather(self) -> None:
+        graph = self._graph
         self._taken = {value.name for value in graph.inputs} | set(graph.initializers)
         for node in graph.all_nodes():
             self._taken.update(value.name for value in node.outputs)
@@ -18,6 +26,8 @@ class Names:
 
     def fresh(self, wanted: str) -> str:
         """Take ``wanted``, or that with a number behind it."""
+        if not self._taken:
+            self._gather()
         name, number = wanted, 1
         while name in self._taken:
             number += 1

@@ -16,12 +16,29 @@ from onnxprune.ops.labels import LabelArray
 _SPACE = "a convolution slides along this axis ({node})"
 
 
-def _freeze_space(node: ir.Node, channels: Channels, kernel: int = 1) -> None:
+def _freeze_space(node: ir.Node, channels: Channels, kernel: int = 1, passing: Sequence[int] = ()) -> None:
     x, w = channels.ref(node, 0), channels.ref(node, kernel)
     channels.freeze_axis(x, 0, _SPACE.format(node=node.name))
     for axis in range(2, channels.rank(x)):
+        if axis in passing:
+            continue
         for ref in (x, w):  # a kernel that is computed from constants has labels along its taps
             channels.freeze_axis(ref, axis, _SPACE.format(node=node.name))
+
+
+def _pointwise_axes(node: ir.Node, channels: Channels, kernel: int) -> list[int]:
+    """Return the axes of x along which each output sees the input at its own place alone."""
+    refs = channels.ref(node, 0), channels.ref(node, kernel), node.outputs[0]
+    x, w, y = (channels.shape(ref) for ref in refs)
+    strides = node.attributes.get_ints("strides", [1] * (len(x) - 2))
+    pads = node.attributes.get_ints("pads", [0] * 2 * (len(x) - 2))
+    return [
+        axis
+        for axis in range(2, len(x))
+        if w[axis] == strides[axis - 2] == 1
+        and pads[axis - 2] == pads[axis + len(x) - 4] == 0
+        and x[axis] == y[axis]
+    ]
 
 
 def _input_by_group(
@@ -65,9 +82,13 @@ class Conv(OpRule):
     #: Which input holds b.
     bias_index = 2
 
+    #: Each output sees the places that its kernel covers, and no others.
+    has_fixed_places = True
+
     def link(self, node: ir.Node, channels: Channels) -> None:
         """The input is summed over within each group; outputs are new channels of the same groups."""
-        link_convolution(node, channels, kernel=1, vectors=(self.bias_index,))
+        vectors = (self.bias_index,)
+        link_convolution(node, channels, kernel=1, vectors=vectors, fixed_places=self.has_fixed_places)
 
     def fix(self, node: ir.Node, kept: Kept) -> None:
         """As many groups as are left: each kept group still sums over all of its kept places."""
@@ -87,6 +108,7 @@ class DeformConv(Conv):
     """As Conv, at places that are moved by offsets, which each group of offset channels has for its own"""
 
     bias_index = 3
+    has_fixed_places = False
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Groups of offsets must stay, and equally large; offsets and their weights are coordinates."""
@@ -125,6 +147,7 @@ def link_convolution(
     kernel: int,
     vectors: Sequence[int],
     zero_point: int | None = None,
+    fixed_places: bool = True,
 ) -> None:
     """Link a convolution of input 0.
 
@@ -134,10 +157,12 @@ def link_convolution(
         kernel: the input ``[(g, o), i, taps...]``.
         vectors: inputs with a number for each output channel, or one for all: biases, scales, zero points.
         zero_point: the input that holds what stands for zero in the kernel.
+        fixed_places: each output sees the places that its kernel covers, and no others.
     """
-    w = channels.ref(node, kernel)
+    x, w = channels.ref(node, 0), channels.ref(node, kernel)
     group_count = node.attributes.get_int("group", 1)
-    _freeze_space(node, channels, kernel)
+    passing = _pointwise_axes(node, channels, kernel) if fixed_places else []
+    _freeze_space(node, channels, kernel, passing)
     groups, places = _input_by_group(node, channels, group_count)
     outputs = channels.shape(w)[0] // group_count
     y = channels.alone(w, 0) if group_count == 1 else _output_by_group(channels, groups, group_count, outputs)
@@ -149,6 +174,9 @@ def link_convolution(
     for index in vectors:
         link_vector(node, channels, index, y, reason)
     channels.put(node.outputs[0], (1,), y)
+    for axis in passing:
+        if channels.block_at(x, axis) is not None:
+            channels.put(node.outputs[0], (axis,), channels.alone(x, axis))
     channels.sums_over(node, kernel, 1, zero_point=zero_point, zero_axis=0)
 
 

@@ -40,7 +40,8 @@ class Labels:
         self._product = np.full(1024, -1, dtype=np.int32)  # row in _factors, -1 for a plain label
         self._reason = np.full(1024, _NO_REASON, dtype=np.int32)  # first reason to freeze, by root
         self._count = 1  # label 0 stands for "no label"
-        self._factors: list[LabelArray] = []  # one row [MAX_FACTORS] for each product
+        self._factors = np.zeros((1024, MAX_FACTORS), dtype=np.int32)  # one row for each product
+        self._product_count = 0
         self._pending: list[tuple[LabelArray, LabelArray]] = []
         self.reasons: list[str] = []
 
@@ -133,11 +134,12 @@ class Labels:
 
     def _expand(self, roots: LabelArray, rows: LabelArray) -> None:
         """Make each root the product of the labels in its row."""
-        padded = np.zeros((len(rows), MAX_FACTORS), dtype=np.int32)
-        padded[:, : rows.shape[1]] = rows
-        self._product[roots] = np.arange(len(self._factors), len(self._factors) + len(rows), dtype=np.int32)
-        self._factors.extend(padded)
-        self._table: LabelArray | None = None
+        start, end = self._product_count, self._product_count + len(rows)
+        while end > len(self._factors):  # doubled, so that many small additions cost no more than a large one
+            self._factors = np.concatenate([self._factors, np.zeros_like(self._factors)])
+        self._factors[start:end, : rows.shape[1]] = rows
+        self._product[roots] = np.arange(start, end, dtype=np.int32)
+        self._product_count = end
         for root in roots[self._reason[roots] != _NO_REASON]:
             self._mark(self.resolve(np.array([[root]], np.int32)).ravel(), int(self._reason[root]))
 
@@ -245,7 +247,6 @@ class Labels:
         """Return the sets with every label replaced by what it stands for: plain roots, no duplicates."""
         sets = self.find(labels)
         while (expanded := self._product[sets] >= 0).any():
-            table = self._factor_table()
             columns = []
             for column, is_product in zip(
                 np.moveaxis(sets, -1, 0), np.moveaxis(expanded, -1, 0), strict=True
@@ -255,17 +256,10 @@ class Labels:
                     continue
                 wide = np.zeros((*column.shape, MAX_FACTORS), dtype=np.int32)
                 wide[..., 0] = column
-                wide[is_product] = table[self._product[column[is_product]]]
+                wide[is_product] = self._factors[self._product[column[is_product]]]
                 columns.append(wide)
             sets = _compact(self.find(np.concatenate(columns, axis=-1)))
         return _compact(sets) if sets.shape[-1] > 1 else sets
-
-    def _factor_table(self) -> LabelArray:
-        if self._table is None:
-            self._table = np.stack(self._factors)
-        return self._table
-
-    _table: LabelArray | None = None
 
     def frozen_reason(self, roots: LabelArray) -> list[str | None]:
         """Return why each of the resolved labels is frozen, None where it is not."""

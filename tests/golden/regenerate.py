@@ -7,15 +7,18 @@ members as ``tensor/axis``, with ``+`` behind an axis that is summed over.
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from cutting import graph
 from generated import generated_model
@@ -112,6 +115,11 @@ def grouped_bottleneck() -> ir.Model:
     return graph(body, constants=constants)
 
 
+def exported(path: Path) -> ir.Model:
+    """Read a model that ``make_models.py`` has written."""
+    return ir.from_proto(onnx.load_model_from_string(gzip.decompress(path.read_bytes())))
+
+
 MODELS: dict[str, Callable[[], ir.Model]] = {
     "attention_block": attention_block,
     "generated_4": lambda: ir.from_proto(generated_model(4, 6)),
@@ -119,6 +127,10 @@ MODELS: dict[str, Callable[[], ir.Model]] = {
     "grouped_query_attention": grouped_query_attention,
     "inverted_residual": inverted_residual,
     "shuffle_unit": shuffle_unit,
+    **{
+        path.name.removesuffix(".onnx.gz"): partial(exported, path)
+        for path in sorted((Path(__file__).parent / "models").glob("*.onnx.gz"))
+    },
 }
 
 

@@ -117,11 +117,37 @@ def test_a_kernel_that_is_an_input_stays() -> None:
 
 def test_sliding_along_a_labelled_axis_freezes_it() -> None:
     """Channels moved into space by a transpose are slid over, so none may go."""
-    constants = {"a_w": (8, 3, 1, 1), "b_w": (5, 6, 1, 1), "c_w": (4, 5, 1, 1)}
+    constants = {"a_w": (8, 3, 1, 1), "b_w": (5, 6, 3, 1), "c_w": (4, 5, 1, 1)}
     body = "h = Conv(x, a_w) t = Transpose<perm = [0, 2, 1, 3]>(h) b = Conv(t, b_w) y = Conv(b, c_w)"
     analysis = check_cut(graph(body, constants=constants))
     assert open_groups(analysis) == {"b_w": 5}
     assert "slides along this axis" in frozen_groups(analysis)["a_w"]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "passes"),
+    [
+        ("", True),
+        ("<group = 3, strides = [1, 2]>", True),
+        ("<strides = [2, 1]>", False),
+        ("<pads = [1, 0, 0, 0]>", False),
+        ("<pads = [0, 0, 1, 0]>", False),
+        ('<auto_pad = "SAME_UPPER">', True),
+    ],
+)
+def test_a_pointwise_kernel_lets_the_places_beside_it_pass(attributes: str, passes: bool) -> None:
+    """As in a perceptron across tokens: channels stand in space, and each output sees its own place alone."""
+    groups = 3 if "group" in attributes else 1
+    constants = {"a_w": (8, 3, 1, 1), "b_w": (6, 6 // groups, 1, 1), "b_b": (6,), "c_w": (4, 8, 1, 1)}
+    back = "u = Transpose<perm = [0, 2, 1, 3]>(b)"
+    if not passes:
+        constants["c_w"] = (4, 4 if "strides" in attributes else 9, 1, 1)
+    body = f"h = Conv(x, a_w) t = Transpose<perm = [0, 2, 1, 3]>(h) b = Conv{attributes}(t, b_w, b_b) {back}"
+    analysis = check_cut(graph(f"{body} r = Relu(u) y = Conv(r, c_w)", constants=constants))
+    assert ("a_w" in open_groups(analysis)) == passes
+    if passes:
+        assert open_groups(analysis)["a_w"] == 8
+        assert ("c_w", 1, True) in positions(group_of(analysis, "a_w", 0))
 
 
 @pytest.mark.parametrize(("groups", "offset_groups"), [(1, 1), (1, 2), (2, 1), (2, 4), (4, 2)])

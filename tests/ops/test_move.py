@@ -494,3 +494,26 @@ def test_a_table_that_is_read_by_index_tuples() -> None:
     analysis = check_cut(graph(body, constants=constants))
     assert open_groups(analysis) == {"a_w": 8}
     assert ("b_w", 1, False) in positions(group_of(analysis, "a_w", 0))
+
+
+def test_a_table_sliced_to_the_length_of_the_input_loses_columns() -> None:
+    """positions[:length]: the sliced axis stays, and the columns are channels of the sum."""
+    body = """
+        s = Shape(x) length = Gather(s, one) h = MatMul(x, a_w) p = Slice(table, zero, length, zero, one)
+        t = Add(h, p) y = MatMul(t, c_w)
+    """
+    constants = {"a_w": (6, 8), "c_w": (8, 3), "table": (32, 8), "zero": [0], "one": [1]}
+    analysis = check_cut(graph(body, inputs="float[N,T,6] x", constants=constants))
+    assert open_groups(analysis) == {"a_w": 8}
+    assert ("table", 1, False) in positions(group_of(analysis, "a_w", 1))
+    assert "table" not in open_groups(analysis)
+
+
+def test_computed_axes_of_a_slice_freeze_everything() -> None:
+    body = """
+        n = Shape<start = 0, end = 1>(x) axis = Mod(n, one) h = MatMul(x, a_w) s = Slice(h, zero, one, axis)
+        y = MatMul(s, c_w)
+    """
+    constants = {"a_w": (6, 8), "c_w": (8, 3), "zero": [0], "one": [1]}
+    analysis = check_cut(graph(body, inputs="float[N,4,6] x", constants=constants))
+    assert open_groups(analysis) == {}

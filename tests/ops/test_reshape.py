@@ -195,6 +195,34 @@ def test_a_computed_target_with_symbolic_batch_and_sequence(splits: str) -> None
     assert open_groups(analysis) == {"a_w": 4}
 
 
+@pytest.mark.parametrize("zero", ["", "<allowzero = 0>", "<allowzero = 1>"])
+def test_a_computed_target_from_the_model_input(zero: str) -> None:
+    """The newer exporter reads sizes off the model's input, and says that a zero means an empty axis."""
+    constants = {
+        "a_w": (6, 12), "c_w": (12, 3), "table": (32, 12), "i1": [1], "zero": [0], "h": [3], "d": [4],
+        "hd": [12],
+    }  # fmt: skip
+    body = f"""
+        n = Shape<start = 0, end = 1>(x) t = Shape<start = 1, end = 2>(x) q = MatMul(x, a_w)
+        p = Slice(table, zero, t, zero, i1) w = Add(q, p)
+        split = Concat<axis = 0>(n, t, h, d) r = Reshape{zero}(w, split) g = Tanh(r)
+        joined = Concat<axis = 0>(n, t, hd) f = Reshape{zero}(g, joined) y = MatMul(f, c_w)
+    """
+    analysis = check_cut(graph(body, inputs="float[N,T,6] x", constants=constants))
+    assert open_groups(analysis) == {"a_w": 4}
+
+
+def test_an_empty_axis_in_a_target_stays_empty() -> None:
+    """With allowzero, a written 0 is a size: it must not come to mean the source's size."""
+    body = """
+        h = MatMul(x, a_w) n = Shape<start = 0, end = 1>(x) s = Slice(h, zero, zero, zero)
+        split = Concat<axis = 0>(zero, n, four) r = Reshape<allowzero = 1>(s, split)
+        m = ReduceSum<keepdims = 0>(r, zero) k = Add(h, m) y = MatMul(k, c_w)
+    """
+    constants = {"a_w": (6, 4), "c_w": (4, 3), "zero": [0], "four": [4]}
+    check_cut(graph(body, inputs="float[N,6] x", constants=constants))
+
+
 def test_a_target_that_merges_batch_and_sequence() -> None:
     constants = {"a_w": (6, 8), "c_w": (8, 3), "i": [0, 1], "minus": [-1], "hidden": [8]}
     body = """
