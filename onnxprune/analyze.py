@@ -225,7 +225,6 @@ def _constant_along(column: IntArray, axis: int) -> bool:
 #: What rules say of labels, the first one first.
 _TAGS: tuple[Kind, ...] = ("heads", "experts", "head_dim")
 
-#: Operators whose channels are called hidden units, unless a convolution shares them.
 #: Parts of the names of operators whose channels are called hidden units, where no convolution shares them.
 _LINEAR = ("Attention", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "MoE", "RNN")
 

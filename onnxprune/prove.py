@@ -144,7 +144,9 @@ def _run_all(twin: ir.Model, pruned: ir.Model, trials: Sequence[_Trial], inputs_
     for trial, outcome in zip(trials, pair.run(trials), strict=True):
         if outcome.refused is not None:
             if trial is trials[0]:
-                what = "the data" if trial.real is not None else "random inputs: give it real ones (data)"
+                what = "the data"
+                if trial.real is None:
+                    what = "random inputs: give it real ones (data), or other sizes (input_shapes)"
                 return replace(
                     outcome, wrong=f"{outcome.refused}; the original itself does not run on {what}"
                 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
@@ -45,10 +45,11 @@ CONTENT_LIMIT = 4096
 
 #: How a reason says that other sizes of the inputs may do.
 DOES_NOT_FIT = "does not fit"
-#: Sizes tried for symbolic axes, in this order, until the whole graph can be inferred.
+#: Sizes tried for symbolic axes, in this order, until the whole graph can be inferred or these are too many.
 _BATCHES = (2, 1)
 _SPATIAL = (64, 224, 32, 96, 48)
 _SEQUENCES = (16, 8, 12, 32, 64, 128, 10, 4, 256)
+_MOST_TRIALS = 30
 
 
 @dataclass(slots=True)
@@ -119,7 +120,7 @@ def concretise(model: ir.Model, overrides: Mapping[str, Sequence[int]] | None = 
         ModelError: an input has no rank and no override.
     """
     tried = []
-    for chosen in _candidates(model, overrides or {}):
+    for chosen in islice(_candidates(model, overrides or {}), _MOST_TRIALS):
         tried.append(_Walk(model, chosen).run())
         if not any(DOES_NOT_FIT in reason for reason in tried[-1].unknown.values()):
             break  # other sizes would help no further
