@@ -17,7 +17,7 @@ from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Block, Channels, Use
 from onnxprune.ops.labels import by_axis
-from onnxprune.ops.registry import link_graph
+from onnxprune.ops.registry import link_graph, rule_for
 from onnxprune.ops.transforms import fixed_transforms
 from onnxprune.types import BoolArray, ChannelGroup, IntArray, Kind, Member, Skipped
 
@@ -136,7 +136,8 @@ def _tagged(channels: Channels, tag: str) -> IntArray:
 def _tie_shared_weights(graph: ir.Graph, channels: Channels) -> None:
     """Let all uses of a weight lose the same positions, so that one copy of it is enough.
 
-    Vectors and constant tensors are left alone: exporters store equal ones once, whoever they belong to.
+    Vectors, constant tensors and tables that are added are left alone: exporters store equal ones once,
+    whoever they belong to, and the biases of positions that all layers add need not tie these together.
     """
     nodes = set(graph.all_nodes())
     for value in graph.initializers.values():
@@ -145,11 +146,26 @@ def _tie_shared_weights(graph: ir.Graph, channels: Channels) -> None:
         shapes = [[(block.axes, block.labels.shape[:-1]) for block in of_use] for of_use in blocks]
         if len(uses) < 2 or any(shape != shapes[0] for shape in shapes) or not _is_matrix(value):
             continue  # where the axes differ, a copy is needed in any case
+        if not all(_is_multiplied(use, channels) for use in uses):
+            continue
         for others in blocks[1:]:
             for first, other in zip(blocks[0], others, strict=True):
                 channels.labels.equate(
                     first.labels, other.labels, f"{value.name} is shared, and one use of it stays whole"
                 )
+
+
+def _is_multiplied(use: Use, channels: Channels) -> bool:
+    """Return whether a constant is a weight here: multiplied and summed, read as a table, or moved there."""
+    rule = rule_for(use.node)
+    weights = () if rule is None else rule.weight_inputs(use.node, lambda value: len(channels.shape(value)))
+    return use.node.op_type in _TOWARDS_WEIGHTS or use.index in {weight.index for weight in weights}
+
+
+#: Operators through which weights reach their product, and the one that reads rows of them.
+_TOWARDS_WEIGHTS = frozenset(
+    {"Cast", "DequantizeLinear", "Gather", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+)
 
 
 def _is_matrix(value: ir.Value) -> bool:

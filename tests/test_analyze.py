@@ -218,3 +218,9 @@ def test_equal_vectors_that_are_stored_once_tie_nothing() -> None:
     constants = {"a_w": (8, 3, 1, 1), "b_w": (8, 8, 1, 1), "c_w": (4, 8, 1, 1), "scale": (8, 1, 1)}
     body = "h = Conv(x, a_w) r = Mul(h, scale) i = Conv(r, b_w) s = Mul(i, scale) y = Conv(s, c_w)"
     assert open_groups(check_cut(graph(body, constants=constants))) == {"a_w": 8, "b_w": 8}
+
+
+def test_a_table_that_several_layers_add_does_not_tie_them() -> None:
+    constants = {"a_w": (8, 3, 1, 1), "b_w": (8, 8, 1, 1), "c_w": (32, 8, 1, 1), "bias": (8, 6, 1)}
+    body = "h = Conv(x, a_w) r = Add(h, bias) i = Conv(r, b_w) s = Add(i, bias) y = Conv(s, c_w)"
+    assert open_groups(check_cut(graph(body, constants=constants))) == {"a_w": 8, "b_w": 8}
