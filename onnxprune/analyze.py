@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import permutations
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.model.functions import without_functions
 from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Block, Channels, Use
+from onnxprune.ops.groups import constant_along, group_labels
 from onnxprune.ops.labels import by_axis
 from onnxprune.ops.registry import link_graph, rule_for
 from onnxprune.ops.transforms import fixed_transforms
-from onnxprune.types import BoolArray, ChannelGroup, IntArray, Kind, Member, Skipped
-
-_NEVER = np.iinfo(np.int64).max
+from onnxprune.types import BoolArray, ChannelGroup, IntArray, Kind, Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +99,7 @@ def analyze(
     _freeze_statistics(channels, allow_inexact)
     _make_rectangular(channels)
     channels.finish()
-    groups, units = _Grouping(work.graph, channels, prefer).run()
+    groups, units = group_labels(work.graph, channels, prefer)
     return Analysis(model, original, work, shapes, channels, groups, units, tuple(channels.unknown))
 
 
@@ -113,7 +108,7 @@ def analyze(
 
 def _freeze_statistics(channels: Channels, allow_inexact: bool) -> None:
     """Freeze channels that statistics are taken over. Nothing but experts may leave a softmax."""
-    experts = _tagged(channels, "experts")
+    experts = channels.tagged("experts")
     for statistic in channels.statistics:
         reason = f"{statistic.reason}: cutting them is not exact"
         if not allow_inexact:
@@ -124,13 +119,6 @@ def _freeze_statistics(channels: Channels, allow_inexact: bool) -> None:
 
 
 _SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
-
-
-def _tagged(channels: Channels, tag: str) -> IntArray:
-    """Return the labels that rules have tagged, resolved."""
-    channels.labels.flush()
-    found = [channels.labels.resolve(labels).ravel() for labels in channels.tags.get(tag, ())]
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int32)
 
 
 def _tie_shared_weights(graph: ir.Graph, channels: Channels) -> None:
@@ -214,7 +202,7 @@ def _ragged_columns(block: Block, channels: Channels) -> list[tuple[IntArray, li
     sets = channels.labels.resolve(block.labels)
     sets = np.where(channels.labels.is_frozen(sets), 0, sets)  # what never goes makes no row shorter
     for column in np.moveaxis(by_axis(sets), -1, 0):
-        axes = [axis for axis in range(column.ndim) if not _constant_along(column, axis)]
+        axes = [axis for axis in range(column.ndim) if not constant_along(column, axis)]
         if len(axes) > 1:
             found.append((column, axes))
     return found
@@ -229,236 +217,3 @@ def _couple(column: IntArray, axes: Sequence[int], channels: Channels) -> None:
         "rows of one tensor must stay equally long",
     )
     channels.labels.flush()
-
-
-def _constant_along(column: IntArray, axis: int) -> bool:
-    return bool((column == np.take(column, [0], axis=axis)).all())
-
-
-# --- grouping -----------------------------------------------------------------------------------------------
-
-
-#: What rules say of labels, the first one first.
-_TAGS: tuple[Kind, ...] = ("heads", "experts", "head_dim")
-
-#: Parts of the names of operators whose channels are called hidden units, where no convolution shares them.
-_LINEAR = ("Attention", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "MoE", "RNN")
-
-
-class _Grouping:
-    """Labels that stand on the same axes of the same weights compete: they form a channel group."""
-
-    def __init__(self, graph: ir.Graph, channels: Channels, prefer: Kind) -> None:
-        self.graph = graph
-        self.channels = channels
-        self.prefer = prefer
-        self.places = self._places()
-        self.nodes = {str(node.name): node for node in graph.all_nodes()}
-        self.tagged = {kind: self._marked([_tagged(channels, kind)[:, None]]) for kind in _TAGS}
-        self.inexact = self._marked([statistic.labels for statistic in channels.statistics])
-
-    def _places(self) -> list[tuple[Use, int, IntArray]]:
-        """Every axis of every weight that is labelled: the use, the axis, resolved labels ``[dim, k]``."""
-        order = {node: number for number, node in enumerate(self.graph.all_nodes())}
-        uses = [ref for ref in self.channels.blocks if isinstance(ref, Use) and ref.node in order]
-        uses.sort(key=lambda use: (order[use.node], use.index))
-        return [
-            (use, axis, labels)
-            for use in uses
-            for block in self.channels.blocks[use]
-            for axis, labels in self._axes(block)
-        ]
-
-    def _axes(self, block: Block) -> list[tuple[int, IntArray]]:
-        labels = block.labels
-        if len(block.axes) == 1:
-            return [(block.axes[0], labels)]
-        found = []
-        for place, axis in enumerate(block.axes):
-            others = tuple(p for p in range(len(block.axes)) if p != place)
-            mine = [c for c in range(labels.shape[-1]) if not _constant_along(labels[..., c], place)]
-            line = labels[tuple(0 if p in others else slice(None) for p in range(len(block.axes)))]
-            if mine:
-                found.append((axis, line[:, mine]))
-        return found
-
-    def _marked(self, arrays: Sequence[IntArray]) -> BoolArray:
-        """Return bool ``[labels.count]``, True for the labels in some arrays."""
-        marks = np.zeros(self.channels.labels.count, dtype=np.bool_)
-        for labels in arrays:
-            marks[self.channels.labels.resolve(labels)] = True
-        marks[0] = False
-        return marks
-
-    def run(self) -> tuple[tuple[ChannelGroup, ...], dict[str, IntArray]]:
-        signature, first_seen = self._signatures()
-        present = np.flatnonzero(first_seen < _NEVER)
-        present = present[np.argsort(first_seen[present], kind="stable")]
-        # A frozen channel does not freeze those that stand beside it on the same axis: they form two groups.
-        reasons = self.channels.labels.frozen_reason(present.astype(np.int32))
-        by_key: dict[tuple[int, str | None], list[int]] = {}
-        for label, reason in zip(present.tolist(), reasons, strict=True):
-            by_key.setdefault((int(signature[label]), reason), []).append(label)
-        groups: list[ChannelGroup] = []
-        units: dict[str, IntArray] = {}
-        names: dict[str, int] = {}
-        members = self._members(by_key)
-        for (_, reason), labels in by_key.items():
-            mine = members[labels[0]]
-            name = self._name(mine)
-            names[name] = names.get(name, 0) + 1
-            unique = name if names[name] == 1 else f"{name}#{names[name]}"
-            if reason is None and len(labels) == 1:
-                reason = "a single channel is left"
-            kind = self._kind(np.array(labels, np.int32), mine)
-            exact = not self.inexact[labels].any()
-            groups.append(ChannelGroup(unique, kind, len(labels), tuple(mine), reason, exact=exact))
-            units[unique] = np.array(labels, dtype=np.int32)
-        return self._choose_between_products(groups, units), units
-
-    def _signatures(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-        """One number for where a label stands, and the place where it is first seen, both by label.
-
-        Labels with equal numbers stand on the same axes of all values, beside the same other labels. So a
-        group that keeps one channel empties no axis, and the heads of an attention, which stand beside the
-        places in a head, form another group than those.
-        """
-        count = self.channels.labels.count
-        generator = np.random.default_rng(0)
-        own = generator.integers(1, 2**63, count, dtype=np.uint64)
-        signature = np.zeros(count, dtype=np.uint64)
-        distinct = {id(b.labels): b.labels for blocks in self.channels.blocks.values() for b in blocks}
-        for labels in distinct.values():
-            rows = labels.reshape(-1, labels.shape[-1])
-            unique = np.unique(rows)
-            signature[unique[unique > 0]] += generator.integers(1, 2**63, dtype=np.uint64)
-            for pair in permutations(range(rows.shape[1]), 2):
-                together = np.unique(rows[:, pair], axis=0)
-                together = together[(together > 0).all(axis=1)]
-                np.add.at(signature, together[:, 0], own[together[:, 1]])
-        first_seen = np.full(count, _NEVER, dtype=np.int64)
-        for number, (_, _, labels) in enumerate(self.places):
-            unique, first = np.unique(labels, return_index=True)
-            place = (number << 32) + first // labels.shape[1]
-            first_seen[unique] = np.minimum(first_seen[unique], place)
-        first_seen[0] = _NEVER
-        return signature, first_seen
-
-    def _members(self, by_key: Mapping[tuple[int, str | None], list[int]]) -> dict[int, list[Member]]:
-        """The members of each group, by the group's first label."""
-        count = self.channels.labels.count
-        group_of = np.full(count, -1, dtype=np.int32)
-        channel_of = np.full(count, -1, dtype=np.int32)
-        leaders = []
-        for number, group in enumerate(by_key.values()):
-            group_of[group] = number
-            channel_of[group] = np.arange(len(group))
-            leaders.append(group[0])
-        contracted = {(c.node, c.operand, c.axis) for c in self.channels.contractions}
-        members: dict[int, list[Member]] = {leader: [] for leader in leaders}
-        for use, axis, labels in self.places:
-            groups_here = group_of[labels] * (labels > 0) - (labels == 0)
-            for number in np.unique(groups_here[groups_here >= 0]).tolist():
-                mine = groups_here == number
-                channel_at = np.where(mine, channel_of[labels], -1).max(axis=1).astype(np.int32)
-                members[leaders[number]].append(
-                    Member(
-                        tensor=str(use.value.name),
-                        axis=axis,
-                        channel_at=channel_at,
-                        contracted=any((*reader, axis) in contracted for reader in _readers(use)),
-                        consumer=str(use.node.name),
-                    )
-                )
-        return members
-
-    def _name(self, members: Sequence[Member]) -> str:
-        producers = [member for member in members if not member.contracted]
-        first = (producers or members)[0]
-        if self.nodes[first.consumer].op_type != "DequantizeLinear":
-            return _readable_name(first.tensor, self.nodes[first.consumer])
-        if not producers:  # it has labels along the sum even where its input has none
-            return f"{_readable_name(first.tensor, self.nodes[first.consumer])}.inputs"
-        # The nodes of biases may stand before those of weights.
-        first = next((member for member in producers if self._is_wide(member.tensor)), first)
-        return _readable_name(first.tensor, self.nodes[first.consumer])
-
-    def _is_wide(self, tensor: str) -> bool:
-        shape = self.graph.initializers[tensor].shape
-        return shape is not None and len(shape) > 1
-
-    def _kind(self, labels: IntArray, members: Sequence[Member]) -> Kind:
-        kind: Kind
-        for kind in _TAGS:
-            if self.tagged[kind][labels].any():
-                return kind
-        uses = [Use(self.nodes[member.consumer], 0) for member in members]
-        ops = {reader.op_type for use in uses for reader, _ in _readers(use)}
-        linear = any(word in op for op in ops for word in _LINEAR)
-        return "hidden" if linear and not any("Conv" in op for op in ops) else "channels"
-
-    def _choose_between_products(
-        self, groups: list[ChannelGroup], units: Mapping[str, IntArray]
-    ) -> tuple[ChannelGroup, ...]:
-        """Where positions belong to several groups at once (heads and places in a head), offer one of them.
-
-        Removing half of each would remove three quarters of the positions. Heads come first, then the group
-        with more channels: whole groups of a grouped convolution rather than places inside its groups. Where
-        query heads share keys, there are heads of two sorts, and again the more numerous ones are offered.
-        """
-        group_of = np.full(self.channels.labels.count, -1, dtype=np.int64)
-        for number, group in enumerate(groups):
-            group_of[units[group.name]] = number
-        rivals: dict[int, set[int]] = {}
-        for _, _, labels in self.places:
-            if labels.shape[1] == 1:
-                continue
-            numbers = np.where(labels > 0, group_of[labels], -1)
-            for row in np.unique(numbers, axis=0).tolist():
-                together = sorted({number for number in row if number >= 0})
-                for a in together:
-                    rivals.setdefault(a, set()).update(b for b in together if b != a)
-        chosen: dict[int, str] = {}
-        preference = sorted(
-            (n for n in rivals if rivals[n] and groups[n].frozen is None),
-            key=lambda n: (
-                groups[n].kind != self.prefer,
-                groups[n].kind == "head_dim",
-                groups[n].kind != "heads",
-                -groups[n].size,
-                -len(groups[n].members),
-            ),
-        )
-        taken: set[int] = set()
-        for number in preference:
-            winner = next((rival for rival in rivals[number] if rival in taken), None)
-            if winner is None:
-                taken.add(number)
-            else:
-                chosen[number] = f"its positions are removed by way of {groups[winner].name}"
-        return tuple(
-            replace(group, frozen=chosen[number]) if number in chosen else group
-            for number, group in enumerate(groups)
-        )
-
-
-def _readers(use: Use) -> list[tuple[ir.Node, int]]:
-    """Return the nodes and inputs that compute with a constant, behind a DequantizeLinear too."""
-    if use.node.op_type != "DequantizeLinear":
-        return [(use.node, use.index)]
-    return list(use.node.outputs[0].uses()) if use.index == 0 else []  # the others are scales
-
-
-def _readable_name(tensor: str, node: ir.Node) -> str:
-    """A weight's own name where the exporter kept it, else the module path, else the node's name."""
-    if re.search(r"weight|kernel|[Ww]$|_w\b", tensor) and not tensor.startswith("onnx::"):
-        return re.sub(r"\.weight$", "", tensor)
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    if scopes:
-        try:
-            path = [scope for scope in ast.literal_eval(scopes) if scope]
-        except (ValueError, SyntaxError):
-            path = []
-        if len(path) > 1:
-            return str(path[-2] if path[-1].count(".") == 0 and "." in path[-2] else path[-1])
-    return str(node.name)

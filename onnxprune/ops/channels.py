@@ -271,6 +271,12 @@ class Channels:
         if labels is not None:
             self.tags.setdefault(name, []).append(labels)
 
+    def tagged(self, name: str) -> LabelArray:
+        """Return the labels that were tagged so, resolved, int32 [labels]."""
+        self.labels.flush()
+        found = [self.labels.resolve(labels).ravel() for labels in self.tags.get(name, ())]
+        return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int32)
+
     def finish(self) -> None:
         """Solve everything, and store plain labels in all blocks. Labels are fixed from here on."""
         self.labels.flush()
