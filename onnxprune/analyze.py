@@ -134,7 +134,7 @@ def _tie_shared_weights(graph: ir.Graph, channels: Channels) -> None:
         shapes = [[(block.axes, block.labels.shape[:-1]) for block in of_use] for of_use in blocks]
         if len(uses) < 2 or any(shape != shapes[0] for shape in shapes) or not _is_matrix(value):
             continue  # where the axes differ, a copy is needed in any case
-        if not all(_is_multiplied(use, channels) for use in uses):
+        if not all(_is_multiplied(use.node, use.index, channels) for use in uses):
             continue
         for others in blocks[1:]:
             for first, other in zip(blocks[0], others, strict=True):
@@ -143,17 +143,21 @@ def _tie_shared_weights(graph: ir.Graph, channels: Channels) -> None:
                 )
 
 
-def _is_multiplied(use: Use, channels: Channels) -> bool:
-    """Return whether a constant is a weight here: multiplied and summed, read as a table, or moved there."""
-    rule = rule_for(use.node)
-    weights = () if rule is None else rule.weight_inputs(use.node, lambda value: len(channels.shape(value)))
-    return use.node.op_type in _TOWARDS_WEIGHTS or use.index in {weight.index for weight in weights}
+def _is_multiplied(node: ir.Node, index: int, channels: Channels) -> bool:
+    """Return whether an input reaches a product that sums over it, or is a table whose rows are read."""
+    if node.op_type in _MOVES:
+        return any(_is_multiplied(user, place, channels) for user, place in node.outputs[0].uses())
+    rule = rule_for(node)
+    weights = (
+        ()
+        if rule is None
+        else rule.weight_inputs(node, lambda value: len(channels.shapes.shape(value) or ()))
+    )
+    return node.op_type == "Gather" or index in {weight.index for weight in weights}
 
 
-#: Operators through which weights reach their product, and the one that reads rows of them.
-_TOWARDS_WEIGHTS = frozenset(
-    {"Cast", "DequantizeLinear", "Gather", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-)
+#: Operators that hand a weight on to its product.
+_MOVES = frozenset({"Cast", "DequantizeLinear", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 def _is_matrix(value: ir.Value) -> bool:

@@ -109,6 +109,8 @@ def output_dims(
     """Return the symbolic shape after a node whose target shape is an input, None for other nodes."""
     if node.op_type == "Slice":
         return _sliced_dims(node, dims, contents, sizes)
+    if node.op_type == "Tile":
+        return _tiled_dims(node, dims, contents, sizes)
     if node.op_type not in ("Reshape", "Expand", "ConstantOfShape") or any(
         v is None for v in node.inputs[:2]
     ):
@@ -148,6 +150,17 @@ def _sliced_dims(
         Dim(size, 1, (f"{output.name}.{axis}",)) if axis in sliced else source[axis]
         for axis, size in enumerate(sizes)
     )
+
+
+def _tiled_dims(
+    node: ir.Node, dims: Dims, contents: Contents, sizes: tuple[int, ...]
+) -> tuple[Dim, ...] | None:
+    repeats = contents.get(node.inputs[1]) if len(node.inputs) == 2 and node.inputs[1] is not None else None
+    if repeats is None:
+        return None
+    source = dims[node.inputs[0]]  # type: ignore[index]
+    tiled = tuple(_product(dim, times) for dim, times in zip(source, repeats.elements(), strict=True))
+    return tiled if tuple(dim.size for dim in tiled) == sizes else None
 
 
 def _expanded(source: Sequence[Dim], entries: Sequence[Dim], sizes: tuple[int, ...]) -> tuple[Dim, ...]:

@@ -352,6 +352,7 @@ class Repeat(OpRule):
             for axis in _repeated_axes(node, channels):
                 channels.put(y, (axis,), channels.labels.fresh(channels.shape(y)[axis]))
             return
+        channels.label_constant(x)
         channels.separate_all(x)
         for axis, (before, after) in enumerate(zip(channels.shape(x), channels.shape(y), strict=True)):
             labels = None if channels.block_at(x, axis) is None else channels.alone(x, axis)

@@ -15,7 +15,16 @@ class Sizes(OpRule):
     """y = numbers made from sizes; those that are constant were folded before"""
 
     def link(self, node: ir.Node, channels: Channels) -> None:
-        """No input loses anything by being measured, and no output has channels."""
+        """No output has channels. An axis whose size could not be told keeps it: who reads it is unknown.
+
+        Constant sizes were folded before; multiples of a symbol (heads in the batch) shrink as they should.
+        """
+        if node.op_type not in ("Shape", "Size"):
+            return
+        x = channels.ref(node, 0)
+        for axis, dim in enumerate(channels.shapes.dims[node.inputs[0]]):  # type: ignore[index]
+            if not dim.is_constant and dim.factor == 1:
+                channels.freeze_axis(x, axis, f"{node.name} reads a size that is not known beforehand")
 
 
 @op_rule("ConstantOfShape")

@@ -6,12 +6,17 @@ import math
 from itertools import pairwise
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from cutting import check_cut, frozen_groups, graph, group_of, open_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.analyze import analyze
+from onnxprune.model.prepare import prepare
+from onnxprune.model.shape_values import Dim
+from onnxprune.ops.channels import Channels
+from onnxprune.ops.registry import rule_for
 from onnxprune.ops.reshape import refine
 
 STEM = "h = Conv(x, a_w) "
@@ -267,3 +272,31 @@ def test_heads_in_the_batch_with_the_rest_of_the_sizes_left_open() -> None:
                  "back": [-1, 12, 6, 6]}  # fmt: skip
     analysis = check_cut(graph(body, constants=constants))
     assert open_groups(analysis)
+
+
+def test_a_size_that_is_only_known_at_run_time_keeps_its_axis() -> None:
+    """Nobody can tell whom a size reaches that is computed; where inference knows it, it was folded."""
+    model = graph("h = MatMul(x, a_w) s = Shape(h) y = Reshape(h, s)", inputs="float[N,6] x",
+                  constants={"a_w": (6, 8)})  # fmt: skip
+    work, shapes = prepare(model)
+    product = next(iter(work.graph))
+    measured = ir.node("Shape", [product.outputs[0]], name="s")
+    shapes.dims[product.outputs[0]] = (Dim(2, 1, ("N",)), Dim(8, 1, ("h.1",)))
+    channels = Channels(shapes)
+    for node in (product, measured):
+        rule_for(node).link(node, channels)  # type: ignore[union-attr]
+    labels = channels.alone(product.outputs[0], 1)
+    assert labels is not None
+    assert channels.labels.is_frozen(channels.labels.resolve(labels)).all()
+
+
+def test_repeats_by_the_batch_keep_the_other_sizes() -> None:
+    """A learned query for each sample: the repeats are read from the input, its width is known."""
+    body = """
+        s = Shape(x) n = Slice(s, zero, one, zero) t = Concat<axis = 0>(n, one, one) q = Tile(p_w, t)
+        w = Shape(q) m = Slice(w, two, three, zero) e = Concat<axis = 0>(zero, zero, m) f = Reshape(q, e)
+        h = MatMul(f, a_w) y = Add(h, x)
+    """
+    constants = {"p_w": (1, 2, 8), "a_w": (8, 4), "zero": [0], "one": [1], "two": [2], "three": [3]}
+    analysis = check_cut(graph(body, inputs="float[N,2,4] x", constants=constants))
+    assert list(open_groups(analysis).values()) == [8]
