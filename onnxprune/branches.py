@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxprune.model.module_paths import common_path
 from onnxprune.model.needed import inner_nodes, owners
 from onnxprune.model.shapes import Shapes
+from onnxprune.ops.channels import Use
 from onnxprune.types import Branch, BranchKind, Skipped
 
 #: Operators that multiply and sum; two computed operands mean attention.
@@ -57,7 +58,7 @@ class Removal:
 
     def gone_with(self, branches: Iterable[Branch]) -> frozenset[ir.Node]:
         """Return the nodes that nothing needs once these branches are removed, those of subgraphs too."""
-        gone = self.readers.only_for([_Term(self.nodes[branch.node], branch.operand) for branch in branches])
+        gone = self.readers.only_for([Use(self.nodes[branch.node], branch.operand) for branch in branches])
         return gone.union(inner for node in gone for inner in inner_nodes(node))
 
     def why_not(self, removed: Sequence[Branch], kept: Iterable[Branch]) -> str | None:
@@ -75,21 +76,6 @@ class Removal:
             if readers and not value.is_graph_output() and all(node in gone for node, _ in readers):
                 return f"nothing would depend on input {value.name} any more"
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Term:
-    """One operand of a sum."""
-
-    node: ir.Node
-    index: int
-
-    @property
-    def value(self) -> ir.Value:
-        value = self.node.inputs[self.index]
-        if value is None:
-            raise ValueError(f"{self.node.name} lacks input {self.index}")
-        return value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,7 +110,7 @@ class _Readers:
         yield from (value for value in node.inputs if value is not None)
         yield from self.captured.get(node, ())
 
-    def only_for(self, terms: Sequence[_Term]) -> frozenset[ir.Node]:
+    def only_for(self, terms: Sequence[Use]) -> frozenset[ir.Node]:
         """Return the nodes whose results reach the outputs by way of these operands alone."""
         cut = {(term.node, term.index) for term in terms}
         gone: set[ir.Node] = set()
@@ -237,17 +223,17 @@ class _Search:
         outermost = [one for one in self.found if one not in parts]
         return outermost, {one: inner[one] for one in outermost if one in inner}
 
-    def _sums(self) -> dict[ir.Node, list[_Term]]:
+    def _sums(self) -> dict[ir.Node, list[Use]]:
         """Return the nodes that add several computed values, with those operands."""
         sums = {}
         for node in self.graph:
             if node.op_type in ("Add", "Sum") and not node.domain:
-                terms = [_Term(node, i) for i, value in enumerate(node.inputs) if value in self.before]
+                terms = [Use(node, i) for i, value in enumerate(node.inputs) if value in self.before]
                 if len(terms) > 1:
                     sums[node] = terms
         return sums
 
-    def _is_part(self, value: ir.Value, sums: dict[ir.Node, list[_Term]]) -> bool:
+    def _is_part(self, value: ir.Value, sums: dict[ir.Node, list[Use]]) -> bool:
         """True if a value is a sum that only another sum of the same shape reads."""
         readers = list(self.readers.uses(value))
         if value.producer() not in sums or value.is_graph_output() or len(readers) != 1:
@@ -255,7 +241,7 @@ class _Search:
         node, _ = readers[0]
         return node in sums and self._same_shape(value, node.outputs[0])
 
-    def _terms(self, node: ir.Node, sums: dict[ir.Node, list[_Term]]) -> Iterator[_Term]:
+    def _terms(self, node: ir.Node, sums: dict[ir.Node, list[Use]]) -> Iterator[Use]:
         """Yield the terms of a sum of sums."""
         waiting = list(reversed(sums[node]))
         while waiting:
@@ -275,7 +261,7 @@ class _Search:
             (dim.size, dim.is_constant) for dim in wanted
         ]
 
-    def _look_at(self, total: ir.Value, terms: Sequence[_Term]) -> None:
+    def _look_at(self, total: ir.Value, terms: Sequence[Use]) -> None:
         """Decide which terms of one sum are branches."""
         unrelated = found = 0
         for term in terms:
@@ -305,7 +291,7 @@ class _Search:
         if unrelated and not found:
             self.refused[str(total.producer().name)] = _NO_IDENTITY  # type: ignore[union-attr]
 
-    def _branch(self, term: _Term, total: ir.Value, gone: frozenset[ir.Node], stays: Sequence[str]) -> Branch:
+    def _branch(self, term: Use, total: ir.Value, gone: frozenset[ir.Node], stays: Sequence[str]) -> Branch:
         ordered = sorted(gone, key=self.readers.order.__getitem__)
         weights = dict.fromkeys(value for node in ordered for value in self._weights_of(node))
         freed = [w for w in weights if all(node in gone for node, _ in self.readers.uses(w))]

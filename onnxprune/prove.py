@@ -27,6 +27,9 @@ from onnxprune.types import Check
 #: Two outputs of float32 arithmetic in another order differ by far less; a wrong index by far more.
 TOLERANCE = 1e-4
 
+#: How a failed check says that nothing was compared, so that no part of the cut is to blame.
+ORIGINAL_REFUSES = "the original itself does not run on"
+
 #: How much larger the error without rounding may be where the models agree as they are.
 _ILL_CONDITIONED = 10
 
@@ -147,9 +150,7 @@ def _run_all(twin: ir.Model, pruned: ir.Model, trials: Sequence[_Trial], inputs_
                 what = "the data"
                 if trial.real is None:
                     what = "random inputs: give it real ones (data), or other sizes (input_shapes)"
-                return replace(
-                    outcome, wrong=f"{outcome.refused}; the original itself does not run on {what}"
-                )
+                return replace(outcome, wrong=f"{outcome.refused}; {ORIGINAL_REFUSES} {what}")
             note = f"; the original itself does not run at {dict(trial.shapes)}"
             continue
         if outcome.wrong is not None:

@@ -16,7 +16,7 @@ from onnxprune.layer_planning import Layers
 from onnxprune.model.float32 import in_float32
 from onnxprune.model.shapes import trial_shapes
 from onnxprune.ops.sums import Sums
-from onnxprune.prove import TOLERANCE, prove
+from onnxprune.prove import ORIGINAL_REFUSES, TOLERANCE, prove
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.depth import make_depth_twin, remove_branches
 from onnxprune.rewrite.fold import Fold, apply_folds, exact_positions, plan_folds
@@ -149,7 +149,7 @@ def _restricted(analysis: Analysis, gone: BoolArray) -> bool:
 
 def _can_blame(check: Check) -> bool:
     """Return whether trying the parts one by one would tell more: not where the original does not run."""
-    return "the original itself does not run" not in check.detail
+    return ORIGINAL_REFUSES not in check.detail
 
 
 def _blame(analysis: Analysis, sums: Sums, removed: Mapping[str, IntArray], trials: Trials) -> str:

@@ -260,6 +260,24 @@ def picky() -> ir.Model:
     return graph(body, inputs="float[N,6] x, float[N] k", constants=constants)
 
 
+def test_a_wrong_cut_is_blamed_where_another_batch_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the original does not run at one of the sizes is no excuse: the others were compared."""
+    body = "h = MatMul(x, a_w) f = Reshape(h, to) r = Relu(f) b = Reshape(r, back) y = MatMul(b, c_w)"
+    constants = {"a_w": (6, 8), "c_w": (8, 3), "to": [2, 8], "back": [-1, 8]}
+    model = graph(body, inputs="float[N,6] x", constants=constants)
+    honest = proving.cut
+
+    def wrong(model: ir.Model, channels: object, removed: np.ndarray) -> ir.Model:
+        pruned = honest(model, channels, removed)  # type: ignore[arg-type]
+        weight = pruned.graph.initializers["c_w"]
+        weight.const_value = ir.tensor(np.roll(weight.const_value.numpy(), 1, axis=0), name="c_w")  # type: ignore[union-attr]
+        return pruned
+
+    monkeypatch.setattr(proving, "cut", wrong)
+    with pytest.raises(ProofError, match=r"does not run at .*; the proof fails for group a_w: protect it"):
+        onnxprune.prune(model, amount=0.5, align=1)
+
+
 def test_a_model_that_takes_no_random_inputs_is_proved_on_real_ones() -> None:
     random = np.random.default_rng(0)
     real = Dataset.from_arrays(

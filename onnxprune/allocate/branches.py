@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxprune.allocate.wishes import check_wishes
 from onnxprune.errors import LimitMissed, UsageError
 from onnxprune.types import Branch, Budget, FloatArray, IntArray
 
@@ -61,14 +62,7 @@ def choose_branches(
         UsageError: neither or both of amount and budget, a value out of range, an unknown scope.
         LimitMissed: no choice within the limits meets the budget; the message says what was reached.
     """
-    if (amount is None) == (budget is None):
-        raise UsageError("give either an amount or a target, not both")
-    if limits.scope not in SCOPES:
-        raise UsageError(f"unknown scope {limits.scope!r}; known: {', '.join(SCOPES)}")
-    if amount is not None and not 0 <= amount < 1:
-        raise UsageError(f"the amount must lie in [0, 1), not {amount}")
-    if not 0 <= limits.floor <= 1:
-        raise UsageError(f"the floor is a share of each kind, in [0, 1], not {limits.floor}")
+    check_wishes(amount, budget, limits.scope, SCOPES, limits.floor, "kind")
     reasons = _protected(branches, limits.protect)
     open_ = [number for number in range(len(branches)) if number not in reasons]
     room = _Room([branch.kind for branch in branches], limits.floor, why_not)

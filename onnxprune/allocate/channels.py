@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxprune.allocate.wishes import check_wishes
 from onnxprune.errors import LimitMissed, UsageError
 from onnxprune.types import BoolArray, Budget, ChannelGroup, Choice, FloatArray, IntArray, Scores
 
@@ -65,16 +66,9 @@ def choose_channels(
         UsageError: neither or both of amount and budget, a value out of range, an unknown scope.
         LimitMissed: no choice within the floors meets the budget; the message says what was reached.
     """
-    if (amount is None) == (budget is None):
-        raise UsageError("give either an amount or a target, not both")
-    if options.scope not in _RANKINGS:
-        raise UsageError(f"unknown scope {options.scope!r}; known: {', '.join(_RANKINGS)}")
-    if amount is not None and not 0 <= amount < 1:
-        raise UsageError(f"the amount must lie in [0, 1), not {amount}")
+    check_wishes(amount, budget, options.scope, _RANKINGS, options.floor, "group")
     if options.align != "auto" and (not isinstance(options.align, int) or options.align < 1):
         raise UsageError(f"align is 'auto' or a whole number from 1 on, not {options.align!r}")
-    if not 0 <= options.floor <= 1:
-        raise UsageError(f"the floor is a share of each group, in [0, 1], not {options.floor}")
     reasons = {group.name: reason_to_skip(group, options) for group in groups}
     ranked = [
         _Ranked(group, _reranked(scores.channels[group.name], group.name, first or {}, last or {}), options)

@@ -22,14 +22,14 @@ from onnxprune.types import Skipped
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One use of a constant: input ``index`` of ``node``."""
+    """One use of a value, a constant where labels are concerned: input ``index`` of ``node``."""
 
     node: ir.Node
     index: int
 
     @property
     def value(self) -> ir.Value:
-        """The constant that is used."""
+        """The value that is used."""
         value = self.node.inputs[self.index]
         if value is None:
             raise ValueError(f"input {self.index} of {self.node.name} is absent")
