@@ -15,10 +15,11 @@ from onnxprune.analyze import Analysis
 from onnxprune.data import DataReader, Dataset, load_data
 from onnxprune.errors import PlanError, UsageError, VerificationError
 from onnxprune.layer_planning import Layers, find_layers, plan_layers, planned_branches
+from onnxprune.mask_planning import plan_masks
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.io import save
 from onnxprune.ops.sums import Sums
-from onnxprune.planning import STRUCTURED, Watch, analyze_for, check_groups, plan_channels, plan_masks
+from onnxprune.planning import STRUCTURED, Watch, analyze_for, check_groups, plan_channels
 from onnxprune.plans import save_plan
 from onnxprune.proving import Trials, make_cut, prove_cut, prove_layers
 from onnxprune.rewrite.depth import remove_branches

@@ -17,23 +17,17 @@ import onnx_ir as ir
 from onnxprune.activations import left_out
 from onnxprune.allocate.channels import Options, choose_channels
 from onnxprune.allocate.dead import choose_dead, find_dead
-from onnxprune.allocate.masks import choose_masks
 from onnxprune.analyze import Analysis, analyze
 from onnxprune.cost import cost_of
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, PlanError, UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
-from onnxprune.model.prepare import prepare
-from onnxprune.ops.channels import Channels
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
-from onnxprune.ops.weights import find_weights
-from onnxprune.patterns import parse_pattern
 from onnxprune.registry import did_you_mean
 from onnxprune.scores.magnitude import CHANNEL_SCORERS, score
 from onnxprune.scores.on_data import DATA_SCORERS, score_on_data
 from onnxprune.scores.subject import Subject
-from onnxprune.scores.weights import WEIGHT_SCORERS
 from onnxprune.types import (
     Budget,
     ChannelGroup,
@@ -129,7 +123,7 @@ def plan_channels(
                     *_skipped(choices),
                     *notes,
                     *analysis.unknown,
-                    *_unmatched(recipe, _names(analysis.groups)),
+                    *unmatched(recipe, _names(analysis.groups)),
                     *unused_samples(model, data),
                 ),
             )
@@ -251,7 +245,7 @@ def _names(groups: Sequence[ChannelGroup]) -> set[str]:
     return {name for group in groups for name in (group.name, *(member.tensor for member in group.members))}
 
 
-def _unmatched(recipe: Mapping[str, Any], names: set[str]) -> list[Skipped]:
+def unmatched(recipe: Mapping[str, Any], names: set[str]) -> list[Skipped]:
     """Say which of the globs to protect match nothing: they may be misspelt."""
     return [
         Skipped(glob, "it was to be protected, but no group or weight has a name like this")
@@ -315,60 +309,6 @@ def _same_members(a: PlannedGroup, b: PlannedGroup) -> bool:
         and np.array_equal(x.removed, y.removed)
         for x, y in zip(a.members, b.members, strict=True)
     )
-
-
-def plan_masks(
-    model: ir.Model, recipe: Mapping[str, Any], data: Dataset | None, seed: int, watch: Watch
-) -> Plan:
-    """Choose the weights that become zero; arguments and errors as for `plan_channels`."""
-    pattern = recipe["pattern"]
-    parse_pattern(pattern)
-    if data is not None:
-        raise UsageError(f"pattern {pattern!r} goes by weights alone: leave the data out")
-    for name in ("target_macs", "target_params"):
-        if recipe.get(name) is not None:
-            raise UsageError(
-                f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount"
-            )
-    with watch.stage("find weights"):
-        uses, unreachable = find_weights(model)
-    with watch.stage("choose masks"):
-        masks, skipped = choose_masks(
-            model,
-            uses,
-            pattern=pattern,
-            amount=recipe.get("amount"),
-            scorer=WEIGHT_SCORERS.get(recipe["score"]),
-            scope=recipe["scope"],
-            seed=seed,
-            protect=recipe.get("protect", ()),
-        )
-    names = {name for use in uses for name in (use.tensor, use.consumer)}
-    skipped = [*unreachable, *skipped, *_unmatched(recipe, names)]
-    if not masks:
-        reasons = [f"{entry.name}: {entry.reason}" for entry in skipped]
-        first = f" ({reasons[0]})" if reasons else ""
-        raise NothingToPrune(f"no weight can take the pattern {pattern!r}{first}", reasons)
-    with watch.stage("digest"):
-        whole = _plain_cost(model, recipe.get("input_shapes"))
-        return Plan(
-            pattern=pattern,
-            structure_digest=structure_digest(model),
-            weights_digest=weights_digest(model),
-            groups=(),
-            masks=masks,
-            recipe=dict(recipe),
-            predicted=(whole, whole),
-            seed=seed,
-            versions=versions(),
-            skipped=tuple(skipped),
-        )
-
-
-def _plain_cost(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None) -> Cost:
-    """The cost of a model that is not analysed for channels."""
-    work, shapes = prepare(model, input_shapes)
-    return cost_of(work.graph, Channels(shapes))
 
 
 def versions() -> dict[str, str]:
