@@ -200,7 +200,7 @@ def _sum_along(graph: ir.Graph, value: ir.Value, axis: int, opset: int, fresh: N
 
 def left_out(model: ir.Model, data: Dataset) -> int:
     """Return how many samples at the end of the data fill no whole batch of a model with a fixed batch."""
-    fixed = fixed_batch(_inputs(model, data))
+    fixed = fixed_batch(inputs_of(model, data))
     return 0 if fixed is None else len(data) % fixed
 
 
@@ -208,7 +208,7 @@ def _batch_size(model: ir.Model, data: Dataset, batch: int) -> tuple[int, bool]:
     """Check that data fits a model, and return the samples of one run, and whether all runs must be whole."""
     if batch < 1:
         raise UsageError(f"batch must be positive, not {batch}")
-    inputs = _inputs(model, data)
+    inputs = inputs_of(model, data)
     data.check_against(inputs)
     fixed = fixed_batch(inputs)
     if fixed is not None and fixed > len(data):
@@ -221,7 +221,7 @@ def _batches(data: Dataset, size: int, whole: bool) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _inputs(model: ir.Model, data: Dataset) -> Inputs:
+def inputs_of(model: ir.Model, data: Dataset) -> Inputs:
     """Return shape and type of every input; an input without a declared rank takes the data as it is."""
     found: dict[str, tuple[tuple[int | None, ...], np.dtype[Any]]] = {}
     for value in graph_inputs(model):
@@ -278,10 +278,12 @@ def _run_all(
 
 def _feeds(data: Dataset, samples: slice) -> dict[str, Array]:
     """Return some samples as a model in float32 takes them."""
-    return {
-        name: array[samples].astype(np.float32) if _is_other_float(array) else array[samples]
-        for name, array in data.arrays.items()
-    }
+    return {name: as_fed(array[samples]) for name, array in data.arrays.items()}
+
+
+def as_fed(array: Array) -> Array:
+    """Return an input as a model in float32 takes it."""
+    return array.astype(np.float32) if _is_other_float(array) else array
 
 
 def _is_other_float(array: Array) -> bool:

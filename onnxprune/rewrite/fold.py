@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.model.names import Names, add_constant
+from onnxprune.model.biases import BiasWriter, numbers_of
 from onnxprune.ops.channels import Contraction, Use
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import SeenConstants, Sums, contribution
-from onnxprune.types import BoolArray, FloatArray, IntArray
+from onnxprune.types import BoolArray, IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +95,17 @@ def apply_folds(cut: ir.Model, sums: Sums, folds: Sequence[Fold], removed: BoolA
             writer.write_weight(fold)
         if len(fold.into_bias):
             writer.write_bias(fold)
-    return writer.added, writer.added_bytes
+    return writer.biases.added, writer.biases.added_bytes
 
 
 class _Writer:
     """Changes tensors of a cut graph without touching other users of the old ones."""
 
     def __init__(self, graph: ir.Graph, sums: Sums, kept: Kept) -> None:
-        self.graph = graph
         self.sums = sums
         self.kept = kept
-        self.names = Names(graph)
         self.nodes = {str(output.name): node for node in graph for output in node.outputs}
-        self.added = self.added_bytes = 0
+        self.biases = BiasWriter(graph)
 
     def write_weight(self, fold: Fold) -> None:
         """Add the weights of folded positions, scaled, to those of the carrier."""
@@ -116,7 +114,7 @@ class _Writer:
         copy = self.nodes[str(node.outputs[0].name)]
         weight = self.sums.constants.contents(node.inputs[operand])
         value = copy.inputs[operand]
-        if weight is None or value is None or value.const_value is None or fold.carrier is None:
+        if weight is None or value is None or fold.carrier is None:
             raise ValueError(f"the weights of {node.name} are not stored")
         numbers = fold.seen.constants[0]
         shape = [-1 if a == axis else 1 for a in range(weight.ndim)]
@@ -126,11 +124,11 @@ class _Writer:
         rows = masks.get(1 - axis)
         if rows is not None:
             extra = extra[rows]
-        array = value.const_value.numpy().astype(np.float64)
+        array = numbers_of(value)
         place: list[Any] = [slice(None)] * array.ndim
         place[axis] = int(np.count_nonzero(~fold.gone[: fold.carrier]))
         array[tuple(place)] += extra
-        self._store(copy, operand, value, array)
+        self.biases.store(copy, operand, array)
 
     def write_bias(self, fold: Fold) -> None:
         """Add constant terms to the bias that follows the sum; one is made where there is none."""
@@ -142,102 +140,6 @@ class _Writer:
         delta = delta if mask is None else delta[mask]
         if not delta.any():
             return
-        copy = self.nodes[str(output.name)]
-        if node.op_type == "Conv" and self._add_to_input(copy, 2, delta):
-            return
         if node.op_type == "Gemm":
-            alpha, beta = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
-            delta = delta * alpha
-            if beta != 0 and self._add_to_input(copy, 2, delta / beta):
-                return
-        delta = delta.reshape(-1, *(1,) * (rank - 1 - axis % rank))
-        if not self._add_to_next(copy.outputs[0], delta):
-            self._insert_add(copy, delta)
-
-    def _add_to_input(self, node: ir.Node, index: int, delta: FloatArray) -> bool:
-        """Add to a bias that the operator has as an input; False where that is computed."""
-        value = node.inputs[index] if index < len(node.inputs) else None
-        if value is not None and not _stored(value):
-            return False
-        if value is None:
-            if index >= len(node.inputs):
-                node.resize_inputs(index + 1)
-            node.replace_input_with(index, self._constant(f"{node.outputs[0].name}_bias", delta, node))
-            return True
-        self._store(node, index, value, _numbers(value) + delta)
-        return True
-
-    def _add_to_next(self, output: ir.Value, delta: FloatArray) -> bool:
-        """Add to the stored operand of the only node behind, if that is an Add."""
-        uses = output.uses()
-        if len(uses) != 1 or output.is_graph_output():
-            return False
-        (use,) = uses
-        is_add = use.node.op_type == "Add" and use.node.domain in ("", "ai.onnx")
-        if not is_add or use.node.graph is not self.graph:
-            return False
-        bias = use.node.inputs[1 - use.idx]
-        rank = None if output.shape is None else output.shape.rank()
-        if bias is None or not _stored(bias) or rank is None or _numbers(bias).ndim > rank:
-            return False
-        if _numbers(bias).size < delta.size:
-            return False
-        self._store(use.node, 1 - use.idx, bias, _numbers(bias) + delta)
-        return True
-
-    def _insert_add(self, node: ir.Node, delta: FloatArray) -> None:
-        """Put an Add behind a node; its result has the old name."""
-        before = node.outputs[0]
-        uses = list(before.uses())
-        name = str(before.name)
-        before.name = self.names.fresh(f"{name}_without_constants")
-        constant = self._constant(f"{name}_constants", delta, node)
-        add = ir.node("Add", [before, constant], name=self.names.fresh(f"{name}_add_constants"))
-        after = add.outputs[0]
-        after.name, after.shape, after.type = name, before.shape, before.type
-        for user, index in uses:
-            user.replace_input_with(index, after)
-        for position, value in enumerate(self.graph.outputs):
-            if value is before:
-                self.graph.outputs[position] = after
-        self.graph.insert_after(node, add)
-
-    def _constant(self, wanted: str, array: FloatArray, node: ir.Node) -> ir.Value:
-        """Register numbers in the type of a node's result."""
-        name = self.names.fresh(wanted)
-        dtype = node.outputs[0].dtype or next(v.dtype for v in node.inputs if v is not None and v.dtype)
-        tensor = ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)
-        self._count(tensor.size, tensor.nbytes)
-        return add_constant(self.graph, tensor, name)
-
-    def _count(self, numbers: int, size_bytes: int) -> None:
-        self.added += numbers
-        self.added_bytes += size_bytes
-
-    def _store(self, node: ir.Node, index: int, value: ir.Value, array: FloatArray) -> None:
-        """Replace a stored tensor for one of its users."""
-        old = value.const_value
-        if old is None:
-            raise ValueError(f"{value.name} is not stored")
-        alone = len(value.uses()) == 1 and not value.is_graph_output()
-        name = str(value.name) if alone else self.names.fresh(str(value.name))
-        tensor = ir.Tensor(array.astype(old.dtype.numpy()), dtype=old.dtype, name=name)
-        if alone:
-            self._count(tensor.size - old.size, tensor.nbytes - old.nbytes)
-            value.const_value, value.shape = tensor, ir.Shape(array.shape)
-        else:
-            self._count(tensor.size, tensor.nbytes)
-            node.replace_input_with(index, add_constant(self.graph, tensor, name))
-
-
-def _stored(value: ir.Value) -> bool:
-    """Return whether a value is a floating-point weight that no run gives anew."""
-    tensor = value.const_value
-    fixed = value.is_initializer() and not value.is_graph_input()
-    return fixed and tensor is not None and tensor.dtype.is_floating_point()
-
-
-def _numbers(value: ir.Value) -> FloatArray:
-    if value.const_value is None:
-        raise ValueError(f"{value.name} is not stored")
-    return value.const_value.numpy().astype(np.float64)
+            delta = delta * node.attributes.get_float("alpha", 1.0)
+        self.biases.add_to_result(self.nodes[str(output.name)], delta, axis, rank)

@@ -1,0 +1,238 @@
+"""The original and the pruned model side by side, layer by layer, over the same samples.
+
+What both have computed so far is remembered between the layers as long as it fits into memory, so a walk
+through a deep model computes every value about once, not once for each layer behind it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from onnxprune.activations import as_fed, inputs_of
+from onnxprune.data import Dataset, fixed_batch
+from onnxprune.errors import DataError
+from onnxprune.model.names import Names
+from onnxprune.runtime import open_session
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+#: One sample in so many is held out.
+HELD_OUT_EVERY = 5
+
+
+class Portion(NamedTuple):
+    """Some samples that are run together.
+
+    Attributes:
+        samples: int64, their numbers in the data.
+        held_out: they serve to check what the others led to.
+    """
+
+    samples: npt.NDArray[np.int64]
+    held_out: bool
+
+
+def portions_of(model: ir.Model, data: Dataset, batch: int, seed: int) -> tuple[Portion, ...]:
+    """Divide data into batches, a fifth of which, drawn at random, is held out.
+
+    A model with a fixed batch gets whole batches; what fills none is left out.
+
+    Raises:
+        DataError: the data does not fit the model, or is too little to hold any of it out.
+    """
+    inputs = inputs_of(model, data)
+    data.check_against(inputs)
+    fixed = fixed_batch(inputs)
+    unit = fixed or 1
+    units = len(data) // unit
+    if units < 2:
+        raise DataError(
+            f"{data.source}: {len(data)} samples are too few to repair with: some are held out to check the "
+            f"repair, so it takes at least {2 * unit}"
+        )
+    order = np.random.default_rng(seed).permutation(len(data))[: units * unit]
+    held = max(1, round(units / HELD_OUT_EVERY)) * unit
+    size = fixed or batch
+    return tuple(
+        Portion(np.sort(part[start : start + size]), is_held)
+        for part, is_held in ((order[held:], False), (order[:held], True))
+        for start in range(0, len(part), size)
+    )
+
+
+class Tap(NamedTuple):
+    """A value that a run gives away, or its shape alone."""
+
+    name: str
+    what: Literal["Identity", "Shape"] = "Identity"
+
+
+class Side:
+    """One of the models, and what it has computed so far for every portion.
+
+    Args:
+        model: it in float32; it may change between runs, behind what is remembered.
+        data: the samples.
+        portions: of them.
+        threads: of one operator.
+
+    Attributes:
+        bytes: of what is remembered.
+    """
+
+    def __init__(self, model: ir.Model, data: Dataset, portions: Sequence[Portion], threads: int) -> None:
+        self.model = model
+        self.data = data
+        self.portions = portions
+        self.threads = threads
+        self.bytes = 0
+        self._known: list[dict[str, Array]] = []
+
+    def run(
+        self, taps: Collection[Tap], portions: Sequence[int], remember: Collection[str] = ()
+    ) -> Iterator[dict[Tap, Array]]:
+        """Yield tapped values of one portion after the other.
+
+        Args:
+            taps: what is asked for; values of the main graph.
+            portions: their numbers.
+            remember: yielded too, by `Tap`, for `keep`.
+        """
+        wanted = dict.fromkeys([*taps, *map(Tap, remember)])
+        known = self._known[0] if self._known else {}
+        names = {tap: f"tap_{number}" for number, tap in enumerate(wanted) if tap.name not in known}
+        session = None
+        if names:
+            part = _part(self.model, names, known)
+            session = open_session(part, threads=self.threads)
+        for number in portions:
+            found = {}
+            if session is not None:
+                found = session.run({name: self._feed(number, name) for name in session.input_names})
+            yield {
+                tap: found[names[tap]] if tap in names else self._from_known(number, tap) for tap in wanted
+            }
+
+    def keep(self, values: Sequence[Mapping[str, Array]]) -> None:
+        """Remember values, one mapping for each portion, instead of those of before."""
+        self._known = [dict(by_name) for by_name in values]
+        self.bytes = sum(array.nbytes for by_name in self._known for array in by_name.values())
+
+    def forget(self) -> None:
+        """Start from the inputs again."""
+        self.keep(())
+
+    def _feed(self, number: int, name: str) -> Array:
+        if self._known and name in self._known[number]:
+            return self._known[number][name]
+        return as_fed(self.data.arrays[name][self.portions[number].samples])
+
+    def _from_known(self, number: int, tap: Tap) -> Array:
+        array = self._known[number][tap.name]
+        return array if tap.what == "Identity" else np.array(array.shape)
+
+
+def _part(model: ir.Model, taps: Mapping[Tap, str], known: Arrays) -> ir.Model:
+    """Return what leads from known values to tapped ones, as a model."""
+    copy = model.clone()
+    graph = copy.graph
+    graph.outputs.clear()
+    values = {value.name: value for value in (*graph.inputs, *(o for node in graph for o in node.outputs))}
+    fresh = Names(graph)
+    for name, array in known.items():
+        old = values[name]
+        if old.producer() is None:
+            continue
+        old.name = fresh.fresh(f"{name}_computed")
+        values[name] = ir.Value(
+            name=name, type=ir.TensorType(ir.DataType.from_numpy(array.dtype)), shape=_shape(old, array)
+        )
+        old.replace_all_uses_with(values[name])
+        graph.inputs.append(values[name])
+    for tap, output in taps.items():
+        node = ir.node(tap.what, [values[tap.name]])
+        node.outputs[0].name = output
+        node.outputs[0].type = (
+            ir.TensorType(ir.DataType.INT64) if tap.what == "Shape" else values[tap.name].type
+        )
+        graph.append(node)
+        graph.outputs.append(node.outputs[0])
+    passes.RemoveUnusedNodesPass()(copy)
+    for value in list(graph.inputs):
+        if not value.uses() and not value.is_initializer():
+            graph.inputs.remove(value)
+    return copy
+
+
+def _shape(value: ir.Value, array: Array) -> ir.Shape:
+    """Return what is known of a shape: sizes that are declared in numbers, and agree."""
+    declared = list(value.shape) if value.shape is not None else []
+    if len(declared) != array.ndim:
+        return ir.Shape([None] * array.ndim)
+    return ir.Shape(
+        [
+            size if axis and isinstance(size, int) and size == array.shape[axis] else None
+            for axis, size in enumerate(declared)
+        ]
+    )
+
+
+def reads_of(node: ir.Node) -> list[ir.Value]:
+    """Return what a node reads, with what its bodies capture from outside."""
+    inside: set[ir.Value] = set()
+    read = [value for value in node.inputs if value is not None]
+    for attribute in node.attributes.values():
+        graphs = (
+            [attribute.as_graph()]
+            if attribute.type == ir.AttributeType.GRAPH
+            else list(attribute.as_graphs())
+            if attribute.type == ir.AttributeType.GRAPHS
+            else []
+        )
+        for graph in graphs:
+            nodes = list(graph.all_nodes())
+            inside.update(value for inner in nodes for value in inner.outputs)
+            inside.update(value for body in (graph, *graph.subgraphs()) for value in body.inputs)
+            read += [value for inner in nodes for value in inner.inputs if value is not None]
+            read += list(graph.outputs)
+    return [value for value in dict.fromkeys(read) if value not in inside]
+
+
+def settled_values(graph: ir.Graph, changing: Collection[str]) -> list[str] | None:
+    """Return the values to remember while some nodes still change.
+
+    These are all that depend on none of them, and are read by a node that does, or are outputs.
+
+    Args:
+        graph: a main graph.
+        changing: names of nodes.
+
+    Returns:
+        Their names; None where one of them is no tensor.
+    """
+    moving: set[ir.Value] = set()
+    read: dict[ir.Value, None] = {}
+    for node in graph:
+        values = reads_of(node)
+        if node.name in changing or any(value in moving for value in values):
+            moving.update(node.outputs)
+            read.update(dict.fromkeys(values))
+    read.update(dict.fromkeys(graph.outputs))
+    settled = [value for value in read if value not in moving and value.producer() is not None]
+    if not all(value.type is None or isinstance(value.type, ir.TensorType) for value in settled):
+        return None
+    return [str(value.name) for value in settled]
+
+
+def bytes_of(shape: Sequence[int]) -> int:
+    """Return the bytes of float32 of a shape."""
+    return 4 * math.prod(shape)

@@ -1,0 +1,1 @@
+"""Repair of pruned models from unlabelled samples, in closed form."""
