@@ -6,9 +6,7 @@ through a deep model computes every value about once, not once for each layer be
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -84,59 +82,68 @@ class Side:
         data: the samples.
         portions: of them.
         threads: of one operator.
-
-    Attributes:
-        bytes: of what is remembered.
+        limit_bytes: of what is remembered.
     """
 
-    def __init__(self, model: ir.Model, data: Dataset, portions: Sequence[Portion], threads: int) -> None:
+    def __init__(
+        self, model: ir.Model, data: Dataset, portions: Sequence[Portion], *, threads: int, limit_bytes: int
+    ) -> None:
         self.model = model
         self.data = data
         self.portions = portions
         self.threads = threads
-        self.bytes = 0
-        self._known: list[dict[str, Array]] = []
+        self.limit_bytes = limit_bytes
+        self._known: list[dict[str, Array]] = [{} for _ in portions]
 
-    def run(
-        self, taps: Collection[Tap], portions: Sequence[int], remember: Collection[str] = ()
-    ) -> Iterator[dict[Tap, Array]]:
+    def run(self, taps: Collection[Tap]) -> Iterator[dict[Tap, Array]]:
         """Yield tapped values of one portion after the other.
 
         Args:
             taps: what is asked for; values of the main graph.
-            portions: their numbers.
-            remember: yielded too, by `Tap`, for `keep`.
         """
-        wanted = dict.fromkeys([*taps, *map(Tap, remember)])
-        known = self._known[0] if self._known else {}
+        return self._run(taps, (), range(len(self.portions)))
+
+    def advance(self, taps: Collection[Tap], settled: Collection[str]) -> Iterator[dict[Tap, Array]]:
+        """As `run`; and begin later runs at settled values, if these fit into memory.
+
+        Args:
+            taps: what is asked for.
+            settled: names of values that will not change any more, and that all others are computed from.
+        """
+        return self._run(taps, settled, range(len(self.portions)))
+
+    def run_on(self, taps: Collection[Tap], portions: Sequence[int]) -> Iterator[dict[Tap, Array]]:
+        """As `run`, for some portions."""
+        return self._run(taps, (), portions)
+
+    def _run(
+        self, taps: Collection[Tap], settled: Collection[str], portions: Sequence[int]
+    ) -> Iterator[dict[Tap, Array]]:
+        wanted = list(dict.fromkeys([*taps, *map(Tap, settled)]))
+        known = self._known[portions[0]]
         names = {tap: f"tap_{number}" for number, tap in enumerate(wanted) if tap.name not in known}
-        session = None
-        if names:
-            part = _part(self.model, names, known)
-            session = open_session(part, threads=self.threads)
-        for number in portions:
-            found = {}
+        session = open_session(_part(self.model, names, known), threads=self.threads) if names else None
+        keeps = bool(settled)
+        for turn, number in enumerate(portions):
+            found: dict[str, Array] = {}
             if session is not None:
                 found = session.run({name: self._feed(number, name) for name in session.input_names})
-            yield {
-                tap: found[names[tap]] if tap in names else self._from_known(number, tap) for tap in wanted
+            values = {
+                tap: found[names[tap]] if tap in names else self._remembered(number, tap) for tap in wanted
             }
-
-    def keep(self, values: Sequence[Mapping[str, Array]]) -> None:
-        """Remember values, one mapping for each portion, instead of those of before."""
-        self._known = [dict(by_name) for by_name in values]
-        self.bytes = sum(array.nbytes for by_name in self._known for array in by_name.values())
-
-    def forget(self) -> None:
-        """Start from the inputs again."""
-        self.keep(())
+            if turn == 0 and keeps:
+                size_bytes = sum(values[Tap(name)].nbytes for name in settled)
+                samples = sum(len(portion.samples) for portion in self.portions)
+                keeps = size_bytes * samples <= self.limit_bytes * len(self.portions[number].samples)
+            if keeps:
+                self._known[number] = {name: values[Tap(name)] for name in settled}
+            yield {tap: values[tap] for tap in taps}
 
     def _feed(self, number: int, name: str) -> Array:
-        if self._known and name in self._known[number]:
-            return self._known[number][name]
-        return as_fed(self.data.arrays[name][self.portions[number].samples])
+        known = self._known[number].get(name)
+        return as_fed(self.data.arrays[name][self.portions[number].samples]) if known is None else known
 
-    def _from_known(self, number: int, tap: Tap) -> Array:
+    def _remembered(self, number: int, tap: Tap) -> Array:
         array = self._known[number][tap.name]
         return array if tap.what == "Identity" else np.array(array.shape)
 
@@ -231,8 +238,3 @@ def settled_values(graph: ir.Graph, changing: Collection[str]) -> list[str] | No
     if not all(value.type is None or isinstance(value.type, ir.TensorType) for value in settled):
         return None
     return [str(value.name) for value in settled]
-
-
-def bytes_of(shape: Sequence[int]) -> int:
-    """Return the bytes of float32 of a shape."""
-    return 4 * math.prod(shape)

@@ -25,24 +25,22 @@ class BiasWriter:
         self.added = self.added_bytes = 0
         self._names = Names(graph)
 
-    def add_to_result(self, node: ir.Node, delta: FloatArray, axis: int, rank: int) -> None:
-        """Add a vector to the result of a node of this graph, wherever its bias is kept.
+    def add_to_result(self, node: ir.Node, delta: FloatArray) -> None:
+        """Add constants to the result of a node of this graph, wherever its bias is kept.
 
         Args:
             node: its first output is what counts.
-            delta: float64 ``[size of the axis]``, on top of what the node computes now.
-            axis: of the output.
-            rank: of the output.
+            delta: float64, of a shape that broadcasts to the output's: ``[channels, 1, 1]`` for that of a
+                convolution of images, ``[columns]`` for that of a product.
         """
-        if node.op_type == "Conv" and self._add_to_input(node, 2, delta):
+        if node.op_type in ("Conv", "FusedConv") and self._add_to_input(node, 2, delta.reshape(-1)):
             return
-        if node.op_type == "Gemm":
+        if node.op_type in ("Gemm", "FusedGemm"):
             beta = node.attributes.get_float("beta", 1.0)
             if beta != 0 and self._add_to_input(node, 2, delta / beta):
                 return
-        spread = delta.reshape(-1, *(1,) * (rank - 1 - axis % rank))
-        if not self._add_to_next(node.outputs[0], spread):
-            self._insert_add(node, spread)
+        if not self._add_to_next(node.outputs[0], delta):
+            self._insert_add(node, delta)
 
     def store(self, node: ir.Node, index: int, array: FloatArray) -> None:
         """Replace a stored input of one node, in its own type.

@@ -1,8 +1,8 @@
 """What each layer of a pruned model should produce, and in which order the layers are repaired.
 
-A layer aims at what the original produces, and where only things are added to its result that do not depend on
-it, at the sum: then it makes up for the errors of the shortcut, too. Of several layers that meet in a sum the
-deepest one comes last, when the others are settled, and aims at the sum alone.
+A layer aims at what the original produces, and where only things are added to its result that do not depend
+on it, at the sum: then it makes up for the errors of the shortcut, too. Of several layers that meet in a sum
+the deepest one comes last, when the others are settled, and aims at the sum alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnxprune.ops.linear import Linear
 Array = npt.NDArray[Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
-#: A channel whose result is scaled by less than this share of the largest scale can't be corrected through it.
+#: A channel that is scaled by less than this share of the largest scale can't be corrected through it.
 _NO_SCALE = 1e-6
 
 
@@ -233,7 +233,7 @@ def _step(node: ir.Node, index: int, value: ir.Value) -> Step | None:
 
 
 def _normalized(node: ir.Node, before: str, after: str, rank: int) -> Step | None:
-    """y = scale * (x - mean) / sqrt(var + epsilon) + bias, by channel along axis 1"""
+    """``y = scale * (x - mean) / sqrt(var + epsilon) + bias``, by channel along axis 1."""
     scale, variance = node.inputs[1], node.inputs[4]
     if node.attributes.get_int("training_mode", 0) or scale is None or variance is None:
         return None

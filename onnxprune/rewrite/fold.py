@@ -142,4 +142,5 @@ class _Writer:
             return
         if node.op_type == "Gemm":
             delta = delta * node.attributes.get_float("alpha", 1.0)
-        self.biases.add_to_result(self.nodes[str(output.name)], delta, axis, rank)
+        spread = delta.reshape(-1, *(1,) * (rank - 1 - axis % rank))
+        self.biases.add_to_result(self.nodes[str(output.name)], spread)

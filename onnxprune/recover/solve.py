@@ -1,0 +1,117 @@
+"""The closed form: the change of a layer's weights and intercept that brings its result closest to a target.
+
+``min over D, c of ||r - x D - 1 c||^2 + ridge * mean(diag G) * ||D||^2``, with r the residual, G the second
+moments of x around its mean; so ``D = (G + ridge * mean(diag G) * I)^-1 C``. It is the change that is kept
+small, not the weights: where nothing is missing nothing changes. The ridge is the one that does best on rows
+that were held out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.cholesky import NotPositiveDefinite, factorize
+from onnxprune.recover.cross_moments import CrossMoments
+from onnxprune.recover.masked import solve_on_support
+from onnxprune.types import BoolArray, FloatArray
+
+#: Ridges that are tried, the strongest first.
+RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+
+#: A residual with less than this share of the target's energy is rounding.
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A change of one layer, and what it does on the rows that were held out.
+
+    Attributes:
+        change: float64 ``[groups, inputs, outputs]``, of the transposed weights; None for none.
+        intercept: float64 ``[groups, outputs]``.
+        ridge: that was chosen; None where nothing was solved.
+        before: energy of the residual, relative to that of the target.
+        after: the same with the change.
+    """
+
+    change: FloatArray | None
+    intercept: FloatArray
+    ridge: float | None
+    before: float
+    after: float
+
+    @property
+    def helps(self) -> bool:
+        """True if the residual became smaller."""
+        return self.after < self.before
+
+
+def reconstruct(
+    fit: CrossMoments,
+    held: CrossMoments,
+    weight: FloatArray,
+    support: BoolArray | None = None,
+    ridges: Sequence[float] = RIDGES,
+) -> Solution:
+    """Solve for weights and intercept.
+
+    Args:
+        fit: rows that are solved for.
+        held: rows that the ridge is chosen on.
+        weight: float64 ``[groups, outputs]``: how an error of each output counts.
+        support: bool ``[groups, inputs, outputs]``, where the weights may change; None for everywhere.
+        ridges: that are tried.
+    """
+    before = relative_error(held, None, np.zeros_like(weight), weight)
+    best = Solution(None, np.zeros_like(weight), None, before, before)
+    if before <= ROUNDING:
+        return best
+    for ridge, change in _changes(fit, support, ridges):
+        intercept = fit.intercept(change)
+        after = relative_error(held, change, intercept, weight)
+        if after < best.after:
+            best = Solution(change, intercept, ridge, before, after)
+    return best
+
+
+def shift(fit: CrossMoments, held: CrossMoments, weight: FloatArray) -> Solution:
+    """Solve for the intercept alone: the mean of what is missing."""
+    before = relative_error(held, None, np.zeros_like(weight), weight)
+    intercept = fit.missing / max(1, fit.count)
+    after = relative_error(held, None, intercept, weight)
+    return Solution(None, intercept, None, before, after)
+
+
+def relative_error(
+    rows: CrossMoments, change: FloatArray | None, intercept: FloatArray, weight: FloatArray
+) -> float:
+    """Return what a change leaves of the residual, relative to the energy of the target."""
+    squared = weight**2
+    whole = float((squared * rows.spread).sum())
+    left = float((squared * rows.errors(change, intercept)).sum())
+    return left / whole if whole > 0 else 0.0 if left == 0 else np.inf
+
+
+def _changes(
+    fit: CrossMoments, support: BoolArray | None, ridges: Sequence[float]
+) -> Iterator[tuple[float, FloatArray]]:
+    second, cross = fit.centred()
+    if support is not None:
+        yield from solve_on_support(second, cross, support, ridges)
+        return
+    for ridge in ridges:
+        change = np.empty_like(cross)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", NotPositiveDefinite)
+            try:
+                for group, moments in enumerate(second):
+                    # the factor is of 2/n times the moments
+                    right = cross[group] * (2.0 / max(1, fit.count))
+                    change[group] = factorize(moments, fit.count, damping=ridge).solve(right)
+            except NotPositiveDefinite:
+                return  # nor would it be with a smaller ridge
+        yield ridge, change
