@@ -70,6 +70,15 @@ class CrossMoments:
             self.second[group] += rows.T @ rows  # numpy sees the same array twice: half of the work
             self.cross[group] += rows.T @ residual[group]
 
+    def of_outputs(self, numbers: npt.NDArray[np.intp]) -> CrossMoments:
+        """Return the sums for some of the outputs; those of x alone are shared."""
+        part = CrossMoments(0, 0, 0)
+        part.count, part.second, part.first = self.count, self.second, self.first
+        part.cross = self.cross[:, :, numbers]
+        part.missing, part.energy = self.missing[:, numbers], self.energy[:, numbers]
+        part.total, part.total_energy = self.total[:, numbers], self.total_energy[:, numbers]
+        return part
+
     @property
     def spread(self) -> FloatArray:
         """Float64 ``[groups, outputs]``: energy of t around its mean, or all of it where t is constant."""

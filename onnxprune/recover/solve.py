@@ -14,13 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.cholesky import NotPositiveDefinite, factorize
+from onnxprune.cholesky import NotPositiveDefinite, damped_hessian, factorize
 from onnxprune.recover.cross_moments import CrossMoments
-from onnxprune.recover.masked import solve_on_support
+from onnxprune.recover.masked import exact_is_cheaper, solve_by_gradients, solve_exactly
 from onnxprune.types import BoolArray, FloatArray
 
 #: Ridges that are tried, the strongest first.
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+
+#: With a mask, the ridge is chosen on so many outputs: each one takes a factorisation of its own.
+_OUTPUTS_FOR_RIDGE = 64
 
 #: A residual with less than this share of the target's energy is rounding.
 ROUNDING = 1e-12
@@ -70,6 +73,9 @@ def reconstruct(
     best = Solution(None, np.zeros_like(weight), None, before, before)
     if before <= ROUNDING:
         return best
+    if support is not None and weight.shape[1] > _OUTPUTS_FOR_RIDGE and len(ridges) > 1:
+        chosen = reconstruct(*_few_outputs(fit, held, weight, support), ridges).ridge
+        ridges = () if chosen is None else (chosen,)
     for ridge, change in _changes(fit, support, ridges):
         intercept = fit.intercept(change)
         after = relative_error(held, change, intercept, weight)
@@ -99,19 +105,37 @@ def relative_error(
 def _changes(
     fit: CrossMoments, support: BoolArray | None, ridges: Sequence[float]
 ) -> Iterator[tuple[float, FloatArray]]:
+    """Yield each ridge with its solution; stop at the first that is too small for a factorisation."""
     second, cross = fit.centred()
-    if support is not None:
-        yield from solve_on_support(second, cross, support, ridges)
-        return
+    right = cross * (2.0 / max(1, fit.count))  # factors are of 2/n times the moments
     for ridge in ridges:
         change = np.empty_like(cross)
         with warnings.catch_warnings():
             warnings.simplefilter("error", NotPositiveDefinite)
             try:
                 for group, moments in enumerate(second):
-                    # the factor is of 2/n times the moments
-                    right = cross[group] * (2.0 / max(1, fit.count))
-                    change[group] = factorize(moments, fit.count, damping=ridge).solve(right)
-            except NotPositiveDefinite:
-                return  # nor would it be with a smaller ridge
+                    inside = None if support is None else support[group]
+                    change[group] = _solve(moments, fit.count, ridge, right[group], inside)
+            except (NotPositiveDefinite, np.linalg.LinAlgError):
+                return
         yield ridge, change
+
+
+def _solve(
+    second: FloatArray, count: int, ridge: float, right: FloatArray, support: BoolArray | None
+) -> FloatArray:
+    """Solve one group, float64 ``[inputs, outputs]``."""
+    if support is None:
+        return factorize(second, count, damping=ridge).solve(right)
+    hessian, _ = damped_hessian(second, count, damping=ridge)
+    if exact_is_cheaper(support):
+        return solve_exactly(hessian, right, support)
+    return solve_by_gradients(hessian, factorize(second, count, damping=ridge), right, support)
+
+
+def _few_outputs(
+    fit: CrossMoments, held: CrossMoments, weight: FloatArray, support: BoolArray
+) -> tuple[CrossMoments, CrossMoments, FloatArray, BoolArray]:
+    """Return the problem for a sample of the outputs, evenly spread."""
+    some = np.unique(np.linspace(0, weight.shape[1] - 1, _OUTPUTS_FOR_RIDGE).astype(np.intp))
+    return fit.of_outputs(some), held.of_outputs(some), weight[:, some], support[:, :, some]
