@@ -69,7 +69,8 @@ def prune_matrix(
 ) -> PrunedMatrix:
     """Choose the weights of a matrix that become zero, and change the others so that the outputs stay close.
 
-    Weights of dead inputs go first, those with the lowest magnitude before others, and are not changed.
+    A weight of a dead input costs as little as damping lets any weight cost: such weights go before others of
+    their size, the smallest first. Those that stay are not changed.
 
     Args:
         weights: [outputs, inputs] of ``y = W x``; not changed.
