@@ -12,6 +12,7 @@ from onnxprune.cholesky import damped_hessian
 from onnxprune.patterns import Pattern, count_bad_blocks, count_bad_runs, parse_pattern
 from onnxprune.scores import obs
 from onnxprune.scores.obs import PrunedMatrix, prune_matrix
+from onnxprune.scores.refinement import MOST_STEPS, affordable_steps, refine
 
 ROWS = 60
 
@@ -24,7 +25,8 @@ def problem(outputs: int, inputs: int, seed: int = 0, dtype: Any = np.float64) -
 
 
 def prune(weights: Any, x: Any, pattern: str, share: float = 0.5, **options: Any) -> PrunedMatrix:
-    return prune_matrix(weights, x.T @ x, len(x), parse_pattern(pattern), share, **options)
+    """The sweep alone, if nothing else is asked for."""
+    return prune_matrix(weights, x.T @ x, len(x), parse_pattern(pattern), share, **{"steps": 0, **options})
 
 
 def best(weights: Any, hessian: Any, free: Any, gone: Any) -> tuple[Any, float]:
@@ -108,6 +110,36 @@ def test_outputs_stay_closer_than_with_the_same_zeros_alone() -> None:
         found = prune(weights, x, pattern)
         masked = np.square(x @ (weights * found.kept - weights).T).mean()
         assert np.square(x @ (found.weights - weights).T).mean() < masked
+
+
+@pytest.mark.parametrize(("pattern", "taps"), [("unstructured", 1), ("2:4", 2), ("block:3x2", 1)])
+def test_refined_weights_are_the_best_on_their_support(pattern: str, taps: int) -> None:
+    weights, x = problem(6, 8)
+    hessian, _ = damped_hessian(x.T @ x, ROWS)
+    swept, found = prune(weights, x, pattern, taps=taps), prune(weights, x, pattern, taps=taps, steps=None)
+    assert np.array_equal(found.kept, swept.kept)
+    everything = np.ones(8, dtype=bool)
+    solved = [best(row, hessian, everything, ~kept) for row, kept in zip(weights, found.kept, strict=True)]
+    np.testing.assert_allclose(found.weights, [row for row, _ in solved], rtol=1e-5, atol=1e-8)
+    assert found.error == pytest.approx(sum(cost for _, cost in solved) / 2)
+    assert found.error < swept.error * (1 + 1e-12)
+
+
+def test_refinement_never_makes_it_worse() -> None:
+    """Conjugate gradients that overflow, as single precision may, leave what was there."""
+    weights, x = problem(3, 6, dtype=np.float32)
+    swept = prune(weights, x, "2:3")
+    hessian = damped_hessian(x.T @ x, ROWS)[0].astype(np.float32)
+    with np.errstate(all="ignore"):
+        kept_as_is, error = refine(weights, swept.weights, swept.kept, hessian * np.float32(1e38), 5)
+    assert kept_as_is is swept.weights
+    assert not error < 0
+
+
+def test_only_what_is_worth_its_time_is_refined() -> None:
+    assert affordable_steps(64, 576) == MOST_STEPS
+    assert 0 < affordable_steps(2048, 2048) < MOST_STEPS
+    assert affordable_steps(4096, 4096) == 0
 
 
 # --- choices ------------------------------------------------------------------------------------------------
