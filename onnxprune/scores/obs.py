@@ -25,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import blas, solve_triangular
 
-from onnxprune.cholesky import DAMPING, Damping, InverseFactor, inverse_factor
+from onnxprune.cholesky import DAMPING, Damping, InverseFactor, damped_hessian, inverse_factor
 from onnxprune.patterns import Pattern
+from onnxprune.scores.refinement import affordable_steps, refine
 from onnxprune.types import BoolArray, FloatArray, IntArray
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -66,10 +67,12 @@ def prune_matrix(
     taps: int = 1,
     damping: float = DAMPING,
     layer: str = "a layer",
+    steps: int | None = None,
 ) -> PrunedMatrix:
     """Choose the weights of a matrix that become zero, and change the others so that the outputs stay close.
 
-    Weights of dead inputs go first, those with the lowest magnitude before others, and are not changed.
+    A weight of a dead input costs as little as damping lets any weight cost: such weights go before others of
+    their size, the smallest first. Those that stay are not changed.
 
     Args:
         weights: [outputs, inputs] of ``y = W x``; not changed.
@@ -80,6 +83,8 @@ def prune_matrix(
         taps: columns of one channel: column = channel * taps + tap.
         damping: lambda of the Hessian.
         layer: for warnings and errors.
+        steps: of the refinement afterwards, which lets columns make up for those behind them as well; None
+            for as many as are worth their time.
 
     Raises:
         DataError: as of `onnxprune.cholesky.inverse_factor`.
@@ -90,9 +95,8 @@ def prune_matrix(
     if pattern.kind == "N:M" and channels % pattern.run:
         raise ValueError(f"{channels} channels are no multiple of {pattern.run}")
     order = np.arange(inputs).reshape(channels, taps).T.reshape(-1)  # by tap, then by channel
-    if taps > 1:
-        second = second[order[:, None], order]
-    factor = inverse_factor(second, count, damping=damping, layer=layer)
+    ordered = second[order[:, None], order] if taps > 1 else second
+    factor = inverse_factor(ordered, count, damping=damping, layer=layer)
     dtype = np.float64 if weights.dtype == np.float64 else np.float32
     sweep = _Sweep.of(np.ascontiguousarray(weights.T[order], dtype=dtype), factor)
     if pattern.kind == "unstructured":
@@ -107,7 +111,13 @@ def prune_matrix(
     dead = order[factor.damping.dead]
     settled[:, dead] = np.where(kept[:, dead], weights[:, dead], 0)
     damped = Damping(np.sort(dead).astype(np.int32), factor.damping.asked, factor.damping.used)
-    return PrunedMatrix(kept, settled, sweep.cost / 2, damped)
+    if steps is None:
+        steps = affordable_steps(*weights.shape)
+    error = sweep.cost / 2
+    if steps and not kept.all():
+        hessian, _ = damped_hessian(second, count, damping=damped.used)
+        settled, error = refine(weights.astype(dtype), settled, kept, hessian.astype(dtype), steps)
+    return PrunedMatrix(kept, settled, error, damped)
 
 
 @dataclass(slots=True)
