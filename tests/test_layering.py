@@ -15,7 +15,7 @@ SOURCES = {"onnxprune": ROOT / "onnxprune", "onnxprune_cli": ROOT / "cli"}
 #: only the stages (the widest layer) do not import each other.
 LAYERS = (
     ("errors",),
-    ("data", "messages", "npz", "patterns", "registry", "resident", "types", "user_code"),
+    ("cholesky", "data", "messages", "npz", "patterns", "registry", "resident", "types", "user_code"),
     ("model",),
     ("ops",),
     ("activations", "cost", "layerwise", "moments", "runtime"),
