@@ -71,10 +71,16 @@ def find_weights(model: ir.Model) -> tuple[list[WeightUse], list[Skipped]]:
     A tied tensor has one entry for each use. Masks find their tensors by name; so a name that stands for
     several tensors (in the two branches of an If, say) is skipped.
     """
+    found, skipped = usable_weights(model)
+    return [weight.use for weight in found], skipped
+
+
+def usable_weights(model: ir.Model) -> tuple[list[FoundWeight], list[Skipped]]:
+    """As `find_weights`, with the nodes and values themselves."""
     found, skipped = locate_weights(model)
     transforms = fixed_transforms(all_nodes(model), model.graph.inputs)
     shared_names = {name for name, values in stored_values(model).items() if len(values) > 1}
-    uses = []
+    usable = []
     for weight in found:
         what = transforms.get((weight.node, weight.index))
         if what is not None:
@@ -84,8 +90,8 @@ def find_weights(model: ir.Model) -> tuple[list[WeightUse], list[Skipped]]:
                 Skipped(weight.use.tensor, "several tensors have this name; rename those in subgraphs")
             )
         else:
-            uses.append(weight.use)
-    return uses, list(dict.fromkeys(skipped))
+            usable.append(weight)
+    return usable, list(dict.fromkeys(skipped))
 
 
 def locate_weights(model: ir.Model) -> tuple[list[FoundWeight], list[Skipped]]:
