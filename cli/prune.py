@@ -17,10 +17,13 @@ PATTERNS = (
     "stay); unstructured, 2:4, block:RxC (zeros)."
 )
 SCORES = (
-    "What matters: l1, l2 (default) or random; on data activation, wanda or ablation; for layers influence "
-    "(default), l2 or random."
+    "What matters: l1, l2 (default), fpgm, lamp, bn or random; on data activation, wanda, obs or ablation; "
+    "for layers influence (default), l2 or random."
 )
-SCOPES = "uniform: the same share everywhere (default); global: one threshold (default for layers)."
+SCOPES = (
+    "uniform: the same share everywhere (default); global: one threshold (default for layers); isomorphic: "
+    "one for each structure of channels."
+)
 
 
 @click.command(short_help="Remove what matters least, prove it, write it.", epilog=EXAMPLE)

@@ -75,10 +75,12 @@ def prune(
         target_macs: share of the multiply-accumulates that may stay, in (0, 1], instead of an amount.
         target_params: share of the parameters that may stay, in (0, 1], instead of an amount.
         score: ``l1``, ``l2`` (the default) or ``random``, from the weights; for channels and heads also
-            ``activation``, ``wanda`` or ``ablation``, measured on data; for layers ``influence`` (the
-            default, measured on data), ``l2`` or ``random``.
-        scope: ``uniform`` (the same share everywhere) or ``global`` (one threshold for all; the default for
-            layers).
+            ``fpgm``, ``lamp`` (made for a global scope) or ``bn``, and ``activation``, ``wanda``, ``obs`` or
+            ``ablation``, measured on data; for layers ``influence`` (the default, measured on data), ``l2``
+            or ``random``.
+        scope: ``uniform`` (the same share everywhere), ``global`` (one threshold for all; the default for
+            layers) or, for channels, ``isomorphic`` (one threshold for all groups of the same structure, the
+            same share of each structure).
         align: kept channel counts are multiples of this; ``auto`` avoids counts that are slow on CPUs.
         protect: globs over group (or branch) and tensor names that must stay whole.
         allow_inexact: also remove channels that normalisation takes statistics over (the width of a

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune.activations import left_out
 from onnxprune.allocate.channels import Options, choose_channels
 from onnxprune.allocate.dead import choose_dead, find_dead
+from onnxprune.allocate.isomorphic import structures_of
 from onnxprune.analyze import Analysis, analyze
 from onnxprune.cost import cost_of
 from onnxprune.data import Dataset
@@ -164,10 +165,10 @@ def _score(
 
 
 def _unmeasured(groups: Sequence[ChannelGroup], scores: Scores, kinds: frozenset[str]) -> list[ChannelGroup]:
-    """Freeze the groups that a score from data has no figures for."""
+    """Freeze the groups that a score has no figures for."""
     reason = f"score {scores.scorer!r} finds nothing to measure in its consumers; another score may"
     return [
-        replace(group, frozen=reason)
+        replace(group, frozen=scores.unmeasured.get(group.name, reason))
         if group.frozen is None and group.kind in kinds and group.name not in scores.channels
         else group
         for group in groups
@@ -203,6 +204,7 @@ def _choose(
         cost=share_left,
         first=dead.removable,
         last=dead.carriers,
+        structures=structures_of(analysis.model, groups),
     )
     return choices, ()
 

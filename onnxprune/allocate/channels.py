@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,8 @@ class Options:
     """How channels are chosen.
 
     Attributes:
-        scope: "uniform" (the same share of every group) or "global" (one threshold for normalised scores).
+        scope: "uniform" (the same share of every group), "global" (one threshold for normalised scores) or
+            "isomorphic" (one for each class of groups of the same structure, the same share of each class).
         align: kept counts are multiples of this; "auto" follows what the CPU's kernels like.
         protect: globs; a group whose name, or one of whose tensors, matches stays whole.
         floor: the least share of a group that stays.
@@ -49,6 +50,7 @@ def choose_channels(
     cost: Callable[[Mapping[str, IntArray]], float] | None = None,
     first: Mapping[str, BoolArray] | None = None,
     last: Mapping[str, BoolArray] | None = None,
+    structures: Mapping[str, Hashable] | None = None,
 ) -> tuple[Choice, ...]:
     """Decide which channels go, by amount or until a budget is met.
 
@@ -61,6 +63,7 @@ def choose_channels(
         cost: the share of that metric that is left once channels (by group name) are removed.
         first: bool ``[size]`` by group name: channels that go before all others, because they do nothing.
         last: bool ``[size]`` by group name: channels that go after all others.
+        structures: by group name, what groups that compete under "isomorphic" have in common.
 
     Raises:
         UsageError: neither or both of amount and budget, a value out of range, an unknown scope.
@@ -71,7 +74,12 @@ def choose_channels(
         raise UsageError(f"align is 'auto' or a whole number from 1 on, not {options.align!r}")
     reasons = {group.name: reason_to_skip(group, options) for group in groups}
     ranked = [
-        _Ranked(group, _reranked(scores.channels[group.name], group.name, first or {}, last or {}), options)
+        _Ranked(
+            group,
+            _reranked(scores, group.name, first or {}, last or {}),
+            options,
+            (structures or {}).get(group.name),
+        )
         for group in groups
         if reasons[group.name] is None
     ]
@@ -108,14 +116,19 @@ def reason_to_skip(group: ChannelGroup, options: Options) -> str | None:
 
 
 def _reranked(
-    values: FloatArray, name: str, first: Mapping[str, BoolArray], last: Mapping[str, BoolArray]
+    scores: Scores, name: str, first: Mapping[str, BoolArray], last: Mapping[str, BoolArray]
 ) -> FloatArray:
-    """Return scores relative to their mean in the group, with infinities for what goes first and last."""
+    """Return scores that compare between groups, with infinities for what goes first and last.
+
+    Most scores grow with what a channel has weights or activations for, so they are taken relative to their
+    mean in the group.
+    """
+    values = scores.channels[name]
     nobody = np.zeros(len(values), dtype=np.bool_)
     weakest, strongest = first.get(name, nobody), last.get(name, nobody)
     plain = values[~(weakest | strongest)]
-    relative = values / ((plain.mean() if len(plain) else 0.0) or 1.0)
-    return np.where(weakest, -np.inf, np.where(strongest, np.inf, relative))
+    mean = plain.mean() if len(plain) and not scores.comparable else 0.0
+    return np.where(weakest, -np.inf, np.where(strongest, np.inf, values / (mean or 1.0)))
 
 
 def _nothing_goes(group: ChannelGroup, options: Options) -> str:
@@ -133,10 +146,13 @@ def _step(group: ChannelGroup, options: Options) -> int:
 
 
 class _Ranked:
-    """The channels of a group, weakest first, and the counts that may be left. Scores are relative."""
+    """The channels of a group, weakest first, and the counts that may be left. Scores compare."""
 
-    def __init__(self, group: ChannelGroup, values: FloatArray, options: Options) -> None:
+    def __init__(
+        self, group: ChannelGroup, values: FloatArray, options: Options, structure: Hashable = None
+    ) -> None:
         self.name = group.name
+        self.structure = structure
         self.size = group.size
         self.values = values
         self.order: IntArray = np.argsort(values, kind="stable").astype(np.int32)  # ties go by index
@@ -161,7 +177,7 @@ def _uniform(ranked: Sequence[_Ranked], amount: float) -> dict[str, IntArray]:
 
 
 def _global(ranked: Sequence[_Ranked], amount: float) -> dict[str, IntArray]:
-    """The lowest share of all channels, by scores relative to the mean of their group."""
+    """The lowest share of all channels."""
     if not ranked:
         return {}
     everything = np.sort(np.concatenate([group.values for group in ranked]))
@@ -170,9 +186,18 @@ def _global(ranked: Sequence[_Ranked], amount: float) -> dict[str, IntArray]:
     return {group.name: group.weakest(float((group.values < threshold).sum())) for group in ranked}
 
 
+def _isomorphic(ranked: Sequence[_Ranked], amount: float) -> dict[str, IntArray]:
+    """The lowest share of the channels of every class of groups of the same structure."""
+    classes: dict[Hashable, list[_Ranked]] = {}
+    for group in ranked:
+        classes.setdefault(group.structure, []).append(group)
+    return {name: gone for each in classes.values() for name, gone in _global(each, amount).items()}
+
+
 _RANKINGS: dict[str, Callable[[Sequence[_Ranked], float], dict[str, IntArray]]] = {
     "uniform": _uniform,
     "global": _global,
+    "isomorphic": _isomorphic,
 }
 
 

@@ -43,9 +43,11 @@ class OpRule:
 
     Attributes:
         needs_shapes: ``link`` is called only where the shapes of all inputs and outputs are known.
+        scale_input: which input scales every channel of what was normalised; None for other operators.
     """
 
     needs_shapes: ClassVar[bool] = True
+    scale_input: ClassVar[int | None] = None
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Say which positions of the inputs and outputs are the same channel. Never changes the node."""

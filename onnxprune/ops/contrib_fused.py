@@ -33,6 +33,8 @@ class SkipLayerNormalization(OpRule):
     The simplified form has neither mean nor shift. s itself is another result.
     """
 
+    scale_input = 2
+
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Sum and result have the channels of both terms; the statistics change when one goes."""
         simplified = node.op_type == "SkipSimplifiedLayerNormalization"
@@ -50,6 +52,8 @@ class SkipLayerNormalization(OpRule):
 @op_rule("EmbedLayerNormalization", domain="com.microsoft")
 class EmbedLayerNormalization(OpRule):
     """s = words[id] + positions[place] + segments[segment]; y = norm of s over the last axis"""
+
+    scale_input = 5
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Rows of the tables are picked; their columns are channels that share a norm."""

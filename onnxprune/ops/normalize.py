@@ -14,6 +14,8 @@ from onnxprune.ops.labels import LabelArray
 class BatchNormalization(OpRule):
     """y[n, c, ...] = (x[n, c, ...] - mean[c]) / sqrt(var[c] + eps) * scale[c] + bias[c]"""
 
+    scale_input = 1
+
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Four vectors follow the channels of the input."""
         x = channels.ref(node, 0)
@@ -29,6 +31,8 @@ class LayerNormalization(OpRule):
 
     Without mean and bias, it is an RMSNormalization, which ONNX Runtime calls SimplifiedLayerNormalization.
     """
+
+    scale_input = 1
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """The statistics change when a position of a normalised axis goes."""
@@ -55,6 +59,8 @@ class LayerNormalization(OpRule):
 class InstanceNormalization(OpRule):
     """y[n, c, ...] = (x[n, c, ...] - mean[n, c]) / std[n, c] * scale[c] + bias[c], over space"""
 
+    scale_input = 1
+
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Statistics are taken over space alone, so channels are independent."""
         x = channels.ref(node, 0)
@@ -75,6 +81,8 @@ class GroupNormalization(OpRule):
 
     Until opset 20, scale and bias have one element for each group.
     """
+
+    scale_input = 1
 
     def link(self, node: ir.Node, channels: Channels) -> None:
         """Whole groups are independent; the statistics change when a place in a group goes."""

@@ -1,4 +1,4 @@
-"""Importance of channels from the weights alone: l1, l2, and random as the control."""
+"""Importance of channels from the weights alone: norms, the measures beside it, and random as the control."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import onnx_ir as ir
 
 from onnxprune.ops.dequantized import real_numbers
 from onnxprune.registry import Registry
+from onnxprune.scores import filters, scales
 from onnxprune.types import ChannelGroup, FloatArray, Scores
 
-#: model, groups, seed -> float64 [channel] by group name; higher = keep
-ChannelScorer = Callable[[ir.Model, Iterable[ChannelGroup], int], Mapping[str, FloatArray]]
+#: model, groups, seed -> float64 [channel] by group name, higher = keep; or why a group has no figures
+ChannelScorer = Callable[[ir.Model, Iterable[ChannelGroup], int], Mapping[str, FloatArray | str]]
 
 CHANNEL_SCORERS: Registry[ChannelScorer] = Registry("score")
+
+#: Scores that are made to be compared between groups as they are.
+_COMPARABLE = frozenset({"lamp"})
 
 
 def score(model: ir.Model, groups: Iterable[ChannelGroup], scorer: str = "l2", *, seed: int = 0) -> Scores:
@@ -24,14 +28,15 @@ def score(model: ir.Model, groups: Iterable[ChannelGroup], scorer: str = "l2", *
     Args:
         model: the model in which the groups were found, or a copy with the same tensor names.
         groups: from `find_groups`.
-        scorer: ``l1``, ``l2`` or ``random``.
+        scorer: a name in `CHANNEL_SCORERS`.
         seed: of the random control.
 
     Raises:
         UsageError: the scorer is not known.
     """
     open_groups = [group for group in groups if group.frozen is None]
-    return Scores(scorer, CHANNEL_SCORERS.get(scorer)(model, open_groups, seed))
+    found = CHANNEL_SCORERS.get(scorer)(model, open_groups, seed)
+    return Scores.of(scorer, found, comparable=scorer in _COMPARABLE)
 
 
 @CHANNEL_SCORERS.register("l2")
@@ -47,11 +52,35 @@ def l1_norm(model: ir.Model, groups: Iterable[ChannelGroup], _seed: int) -> Mapp
     return _reduce(model, groups, np.abs)
 
 
+@CHANNEL_SCORERS.register("lamp")
+def adaptive_magnitude(
+    model: ir.Model, groups: Iterable[ChannelGroup], _seed: int
+) -> Mapping[str, FloatArray]:
+    """score[c] = e[c] / sum of e[d] over all channels d of the group that are not weaker; e: l2 squared
+
+    The share of what is left that would go with c, once all weaker channels are gone (Lee et al. 2021,
+    "Layer-adaptive Sparsity for the Magnitude-based Pruning", eq. 2, by channels, not weights). The strongest
+    channel of every group scores 1, so one threshold over all groups empties none; within a group, the order
+    is that of l2.
+    """
+    scores = {}
+    for name, energy in _reduce(model, groups, _energy).items():
+        order = np.argsort(energy, kind="stable")
+        left = np.cumsum(energy[order[::-1]])[::-1]
+        scores[name] = np.empty_like(energy)
+        scores[name][order] = energy[order] / np.where(left > 0, left, 1.0)
+    return scores
+
+
 @CHANNEL_SCORERS.register("random")
 def uniform_noise(_model: ir.Model, groups: Iterable[ChannelGroup], seed: int) -> Mapping[str, FloatArray]:
     """score[c] is drawn uniformly from [0, 1): what a method has to beat"""
     generator = np.random.default_rng(seed)
     return {group.name: generator.random(group.size) for group in groups}
+
+
+CHANNEL_SCORERS.register("fpgm")(filters.distances)
+CHANNEL_SCORERS.register("bn")(scales.scale_of_normalisation)
 
 
 def _energy(weights: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

@@ -9,8 +9,9 @@ from onnxprune.scores import ablation, activation
 from onnxprune.scores.subject import Subject
 from onnxprune.types import FloatArray, Scores
 
-#: subject -> float64 [channel] by group name; higher = keep. Groups where nothing can be measured are absent.
-DataScorer = Callable[[Subject], Mapping[str, FloatArray]]
+#: subject -> float64 [channel] by group name, higher = keep; or why a group has no figures. A group is absent
+#: where nothing can be measured in its consumers.
+DataScorer = Callable[[Subject], Mapping[str, FloatArray | str]]
 
 DATA_SCORERS: Registry[DataScorer] = Registry("score")
 DATA_SCORERS.register("activation")(activation.energy)
@@ -30,4 +31,4 @@ def score_on_data(subject: Subject, scorer: str = "activation") -> Scores:
         DataError: the data does not fit the model, or makes it compute what is not finite.
         RuntimeFailure: ONNX Runtime can't run the model.
     """
-    return Scores(scorer, DATA_SCORERS.get(scorer)(subject), subject.data.digest)
+    return Scores.of(scorer, DATA_SCORERS.get(scorer)(subject), subject.data.digest)
