@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,6 +24,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.io import save
+from onnxprune.registry import did_you_mean
 from onnxprune.runtime import open_session
 from onnxprune.sensitivity.cache import Cache
 from onnxprune.sensitivity.losses import LOSSES, choose_loss
@@ -107,20 +108,47 @@ class Measured:
         }
 
 
-def check_setting(setting: Setting, amounts: Sequence[float]) -> None:
-    """Refuse what makes no sense before long work.
+def curve_rows(measured: Measured) -> list[dict[str, Any]]:
+    """Return a row for a report for each trial: what went, what the loss then was, and how much it grew."""
+    whole = measured.whole.loss or 0.0
+    return [
+        {
+            "group": trial.subject,
+            "size": trial.size,
+            "removed": trial.removed,
+            "removed_share": trial.removed / max(1, trial.size),
+            measured.whole.metric: outcome.loss,
+            "increase": None if outcome.loss is None else outcome.loss - whole,
+            "top1_share": outcome.top1,
+        }
+        for trial, outcome in measured.trials
+    ]
+
+
+def trial_setting(
+    cache: str | Path | None, jobs: int, metric: str | None = None, output: str | None = None
+) -> Setting:
+    """Return how trials are run, as users say it.
 
     Raises:
-        UsageError: an amount out of range or none, a negative number of jobs.
+        UsageError: an unknown metric, or a negative number of jobs.
+    """
+    if jobs < 0:
+        raise UsageError(f"jobs is a number of processes, or 0 for one per core, not {jobs}")
+    if metric is not None and metric not in LOSSES:
+        hint = did_you_mean(metric, LOSSES)
+        raise UsageError(f"unknown metric {metric!r}{hint}; known: {', '.join(LOSSES)}")
+    return Setting(metric, output, None if cache is None else Path(cache), jobs)
+
+
+def check_amounts(amounts: Sequence[float]) -> None:
+    """Refuse amounts out of range, or none.
+
+    Raises:
+        UsageError: see above.
     """
     if not amounts or not all(0 < amount < 1 for amount in amounts):
         raise UsageError(f"amounts are shares to remove, each between 0 and 1, not {list(amounts)}")
-    if setting.jobs < 0:
-        raise UsageError(f"jobs is a number of processes, or 0 for one per core, not {setting.jobs}")
-    if setting.metric is not None:
-        choices = ", ".join(LOSSES)
-        if setting.metric not in LOSSES:
-            raise UsageError(f"unknown metric {setting.metric!r}; known: {choices}")
 
 
 def run_trials(
@@ -187,9 +215,7 @@ def _describe(source: Source, data: Dataset, setting: Setting) -> str:
     return repr((_SCHEMA, versions, model, options, data.digest, setting.metric, setting.output, BATCH))
 
 
-def _ask(
-    source: Source, data: Dataset, setting: Setting, folder: Path
-) -> tuple[Question, list[Skipped]]:
+def _ask(source: Source, data: Dataset, setting: Setting, folder: Path) -> tuple[Question, list[Skipped]]:
     """Run the original, and decide what is measured."""
     model = source.maker.model
     outputs = folder / "outputs"
@@ -202,7 +228,7 @@ def _ask(
 
 def _run(
     source: Source, trials: Sequence[Trial], question: Question, jobs: int, folder: Path
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome], None, None]:
     jobs = min(jobs or _cores(), len(trials))
     if jobs <= 1:
         workbench = Workbench(source.maker, question)

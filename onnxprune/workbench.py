@@ -110,11 +110,13 @@ class Workbench:
         self._original = maker.model
 
     def __call__(self, trial: Trial) -> Outcome:
-        """Return what a trial finds; a model that can't be run, or is not finite, is a failure with a reason."""
+        """Return what a trial finds; a model that can't be run, or is not finite, has failed, with a reason."""
         name = self._question.loss.name
         try:
             model = self._maker.without(trial)
-            session = open_session(model, label=f"the model without {trial.removed} of {quoted(trial.subject)}")
+            session = open_session(
+                model, label=f"the model without {trial.removed} of {quoted(trial.subject)}"
+            )
             loss, top1 = self._judge(session)
         except (RuntimeFailure, DataError) as error:
             return Outcome(name, None, failure=one_line(error))

@@ -21,7 +21,7 @@ LAYERS = (
     ("activations", "cost", "layerwise", "moments", "runtime"),
     ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "recover", "report",
      "rewrite", "scores", "sensitivity", "verification"),
-    ("curves", "layer_planning", "mask_planning", "planning", "workbench"),
+    ("channel_trials", "curves", "layer_planning", "mask_planning", "planning", "workbench"),
     ("proving",),
     ("inspection", "pipeline", "survey"),
     ("onnxprune",),  # the public API

@@ -1,10 +1,10 @@
-"""Measured curves -> how much goes from each group: the least predicted loss that meets an amount or a target.
+"""Measured curves -> how much goes from each group: the least predicted loss under an amount or a target.
 
 The prediction adds up what each group costs alone. Choosing one amount for each group under a limit is a
-knapsack with groups (multiple-choice), solved exactly as a small integer program. Where the costs of groups
-depend on each other (the multiply-accumulates of a layer are a product of kept inputs and outputs), they are
-taken as they are around the current choice, the program is solved, and the exact cost decides; again until the
-prediction does not fall any more.
+multiple-choice knapsack, which is solved exactly. Where the costs of groups depend on each other (the
+multiply-accumulates of a layer are a product of kept inputs and outputs), they are taken as they are around
+the current choice, the knapsack is solved, and the exact cost decides; again until the prediction does not fall
+any more. At the end single steps are exchanged between groups, at their exact costs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.allocate.knapsack import choose_options
 from onnxprune.types import Curve, FloatArray
 
 Counts = npt.NDArray[np.int64]
@@ -33,14 +34,7 @@ _CORRECTIONS = 6
 _MOST_STEPS = 3
 
 #: Exact costs that the exchange of single steps may ask for at the end.
-_MOST_COSTS = 1500
-
-#: Of the integer program, which is small: enough to prove the optimum of nearly all, an end to the rest.
-_MOST_NODES = 5000
-
-#: Cheaper beats dearer where the loss is the same: what a share of cost weighs beside the largest loss.
-_PRICE = 1e-9
-
+_MOST_COSTS = 800
 
 @dataclass(frozen=True, slots=True)
 class Menu:
@@ -80,7 +74,7 @@ def meet_amount(menus: Sequence[Menu], wanted: float) -> dict[str, int]:
     """
     costs = [-menu.counts.astype(np.float64) for menu in menus]
     reachable = sum(float(menu.counts[-1]) for menu in menus)
-    places = _solve(menus, costs, -min(wanted, reachable))
+    places = choose_options([menu.losses for menu in menus], costs, -min(wanted, reachable))
     return _counts(menus, places or tuple(len(menu.counts) - 1 for menu in menus))
 
 
@@ -107,7 +101,9 @@ def meet_target(
     choices += [search.around(places) for places in (nothing, everything)]
     ordered = sorted({places for places in choices if places is not None}, key=search.loss_of)
     best = search.improved(ordered[0])
-    for places in ordered[1:]:  # where costs are many or dear, the most promising one is all there is time for
+    for places in ordered[
+        1:
+    ]:  # where costs are many or dear, the most promising one is all there is time for
         if search.has_time:
             best = min(best, search.improved(places), key=search.loss_of)
     return _counts(menus, best)
@@ -144,7 +140,7 @@ class _Search:
         return float(sum(menu.losses[place] for menu, place in zip(self._menus, places, strict=True)))
 
     def places_of(self, counts: Mapping[str, int]) -> Places | None:
-        """Return the options that counts stand for; None if a menu does not offer one, or they cost too much."""
+        """Return the options that counts stand for; None if one is not on its menu, or they cost too much."""
         places = []
         for menu in self._menus:
             place = int(np.searchsorted(menu.counts, counts.get(menu.name, 0)))
@@ -154,7 +150,7 @@ class _Search:
         return tuple(places) if self.cost_of(tuple(places)) <= self._keep else None
 
     def improved(self, places: Places) -> Places:
-        """Return a choice within the limit whose loss is at most that of the one given, which is within it."""
+        """Return a choice within the limit that loses no more than the one given, which is within it."""
         best = places
         for _ in range(_ROUNDS):
             found = self.around(best)
@@ -164,12 +160,12 @@ class _Search:
         return self._exchanged(self._given_back(best))
 
     def around(self, places: Places) -> Places | None:
-        """Solve with the costs of single groups around a choice; correct the limit until the exact one holds."""
+        """Solve with the costs of single groups around a choice, and correct the limit until the exact one holds."""
         costs = [self._costs_along(places, number) for number in range(len(places))]
         limit, best = self._keep, None
         for _ in range(_CORRECTIONS):
             shift = self.cost_of(places) - sum(float(c[p]) for c, p in zip(costs, places, strict=True))
-            found = _solve(self._menus, costs, limit - shift)
+            found = choose_options([menu.losses for menu in self._menus], costs, limit - shift)
             if found is None:
                 break
             over = self.cost_of(found) - self._keep
@@ -185,8 +181,8 @@ class _Search:
     def _costs_along(self, places: Places, number: int) -> FloatArray:
         """Return the cost of every option of one group while the others stay where they are.
 
-        It is a polynomial of the second degree in the count, so three exact costs give all: a group's channels
-        are inputs of some layers, outputs of others, and both of those inside a residual stream.
+        It is a polynomial of the second degree in the count, so three exact costs give all: a group's
+        channels are inputs of some layers, outputs of others, and both of those inside a residual stream.
         """
         counts = self._menus[number].counts
         options = sorted({0, places[number], len(counts) // 2, len(counts) - 1})[-4:]
@@ -230,42 +226,3 @@ class _Search:
         return places
 
 
-def _solve(menus: Sequence[Menu], costs: Sequence[FloatArray], limit: float) -> Places | None:
-    """Return the options with the least loss whose costs add up to at most ``limit``; None if none do.
-
-    minimise  sum_go loss[g, o] x[g, o]   such that  sum_o x[g, o] = 1,  sum_go cost[g, o] x[g, o] <= limit,
-    x in {0, 1}.
-    """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
-
-    if not menus:
-        return () if limit >= 0 else None
-    sizes = [len(menu.counts) for menu in menus]
-    losses, prices = np.concatenate([menu.losses for menu in menus]), np.concatenate(costs)
-    largest = float(losses.max()) or 1.0
-    span = float(np.ptp(prices)) or 1.0
-    lowest = float(sum(cost.min() for cost in costs))
-    if limit < lowest:
-        return None
-    groups = np.repeat(np.arange(len(menus)), sizes)
-    columns = np.arange(len(losses))
-    one_each = csr_array((np.ones(len(losses)), (groups, columns)), shape=(len(menus), len(losses)))
-    # each group's costs begin at 0, so that their sum is of the size of the room there is
-    begins = np.repeat([float(cost.min()) for cost in costs], sizes)
-    room = csr_array(((prices - begins)[None, :]) / span)
-    result = milp(
-        losses / largest + _PRICE * (prices - begins) / span,
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(room, -np.inf, (limit - lowest) / span),
-        ],
-        integrality=np.ones(len(losses)),
-        bounds=Bounds(0, 1),
-        options={"node_limit": _MOST_NODES, "mip_rel_gap": 1e-7},
-    )
-    if result.x is None:
-        return None
-    starts = np.cumsum([0, *sizes[:-1]])
-    chosen = [int(np.argmax(result.x[s : s + n])) for s, n in zip(starts, sizes, strict=True)]
-    return tuple(chosen)

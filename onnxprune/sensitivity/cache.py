@@ -90,12 +90,10 @@ def _parse(text: bytes, key: str) -> Outcome | None:
         return None
     found = {name: entry.get(name) for name in ("metric", "loss", "top1")}
     metric, loss, top1 = found.values()
-    if not isinstance(metric, str) or not _is_finite(loss) or not (top1 is None or _is_finite(top1)):
+    if not isinstance(metric, str) or not isinstance(loss, float) or not isinstance(top1, (float, type(None))):
+        return None
+    if not math.isfinite(loss) or not math.isfinite(top1 or 0.0):
         return None
     if entry.get("key") != key or entry.get("check") != _check(key, found):
         return None
-    return Outcome(metric, float(loss), None if top1 is None else float(top1), cached=True)
-
-
-def _is_finite(number: object) -> bool:
-    return isinstance(number, float) and math.isfinite(number)
+    return Outcome(metric, loss, top1, cached=True)

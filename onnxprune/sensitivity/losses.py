@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.errors import DataError, UsageError
+from onnxprune.errors import DataError
 from onnxprune.messages import quoted
-from onnxprune.registry import did_you_mean
 from onnxprune.sensitivity.references import References
 from onnxprune.types import FloatArray
 
@@ -81,9 +80,7 @@ class Tally:
         for place, (output, reference) in enumerate(zip(outputs, references, strict=True)):
             if output.shape != reference.shape:
                 name = quoted(self._loss.outputs[place])
-                raise DataError(
-                    f"output {name} has shape {list(output.shape)}, not {list(reference.shape)}"
-                )
+                raise DataError(f"output {name} has shape {list(output.shape)}, not {list(reference.shape)}")
             self._sums[place] += self._sum(place, output.astype(np.float64), reference, labels)
         self._samples += len(outputs[0])
 
@@ -124,18 +121,14 @@ def choose_loss(wanted: str | None, labels: Array | None, references: References
     """Decide what trials are judged by.
 
     Args:
-        wanted: a key of `LOSSES`; None for what the labels allow, or divergence without labels.
+        wanted: a key of `LOSSES`, or None for what the labels allow, or divergence without labels.
         labels: [samples, ...] or None.
         references: the outputs of the original.
         source: of the data, for messages.
 
     Raises:
-        UsageError: an unknown loss.
         DataError: the loss needs labels and there are none, or none that fit an output.
     """
-    if wanted is not None and wanted not in LOSSES:
-        hint = did_you_mean(wanted, LOSSES)
-        raise UsageError(f"unknown metric {wanted!r}{hint}; known: {', '.join(LOSSES)}")
     if wanted is None:
         wanted = "divergence" if labels is None else _fitting(labels, references, source)
     places = tuple(range(len(references.names)))
@@ -164,7 +157,9 @@ def _fitting(labels: Array, references: References, source: str) -> str:
 
 def _place_of(loss: str, labels: Array | None, references: References, source: str) -> int:
     if labels is None:
-        raise DataError(f"{source}: metric {loss!r} needs labels (an array called 'label'), and there are none")
+        raise DataError(
+            f"{source}: metric {loss!r} needs labels (an array called 'label'), and there are none"
+        )
     for place, shape in enumerate(references.shapes):
         if _fits(loss, labels, shape):
             if loss == "cross_entropy" and (labels.min() < 0 or labels.max() >= shape[-1]):
@@ -177,7 +172,9 @@ def _place_of(loss: str, labels: Array | None, references: References, source: s
 
 
 def _no_output(labels: Array, references: References, source: str) -> DataError:
-    shapes = ", ".join(f"{quoted(n)} {list(s)}" for n, s in zip(references.names, references.shapes, strict=True))
+    shapes = ", ".join(
+        f"{quoted(n)} {list(s)}" for n, s in zip(references.names, references.shapes, strict=True)
+    )
     return DataError(
         f"{source}: labels are {labels.dtype}{list(labels.shape[1:])} for each sample, and fit none of the "
         f"outputs ({shapes}); metric 'divergence' does without"

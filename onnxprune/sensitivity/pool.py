@@ -79,7 +79,9 @@ class Pool(Generic[Task, Result]):
         while waiting or running:
             while waiting and len(running) < self._jobs and not suspects:
                 future = self._submit(tasks[waiting[-1]])
-                if future is None:  # a worker has just died: of what is running, or of itself between two tasks
+                if (
+                    future is None
+                ):  # a worker has just died: of what is running, or of itself between two tasks
                     if not running:
                         self._close()
                     break
@@ -144,7 +146,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _begin(stop: Event, build: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    global _runner, _stop  # noqa: PLW0603 # one per process: that is how a pool hands things to its workers
+    global _runner, _stop  # one per process: that is how a pool hands things to its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems where it could not be blocked
     _stop = stop
     _runner = build(*arguments)
