@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune.analyze import Analysis
+from onnxprune.curves import trial_setting
 from onnxprune.data import DataReader, Dataset, load_data
 from onnxprune.errors import PlanError, UsageError, VerificationError
 from onnxprune.layer_planning import Layers, find_layers, plan_layers, planned_branches
@@ -60,6 +61,8 @@ def prune(
     data: Dataset | DataReader | str | Path | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    cache: str | Path | None = None,
+    jobs: int = 1,
     progress: Callable[[float], None] | None = None,
 ) -> PruneResult:
     """Decide what goes, remove it from a copy of the model, and prove the result.
@@ -90,6 +93,8 @@ def prune(
             `onnxprune.load_data`.
         seed: of every random choice.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
+        cache: folder for what scope ``sensitivity`` measures, so that it is measured once.
+        jobs: processes that measure it; 0 for one per core.
         progress: called while scores are measured on data, with the share that is done, in (0, 1].
 
     Raises:
@@ -113,7 +118,8 @@ def prune(
         decision, layers = plan_layers(model, recipe, samples, seed, watch)
         return _remove_and_prove(decision, layers, samples, watch)
     if pattern in STRUCTURED:
-        decision, analysis, sums = plan_channels(model, recipe, samples, seed, watch)
+        setting = trial_setting(cache, jobs)
+        decision, analysis, sums = plan_channels(model, recipe, samples, seed, watch, setting)
         return _cut_and_prove(decision, analysis, sums, samples, watch)
     return _mask(model, plan_masks(model, recipe, samples, seed, watch), watch)
 
@@ -132,11 +138,12 @@ def plan(model: ir.Model, **options: Any) -> Plan:
     given = dict(bound.arguments)
     seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"))
     samples = _samples(given.pop("data"))
+    setting = trial_setting(given.pop("cache"), given.pop("jobs"))
     recipe = _recipe({name: value for name, value in given.items() if name != "model"}, samples)
     if recipe["pattern"] == "layers":
         return plan_layers(model, recipe, samples, seed, watch)[0]
     if recipe["pattern"] in STRUCTURED:
-        return plan_channels(model, recipe, samples, seed, watch)[0]
+        return plan_channels(model, recipe, samples, seed, watch, setting)[0]
     return plan_masks(model, recipe, samples, seed, watch)
 
 
@@ -330,6 +337,7 @@ def _report(plan: Plan, checks: tuple[Check, ...], watch: Watch, folds: tuple[Fo
     ]
     if folded:
         sections["folded constants"] = folded
+    sections |= watch.sections
     if plan.masks:
         sections["masks"] = [
             {"tensor": name, "weights": mask.size, "zero": mask.size - mask.kept,

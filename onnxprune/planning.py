@@ -15,11 +15,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.activations import left_out
-from onnxprune.allocate.channels import Options, choose_channels
+from onnxprune.allocate.channels import SENSITIVITY, Options, choose_channels, reason_to_skip
 from onnxprune.allocate.dead import choose_dead, find_dead
 from onnxprune.allocate.isomorphic import structures_of
 from onnxprune.analyze import Analysis, analyze
+from onnxprune.channel_trials import Candidates, measure_channels, without_unmeasured
 from onnxprune.cost import cost_of
+from onnxprune.curves import AMOUNTS, Measured, Setting, curve_rows
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, PlanError, UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
@@ -34,6 +36,7 @@ from onnxprune.types import (
     ChannelGroup,
     Choice,
     Cost,
+    Curve,
     IntArray,
     Plan,
     PlannedGroup,
@@ -41,6 +44,9 @@ from onnxprune.types import (
     Scores,
     Skipped,
 )
+
+#: Share of a group that no trial goes beyond.
+_MOST = 0.999
 
 #: The pattern that removes what does nothing: there is no amount to choose.
 DEAD = "dead"
@@ -57,9 +63,10 @@ STRUCTURED: Mapping[str, frozenset[str]] = {
 
 @dataclass(slots=True)
 class Watch:
-    """Seconds by stage, and who is told which share of long work is done, in (0, 1]."""
+    """Seconds and findings by stage, and who is told which share of long work is done, in (0, 1]."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    sections: dict[str, Any] = field(default_factory=dict)  # tables for the report, of what was measured
     progress: Callable[[float], None] | None = None
 
     @contextmanager
@@ -73,7 +80,12 @@ class Watch:
 
 
 def plan_channels(
-    model: ir.Model, recipe: Mapping[str, Any], data: Dataset | None, seed: int, watch: Watch
+    model: ir.Model,
+    recipe: Mapping[str, Any],
+    data: Dataset | None,
+    seed: int,
+    watch: Watch,
+    setting: Setting = Setting(),  # noqa: B008 # frozen
 ) -> tuple[Plan, Analysis, Sums]:
     """Analyse, score, and choose the channels that go.
 
@@ -83,6 +95,7 @@ def plan_channels(
         data: what scores from data are measured on.
         seed: of every random choice.
         watch: gets the seconds of each stage.
+        setting: how trials are run where the scope is "sensitivity".
 
     Returns:
         The plan, the analysis that it was made on, and the constants that were found in it.
@@ -90,7 +103,8 @@ def plan_channels(
     Raises:
         UsageError, DataError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
     """
-    _check_score(recipe["score"], data)
+    check_score(recipe["score"], data)
+    check_scope(recipe["scope"], data)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
         with watch.stage("analyze"):
@@ -100,10 +114,12 @@ def plan_channels(
         scores = Scores(recipe["score"], {})
         if recipe["pattern"] != DEAD:
             with watch.stage("score"):
-                scores = _score(recipe, analysis, data, seed, watch)
+                scores = score_groups(recipe, analysis, data, seed, watch)
+        candidates = candidates_of(recipe, analysis, sums, scores)
+        candidates, measured = _measure(candidates, recipe, data, setting, watch)
         with watch.stage("allocate"):
             whole = cost_of(analysis.model.graph, analysis.channels)
-            choices, notes = _choose(recipe, analysis, sums, scores, whole)
+            choices, notes = _choose(recipe, candidates, whole, None if measured is None else measured.curves)
             removed = {choice.group.name: choice.removed for choice in choices}
             left = _cost_after(analysis, removed)
         if not any(len(numbers) for numbers in removed.values()):
@@ -123,6 +139,7 @@ def plan_channels(
                 skipped=(
                     *_skipped(choices),
                     *notes,
+                    *(() if measured is None else measured.skipped),
                     *analysis.unknown,
                     *unmatched(recipe, _names(analysis.groups)),
                     *unused_samples(model, data),
@@ -133,15 +150,18 @@ def plan_channels(
 
 def analyze_for(recipe: Mapping[str, Any], model: ir.Model) -> Analysis:
     """Analyse a model as the options of a plan ask for it."""
-    return analyze(
-        model,
-        input_shapes=recipe.get("input_shapes"),
-        allow_inexact=recipe.get("allow_inexact", False) and recipe["pattern"] != DEAD,
-        prefer="head_dim" if recipe["pattern"] == "head_dim" else "heads",
-    )
+    return analyze(model, **_analysis_options(recipe))
 
 
-def _check_score(name: str, data: Dataset | None) -> None:
+def _analysis_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "input_shapes": recipe.get("input_shapes"),
+        "allow_inexact": recipe.get("allow_inexact", False) and recipe["pattern"] != DEAD,
+        "prefer": "head_dim" if recipe["pattern"] == "head_dim" else "heads",
+    }
+
+
+def check_score(name: str, data: Dataset | None) -> None:
     """Refuse a score from data without data, and names that nobody knows."""
     if name in DATA_SCORERS:
         if data is None:
@@ -151,9 +171,16 @@ def _check_score(name: str, data: Dataset | None) -> None:
         raise UsageError(f"unknown score {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
 
 
-def _score(
+def check_scope(scope: str, data: Dataset | None) -> None:
+    """Refuse a scope that is measured on data without data."""
+    if scope == SENSITIVITY and data is None:
+        raise UsageError("scope 'sensitivity' is measured on samples: give --data calib.npz")
+
+
+def score_groups(
     recipe: Mapping[str, Any], analysis: Analysis, data: Dataset | None, seed: int, watch: Watch
 ) -> Scores:
+    """Score the channels of the groups that a recipe may take them from."""
     if data is None or recipe["score"] not in DATA_SCORERS:
         return score(analysis.model, analysis.groups, recipe["score"], seed=seed)
     kinds = STRUCTURED[recipe["pattern"]]
@@ -175,9 +202,8 @@ def _unmeasured(groups: Sequence[ChannelGroup], scores: Scores, kinds: frozenset
     ]
 
 
-def _choose(
-    recipe: Mapping[str, Any], analysis: Analysis, sums: Sums, scores: Scores, whole: Cost
-) -> tuple[tuple[Choice, ...], tuple[Skipped, ...]]:
+def candidates_of(recipe: Mapping[str, Any], analysis: Analysis, sums: Sums, scores: Scores) -> Candidates:
+    """Return what the channels of a recipe are chosen from."""
     options = Options(
         scope=recipe["scope"],
         align=recipe.get("align", "auto"),
@@ -186,27 +212,53 @@ def _choose(
         kinds=STRUCTURED[recipe["pattern"]],
     )
     dead = find_dead(analysis.groups, analysis.units, sums, options)
+    groups = analysis.groups
+    if recipe["pattern"] != DEAD:
+        groups = tuple(_unmeasured(groups, scores, options.kinds))
+    return Candidates(analysis, _analysis_options(recipe), sums, groups, scores, options, dead)
+
+
+def _choose(
+    recipe: Mapping[str, Any], candidates: Candidates, whole: Cost, curves: Mapping[str, Curve] | None
+) -> tuple[tuple[Choice, ...], tuple[Skipped, ...]]:
+    dead, options, analysis = candidates.dead, candidates.options, candidates.analysis
     if recipe["pattern"] == DEAD:
         _check_no_amount(recipe)
-        return choose_dead(analysis.groups, dead, options)
+        return choose_dead(candidates.groups, dead, options)
     budget, of = budget_of(recipe)
 
     def share_left(removed: Mapping[str, IntArray]) -> float:
         return float(getattr(_cost_after(analysis, removed), of) / max(getattr(whole, of), 1))
 
-    groups = _unmeasured(analysis.groups, scores, options.kinds)
     choices = choose_channels(
-        groups,
-        scores,
+        candidates.groups,
+        candidates.scores,
         options,
         amount=recipe.get("amount"),
         budget=budget,
         cost=share_left,
         first=dead.removable,
         last=dead.carriers,
-        structures=structures_of(analysis.model, groups),
+        structures=structures_of(analysis.model, candidates.groups),
+        curves=curves,
     )
     return choices, ()
+
+
+def _measure(
+    candidates: Candidates, recipe: Mapping[str, Any], data: Dataset | None, setting: Setting, watch: Watch
+) -> tuple[Candidates, Measured | None]:
+    """Measure what each group costs alone, where the scope goes by it; groups that can't be are frozen."""
+    if recipe["scope"] != SENSITIVITY or data is None or recipe["pattern"] == DEAD:
+        return candidates, None
+    budget_of(recipe)  # refuses nonsense before long work
+    amounts = (*AMOUNTS, min(1 - candidates.options.floor, _MOST))  # as far as any choice may go
+    with watch.stage("sensitivity"):
+        measured = measure_channels(candidates, amounts, data, setting, progress=watch.progress)
+    watch.sections["sensitivity"] = curve_rows(measured)
+    able = [g.name for g in candidates.groups if reason_to_skip(g, candidates.options) is None]
+    groups = without_unmeasured(candidates.groups, able, measured.curves)
+    return replace(candidates, groups=groups), measured
 
 
 def _check_no_amount(recipe: Mapping[str, Any]) -> None:

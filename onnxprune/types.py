@@ -151,6 +151,23 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """What removing from one group alone costs, at several amounts.
+
+    Attributes:
+        name: of the channel group, or of the tensor.
+        size: its channels, or weights.
+        removed: int64 [points], ascending: how many of them are gone; the first is 0.
+        increase: float64 [points]: the loss without them minus that of the whole model; the first is 0.
+    """
+
+    name: str
+    size: int
+    removed: npt.NDArray[np.int64]
+    increase: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """One thing that was checked. ``detail`` is one line with the figures that decided it."""
 

@@ -21,9 +21,9 @@ LAYERS = (
     ("activations", "cost", "layerwise", "moments", "runtime"),
     ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "recover", "report",
      "rewrite", "scores", "sensitivity", "verification"),
-    ("layer_planning", "mask_planning", "planning"),
+    ("channel_trials", "curves", "layer_planning", "mask_planning", "planning", "workbench"),
     ("proving",),
-    ("inspection", "pipeline"),
+    ("inspection", "pipeline", "survey"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip

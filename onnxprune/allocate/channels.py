@@ -9,12 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxprune.allocate.by_sensitivity import make_menu, meet_amount, meet_target
 from onnxprune.allocate.wishes import check_wishes
 from onnxprune.errors import LimitMissed, UsageError
-from onnxprune.types import BoolArray, Budget, ChannelGroup, Choice, FloatArray, IntArray, Scores
+from onnxprune.types import BoolArray, Budget, ChannelGroup, Choice, Curve, FloatArray, IntArray, Scores
 
 #: From the measured cliffs of ONNX Runtime on x86 (see docs): never an odd count, wide layers in blocks.
 _AUTO_STEPS = ((128, 16), (64, 8), (8, 4))
+
+#: The scope that goes by what was measured.
+SENSITIVITY = "sensitivity"
 
 #: Steps of the search for a target; each halves the uncertainty.
 _BISECTIONS = 14
@@ -25,8 +29,9 @@ class Options:
     """How channels are chosen.
 
     Attributes:
-        scope: "uniform" (the same share of every group), "global" (one threshold for normalised scores) or
-            "isomorphic" (one for each class of groups of the same structure, the same share of each class).
+        scope: "uniform" (the same share of every group), "global" (one threshold for normalised scores),
+            "isomorphic" (one for each class of groups of the same structure, the same share of each class) or
+            "sensitivity" (the least predicted loss, by measured curves).
         align: kept counts are multiples of this; "auto" follows what the CPU's kernels like.
         protect: globs; a group whose name, or one of whose tensors, matches stays whole.
         floor: the least share of a group that stays.
@@ -51,6 +56,7 @@ def choose_channels(
     first: Mapping[str, BoolArray] | None = None,
     last: Mapping[str, BoolArray] | None = None,
     structures: Mapping[str, Hashable] | None = None,
+    curves: Mapping[str, Curve] | None = None,
 ) -> tuple[Choice, ...]:
     """Decide which channels go, by amount or until a budget is met.
 
@@ -64,26 +70,21 @@ def choose_channels(
         first: bool ``[size]`` by group name: channels that go before all others, because they do nothing.
         last: bool ``[size]`` by group name: channels that go after all others.
         structures: by group name, what groups that compete under "isomorphic" have in common.
+        curves: by group name, what "sensitivity" goes by: one for every group that may lose channels.
 
     Raises:
         UsageError: neither or both of amount and budget, a value out of range, an unknown scope.
         LimitMissed: no choice within the floors meets the budget; the message says what was reached.
     """
-    check_wishes(amount, budget, options.scope, _RANKINGS, options.floor, "group")
+    check_wishes(amount, budget, options.scope, (*_RANKINGS, SENSITIVITY), options.floor, "group")
     if options.align != "auto" and (not isinstance(options.align, int) or options.align < 1):
         raise UsageError(f"align is 'auto' or a whole number from 1 on, not {options.align!r}")
     reasons = {group.name: reason_to_skip(group, options) for group in groups}
-    ranked = [
-        _Ranked(
-            group,
-            _reranked(scores, group.name, first or {}, last or {}),
-            options,
-            (structures or {}).get(group.name),
-        )
-        for group in groups
-        if reasons[group.name] is None
-    ]
-    if amount is not None:
+    able = [group for group in groups if reasons[group.name] is None]
+    ranked = _rank(able, scores, options, first or {}, last or {}, structures or {})
+    if options.scope == SENSITIVITY:
+        removed = _by_curves(ranked, curves or {}, amount, budget, cost)
+    elif amount is not None:
         removed = _RANKINGS[options.scope](ranked, amount)
     else:
         if budget is None or cost is None:
@@ -101,6 +102,33 @@ def choose_channels(
     )
 
 
+def removed_at(
+    groups: Sequence[ChannelGroup],
+    scores: Scores,
+    options: Options,
+    amounts: Sequence[float],
+    *,
+    first: Mapping[str, BoolArray],
+    last: Mapping[str, BoolArray],
+) -> dict[str, list[IntArray]]:
+    """Return what goes from each group that may lose channels at several amounts: each set once, small to large.
+
+    Args:
+        groups: all groups of the model.
+        scores: of the groups that are not frozen.
+        options: see `Options`; counts that they do not allow are not among those returned.
+        amounts: shares to remove.
+        first: as for `choose_channels`.
+        last: as for `choose_channels`.
+    """
+    able = [group for group in groups if reason_to_skip(group, options) is None]
+    found = {}
+    for group in _rank(able, scores, options, first, last, {}):
+        sets = {len(gone): gone for gone in (group.weakest(amount * group.size) for amount in amounts)}
+        found[group.name] = [sets[count] for count in sorted(sets) if count]
+    return found
+
+
 def reason_to_skip(group: ChannelGroup, options: Options) -> str | None:
     """Return why a group stays whole, None if it may lose channels."""
     if group.frozen is not None:
@@ -113,6 +141,20 @@ def reason_to_skip(group: ChannelGroup, options: Options) -> str | None:
         ):
             return f"protected by {pattern!r}"
     return None
+
+
+def _rank(
+    groups: Sequence[ChannelGroup],
+    scores: Scores,
+    options: Options,
+    first: Mapping[str, BoolArray],
+    last: Mapping[str, BoolArray],
+    structures: Mapping[str, Hashable],
+) -> list[_Ranked]:
+    return [
+        _Ranked(group, _reranked(scores, group.name, first, last), options, structures.get(group.name))
+        for group in groups
+    ]
 
 
 def _reranked(
@@ -163,9 +205,18 @@ class _Ranked:
         """Return about ``wanted`` channels, ascending, such that what is left is allowed."""
         return np.sort(self.order[: self.size - self._allowed(self.size - wanted)])
 
+    def counts(self) -> list[int]:
+        """Return how many channels may go."""
+        lowest = self._lowest()
+        kept = {*range(lowest, self.size, self.step), self.size}
+        return sorted(self.size - count for count in kept)
+
+    def _lowest(self) -> int:
+        return min(self.size, math.ceil(self.least / self.step) * self.step)
+
     def _allowed(self, kept: float) -> int:
         """Return the count nearest to ``kept`` that is whole or a multiple of the step above the floor."""
-        lowest = min(self.size, math.ceil(self.least / self.step) * self.step)
+        lowest = self._lowest()
         below = math.floor(kept / self.step) * self.step
         counts = [min(max(count, lowest), self.size) for count in (below, below + self.step, self.size)]
         return min(counts, key=lambda count: (abs(count - kept), count))
@@ -199,6 +250,36 @@ _RANKINGS: dict[str, Callable[[Sequence[_Ranked], float], dict[str, IntArray]]] 
     "global": _global,
     "isomorphic": _isomorphic,
 }
+
+
+def _by_curves(
+    ranked: Sequence[_Ranked],
+    curves: Mapping[str, Curve],
+    amount: float | None,
+    budget: Budget | None,
+    cost: Callable[[Mapping[str, IntArray]], float] | None,
+) -> dict[str, IntArray]:
+    """The weakest channels of every group, as many of each as add up to the least predicted loss."""
+    groups = {group.name: group for group in ranked}
+    menus = [make_menu(curves[group.name], group.counts()) for group in ranked]
+
+    def removed(counts: Mapping[str, int]) -> dict[str, IntArray]:
+        return {name: groups[name].weakest(count) for name, count in counts.items()}
+
+    if amount is not None:
+        return removed(meet_amount(menus, round(amount * sum(group.size for group in ranked))))
+    if budget is None or cost is None:
+        raise UsageError("a target needs a cost")
+    exact = cost
+    others = [_meet(ranked, budget, exact, choose) for choose in (_uniform, _global)]
+    starts = [{name: len(gone) for name, gone in other.items()} for other in others]
+    counts = meet_target(menus, budget.keep, lambda counts: exact(removed(counts)), starts)
+    if counts is None:
+        raise LimitMissed(
+            f"{budget.metric} can't be brought to {budget.keep} of the original by what could be measured: "
+            "some trials failed (see what was left alone); take another scope"
+        )
+    return removed(counts)
 
 
 def _meet(
