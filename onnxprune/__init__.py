@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     from onnxprune.measure.accuracy import validate
     from onnxprune.measure.latency import benchmark
     from onnxprune.model.io import load, save
-    from onnxprune.pipeline import PruneResult, apply_plan, plan, prune, save_pruned
+    from onnxprune.pipeline import apply_plan, plan, prune, save_pruned
     from onnxprune.plans import load_plan, save_plan
+    from onnxprune.pruning import PruneResult
     from onnxprune.scores.magnitude import score
     from onnxprune.verification import verify
 
 #: Every public name, and the module it lives in.
 _HOMES = {
-    "PruneResult": "onnxprune.pipeline",
+    "PruneResult": "onnxprune.pruning",
     "apply_plan": "onnxprune.pipeline",
     "benchmark": "onnxprune.measure.latency",
     "find_groups": "onnxprune.analyze",

@@ -4,45 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.analyze import Analysis
 from onnxprune.curves import trial_setting
 from onnxprune.data import DataReader, Dataset, load_data
 from onnxprune.errors import PlanError, UsageError, VerificationError
-from onnxprune.layer_planning import Layers, find_layers, plan_layers, planned_branches
+from onnxprune.layer_planning import plan_layers
 from onnxprune.mask_planning import plan_masks
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.io import save
-from onnxprune.ops.sums import Sums
-from onnxprune.planning import STRUCTURED, Watch, analyze_for, check_groups, plan_channels
+from onnxprune.planning import STRUCTURED, Watch, plan_channels
 from onnxprune.plans import save_plan
-from onnxprune.proving import Trials, make_cut, prove_cut, prove_layers
-from onnxprune.rewrite.depth import remove_branches
-from onnxprune.rewrite.fold import Fold
-from onnxprune.rewrite.mask import apply_masks
-from onnxprune.types import Check, Plan, Report
+from onnxprune.pruning import (
+    PruneResult,
+    Repair,
+    apply_to_channels,
+    apply_to_layers,
+    apply_to_weights,
+    prune_channels,
+    prune_layers,
+    prune_weights,
+)
+from onnxprune.types import Check, Plan, Report, Skipped
 from onnxprune.verification import verify
-
-
-@dataclass(frozen=True, slots=True)
-class PruneResult:
-    """A pruned model in memory.
-
-    Attributes:
-        model: the pruned model; the one that was given is not changed.
-        plan: what was removed; applies again to a re-trained model of the same graph.
-        report: before and after, checks, what was skipped and why, seconds by stage.
-    """
-
-    model: ir.Model
-    plan: Plan
-    report: Report
 
 
 def prune(
@@ -61,6 +50,8 @@ def prune(
     data: Dataset | DataReader | str | Path | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    recover: str = "none",
+    rounds: int = 1,
     cache: str | Path | None = None,
     jobs: int = 1,
     progress: Callable[[float], None] | None = None,
@@ -93,6 +84,9 @@ def prune(
             `onnxprune.load_data`.
         seed: of every random choice.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
+        recover: repair of what is left, with data: ``none``, ``bias`` (the mean of every layer's result),
+            ``statistics`` (mean and deviation) or ``reconstruct`` (weights and biases by least squares).
+        rounds: go in so many rounds of removing and repairing, by a cubic schedule.
         cache: folder for what scope ``sensitivity`` measures, so that it is measured once.
         jobs: processes that measure it; 0 for one per core.
         progress: called while scores are measured on data, with the share that is done, in (0, 1].
@@ -111,17 +105,17 @@ def prune(
             "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
             "score": score, "scope": scope, "align": align, "protect": protect, "floor": floor,
             "input_shapes": input_shapes, "allow_inexact": allow_inexact or None,
+            "recover": recover, "rounds": rounds,
         },
         samples,
     )  # fmt: skip
+    wish = Repair(recover, rounds)
+    wish.check(samples, pattern)
     if pattern == "layers":
-        decision, layers = plan_layers(model, recipe, samples, seed, watch)
-        return _remove_and_prove(decision, layers, samples, watch)
+        return prune_layers(model, recipe, samples, wish, seed, watch)
     if pattern in STRUCTURED:
-        setting = trial_setting(cache, jobs)
-        decision, analysis, sums = plan_channels(model, recipe, samples, seed, watch, setting)
-        return _cut_and_prove(decision, analysis, sums, samples, watch)
-    return _mask(model, plan_masks(model, recipe, samples, seed, watch), watch)
+        return prune_channels(model, recipe, samples, wish, seed, watch, trial_setting(cache, jobs))
+    return prune_weights(model, recipe, samples, wish, seed, watch)
 
 
 def plan(model: ir.Model, **options: Any) -> Plan:
@@ -134,6 +128,8 @@ def plan(model: ir.Model, **options: Any) -> Plan:
         bound = signature(prune).bind(model, **options)
     except TypeError as error:
         raise UsageError(f"{error}; the options are those of prune") from None
+    if options.get("rounds", 1) != 1:  # what goes in a round depends on the repair before it
+        return prune(model, **options).plan
     bound.apply_defaults()
     given = dict(bound.arguments)
     seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"))
@@ -143,7 +139,7 @@ def plan(model: ir.Model, **options: Any) -> Plan:
     if recipe["pattern"] == "layers":
         return plan_layers(model, recipe, samples, seed, watch)[0]
     if recipe["pattern"] in STRUCTURED:
-        return plan_channels(model, recipe, samples, seed, watch, setting)[0]
+        return plan_channels(model, recipe, samples, seed, watch, setting).plan
     return plan_masks(model, recipe, samples, seed, watch)
 
 
@@ -152,6 +148,9 @@ def _samples(data: Dataset | DataReader | str | Path | None) -> Dataset | None:
         raise UsageError("random inputs say nothing about what matters: give samples of the real inputs")
     return data if data is None or isinstance(data, Dataset) else load_data(data)
 
+
+#: What goes without saying.
+_USUAL = {"recover": "none", "rounds": 1}
 
 #: score and scope where none are given
 _DEFAULTS = {"layers": ("influence", "global")}
@@ -169,26 +168,38 @@ def _recipe(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str
         "protect": list(options["protect"]),
         "input_shapes": {name: list(shape) for name, shape in (options["input_shapes"] or {}).items()},
     }
+    plain |= {name: None for name, usual in _USUAL.items() if plain.get(name) == usual}
     return {name: value for name, value in plain.items() if value not in (None, [], {})}
 
 
 def apply_plan(
-    model: ir.Model, plan: Plan, *, data: Dataset | DataReader | str | Path | None = None
+    model: ir.Model,
+    plan: Plan,
+    *,
+    data: Dataset | DataReader | str | Path | None = None,
+    recover: str | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> PruneResult:
     """Remove from a copy of a model what a plan says: the same model, or a re-trained one of the same graph.
 
     Args:
         model: not changed.
         plan: from `prune` or `load_plan`.
-        data: real inputs for the proof, for models that do not run on random ones.
+        data: real inputs for the proof, for models that do not run on random ones, and for the repair.
+        recover: as for `prune`, in one round; by default what the plan was made with, where data is given.
+        progress: called while the model is repaired, with the share that is done, in (0, 1].
 
     Raises:
         PlanError: the plan was made for another graph, or contradicts itself.
+        UsageError: a repair without data.
         DataError: the data is damaged, or does not fit the model.
         ProofError: the cut model differs from its exact twin.
     """
-    watch = Watch()
+    watch = Watch(progress=progress)
     samples = _samples(data)
+    usual = plan.recipe.get("recover", "none")
+    wish = Repair(recover or (usual if samples is not None else "none"))
+    wish.check(samples, plan.pattern)
     with watch.stage("match"):
         digest = structure_digest(model)
         if digest != plan.structure_digest:
@@ -196,18 +207,14 @@ def apply_plan(
                 f"the plan is for another graph (structure {plan.structure_digest[:12]}, this model has "
                 f"{digest[:12]}); apply needs the same export, weights may differ: prune anew instead"
             )
+    if recover is None and wish.method != usual:
+        unrepaired = Skipped("repair", f"the plan was made with --recover {usual}, which takes --data")
+        plan = replace(plan, skipped=(*plan.skipped, unrepaired))
     if plan.pattern == "layers":
-        with watch.stage("find branches"):
-            layers = find_layers(model, plan.recipe.get("input_shapes"))
-        return _remove_and_prove(plan, layers, samples, watch)
-    if plan.pattern not in STRUCTURED:
-        return _mask(model, plan, watch)
-    with watch.stage("analyze"):
-        analysis = analyze_for({**plan.recipe, "pattern": plan.pattern}, model)
-    check_groups(analysis, plan)
-    with watch.stage("find constants"):
-        sums = Sums(analysis.model.graph, analysis.channels)
-    return _cut_and_prove(plan, analysis, sums, samples, watch)
+        return apply_to_layers(model, plan, samples, wish, watch)
+    if plan.pattern in STRUCTURED:
+        return apply_to_channels(model, plan, samples, wish, watch)
+    return apply_to_weights(model, plan, samples, wish, watch)
 
 
 def save_pruned(
@@ -263,85 +270,3 @@ def save_pruned(
     )
     seconds = {**result.report.seconds, "write and verify": time.perf_counter() - started}
     return replace(result.report, checks=(*result.report.checks, *checks), seconds=seconds)
-
-
-def _cut_and_prove(
-    plan: Plan, analysis: Analysis, sums: Sums, samples: Dataset | None, watch: Watch
-) -> PruneResult:
-    removed = {group.name: group.removed for group in plan.groups if len(group.removed)}
-    with watch.stage("cut"):
-        trial = make_cut(analysis, sums, removed)
-    with watch.stage("prove"):
-        checks = prove_cut(analysis, sums, removed, trial, Trials(plan.seed, samples))
-    inexact = [group for group in plan.groups if len(group.removed) and not group.exact]
-    if inexact:
-        detail = f"{checks[0].detail}; statistics over {len(inexact)} groups changed"
-        checks = (replace(checks[0], detail=detail), *checks[1:])
-    before, after = plan.predicted
-    numbers, size_bytes = trial.added
-    after = replace(after, params=after.params + numbers, size_bytes=after.size_bytes + size_bytes)
-    report = _report(replace(plan, predicted=(before, after)), checks, watch, trial.folds)
-    return PruneResult(trial.pruned, plan, report)
-
-
-def _remove_and_prove(plan: Plan, layers: Layers, samples: Dataset | None, watch: Watch) -> PruneResult:
-    branches = planned_branches(layers, plan)
-    with watch.stage("remove"):
-        pruned = remove_branches(layers.model, branches)
-    with watch.stage("prove"):
-        checks = prove_layers(layers, branches, pruned, Trials(plan.seed, samples))
-    return PruneResult(pruned, plan, _report(plan, checks, watch))
-
-
-def _mask(model: ir.Model, plan: Plan, watch: Watch) -> PruneResult:
-    copy = model.clone()
-    copy.meta.update(model.meta)
-    with watch.stage("mask"):
-        apply_masks(copy, plan.masks)
-    return PruneResult(copy, plan, _report(plan, (), watch))
-
-
-def _report(plan: Plan, checks: tuple[Check, ...], watch: Watch, folds: tuple[Fold, ...] = ()) -> Report:
-    before, after = plan.predicted
-    sections: dict[str, Any] = {
-        "cost": [
-            {"what": name, "before": getattr(before, key), "after": getattr(after, key),
-             "ratio": getattr(after, key) / max(getattr(before, key), 1)}
-            for name, key in (("parameters", "params"), ("MACs", "macs"), ("bytes of weights", "size_bytes"))
-        ]
-    }  # fmt: skip
-    branches = [
-        {"branch": b.name, "kind": g.kind.replace("_", " "), "score": b.score, "removed": number in g.removed}
-        for g in plan.groups
-        for number, b in enumerate(g.branches)
-    ]
-    if branches:
-        sections["layers"] = sorted(branches, key=lambda row: (not row["removed"], row["score"]))
-    elif plan.groups:
-        sections["groups"] = [
-            {
-                "group": g.name,
-                "kind": g.kind,
-                "before": g.size,
-                "after": g.size - len(g.removed),
-                "exact": g.exact,
-            }
-            for g in plan.groups
-            if len(g.removed)
-        ]
-    folded = [
-        {"consumer": str(fold.seen.contraction.node.name), "into": into, "channels": len(numbers)}
-        for fold in folds
-        for into, numbers in (("bias", fold.into_bias), ("weights", fold.into_weight))
-        if len(numbers)
-    ]
-    if folded:
-        sections["folded constants"] = folded
-    sections |= watch.sections
-    if plan.masks:
-        sections["masks"] = [
-            {"tensor": name, "weights": mask.size, "zero": mask.size - mask.kept,
-             "sparsity": 1 - mask.kept / max(mask.size, 1)}
-            for name, mask in plan.masks.items()
-        ]  # fmt: skip
-    return Report(f"pruned by {plan.pattern}", sections, checks, plan.skipped, dict(watch.seconds))

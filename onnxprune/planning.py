@@ -79,6 +79,30 @@ class Watch:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided about the channels of a model, and on what grounds.
+
+    Attributes:
+        plan: what goes.
+        analysis: of the model.
+        sums: the constants that were found in it.
+        candidates: what the channels were chosen from.
+        curves: what each group costs alone, where the scope goes by it.
+    """
+
+    plan: Plan
+    analysis: Analysis
+    sums: Sums
+    candidates: Candidates
+    curves: Mapping[str, Curve] | None
+
+    @property
+    def removed(self) -> dict[str, IntArray]:
+        """Return int32 channel numbers by group name, of the groups that lose channels."""
+        return {group.name: group.removed for group in self.plan.groups if len(group.removed)}
+
+
 def plan_channels(
     model: ir.Model,
     recipe: Mapping[str, Any],
@@ -86,7 +110,7 @@ def plan_channels(
     seed: int,
     watch: Watch,
     setting: Setting = Setting(),  # noqa: B008 # frozen
-) -> tuple[Plan, Analysis, Sums]:
+) -> Decision:
     """Analyse, score, and choose the channels that go.
 
     Args:
@@ -97,9 +121,6 @@ def plan_channels(
         watch: gets the seconds of each stage.
         setting: how trials are run where the scope is "sensitivity".
 
-    Returns:
-        The plan, the analysis that it was made on, and the constants that were found in it.
-
     Raises:
         UsageError, DataError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
     """
@@ -107,21 +128,15 @@ def plan_channels(
     check_scope(recipe["scope"], data)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
-        with watch.stage("analyze"):
-            analysis = analyze_for(recipe, model)
-        with watch.stage("find constants"):
-            sums = Sums(analysis.model.graph, analysis.channels)
-        scores = Scores(recipe["score"], {})
-        if recipe["pattern"] != DEAD:
-            with watch.stage("score"):
-                scores = score_groups(recipe, analysis, data, seed, watch)
+        analysis, sums, scores = look(model, recipe, data, seed, watch)
         candidates = candidates_of(recipe, analysis, sums, scores)
         candidates, measured = _measure(candidates, recipe, data, setting, watch)
+        curves = None if measured is None else measured.curves
         with watch.stage("allocate"):
             whole = cost_of(analysis.model.graph, analysis.channels)
-            choices, notes = _choose(recipe, candidates, whole, None if measured is None else measured.curves)
+            choices, notes = choose(recipe, candidates, whole, curves)
             removed = {choice.group.name: choice.removed for choice in choices}
-            left = _cost_after(analysis, removed)
+            left = cost_after(analysis, removed)
         if not any(len(numbers) for numbers in removed.values()):
             reasons = [f"{choice.group.name}: {choice.skipped}" for choice in choices]
             raise NothingToPrune(_nothing(recipe["pattern"], reasons), reasons)
@@ -130,7 +145,7 @@ def plan_channels(
                 pattern=recipe["pattern"],
                 structure_digest=structure_digest(model),
                 weights_digest=digest.result(),
-                groups=tuple(_planned(choice) for choice in choices),
+                groups=tuple(planned(choice) for choice in choices),
                 masks={},
                 recipe=dict(recipe),
                 predicted=(whole, left),
@@ -145,7 +160,22 @@ def plan_channels(
                     *unused_samples(model, data),
                 ),
             )
-    return decision, analysis, sums
+    return Decision(decision, analysis, sums, candidates, curves)
+
+
+def look(
+    model: ir.Model, recipe: Mapping[str, Any], data: Dataset | None, seed: int, watch: Watch
+) -> tuple[Analysis, Sums, Scores]:
+    """Find the channels of a model, the constants among them, and what they are worth."""
+    with watch.stage("analyze"):
+        analysis = analyze_for(recipe, model)
+    with watch.stage("find constants"):
+        sums = Sums(analysis.model.graph, analysis.channels)
+    scores = Scores(recipe["score"], {})
+    if recipe["pattern"] != DEAD:
+        with watch.stage("score"):
+            scores = score_groups(recipe, analysis, data, seed, watch)
+    return analysis, sums, scores
 
 
 def analyze_for(recipe: Mapping[str, Any], model: ir.Model) -> Analysis:
@@ -218,9 +248,10 @@ def candidates_of(recipe: Mapping[str, Any], analysis: Analysis, sums: Sums, sco
     return Candidates(analysis, _analysis_options(recipe), sums, groups, scores, options, dead)
 
 
-def _choose(
+def choose(
     recipe: Mapping[str, Any], candidates: Candidates, whole: Cost, curves: Mapping[str, Curve] | None
 ) -> tuple[tuple[Choice, ...], tuple[Skipped, ...]]:
+    """Return what goes from each group, and what is to be said beside it."""
     dead, options, analysis = candidates.dead, candidates.options, candidates.analysis
     if recipe["pattern"] == DEAD:
         _check_no_amount(recipe)
@@ -228,7 +259,7 @@ def _choose(
     budget, of = budget_of(recipe)
 
     def share_left(removed: Mapping[str, IntArray]) -> float:
-        return float(getattr(_cost_after(analysis, removed), of) / max(getattr(whole, of), 1))
+        return float(getattr(cost_after(analysis, removed), of) / max(getattr(whole, of), 1))
 
     choices = choose_channels(
         candidates.groups,
@@ -283,7 +314,8 @@ def budget_of(recipe: Mapping[str, Any]) -> tuple[Budget | None, str]:
     return Budget("macs" if metric == "macs" else "params", keep), metric
 
 
-def _cost_after(analysis: Analysis, removed: Mapping[str, IntArray]) -> Cost:
+def cost_after(analysis: Analysis, removed: Mapping[str, IntArray]) -> Cost:
+    """Return the cost without some channels, by group name."""
     gone = analysis.removed_labels(removed)
     return cost_of(analysis.model.graph, analysis.channels, Kept(analysis.channels, gone))
 
@@ -316,7 +348,8 @@ def unused_samples(model: ir.Model, data: Dataset | None) -> list[Skipped]:
     return [Skipped(data.source, f"the last {count} of {len(data)} samples fill no batch of the model")]
 
 
-def _planned(choice: Choice) -> PlannedGroup:
+def planned(choice: Choice) -> PlannedGroup:
+    """Return a choice down to the positions of every tensor."""
     members = tuple(
         PlannedMember(
             member.tensor,
@@ -341,18 +374,16 @@ def _skipped(choices: Sequence[Choice]) -> list[Skipped]:
 def check_groups(analysis: Analysis, plan: Plan) -> None:
     """Compare a plan, position by position, with the groups of the model that it is applied to."""
     groups = {group.name: group for group in analysis.groups}
-    for planned in plan.groups:
-        group = groups.get(planned.name)
-        if group is None or group.size != planned.size:
-            raise PlanError(
-                f"group {planned.name} of {planned.size} channels is not in this model; prune anew"
-            )
-        if len(planned.removed) == 0:
+    for found in plan.groups:
+        group = groups.get(found.name)
+        if group is None or group.size != found.size:
+            raise PlanError(f"group {found.name} of {found.size} channels is not in this model; prune anew")
+        if len(found.removed) == 0:
             continue
-        expected = _planned(Choice(group, planned.removed))
-        if not _same_members(expected, planned):
+        expected = planned(Choice(group, found.removed))
+        if not _same_members(expected, found):
             raise PlanError(
-                f"group {planned.name} stands on other tensors or positions in this model; prune anew"
+                f"group {found.name} stands on other tensors or positions in this model; prune anew"
             )
 
 

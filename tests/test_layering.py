@@ -21,8 +21,10 @@ LAYERS = (
     ("activations", "cost", "layerwise", "moments", "runtime"),
     ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "recover", "report",
      "rewrite", "scores", "sensitivity", "verification"),
-    ("channel_trials", "curves", "layer_planning", "mask_planning", "planning", "workbench"),
+    ("channel_trials", "curves", "layer_planning", "mask_planning", "planning", "round_planning",
+     "workbench"),
     ("proving",),
+    ("pruning",),
     ("inspection", "pipeline", "survey"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),

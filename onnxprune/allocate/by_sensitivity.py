@@ -36,6 +36,7 @@ _MOST_STEPS = 3
 #: Exact costs that the exchange of single steps may ask for at the end.
 _MOST_COSTS = 800
 
+
 @dataclass(frozen=True, slots=True)
 class Menu:
     """What one group offers.
@@ -224,5 +225,3 @@ class _Search:
                     if self.loss_of(found) < self.loss_of(places) * (1 - 1e-12):
                         places, pays = found, True
         return places
-
-

@@ -52,7 +52,7 @@ def prepare(
     work.meta.update(model.meta)
     number_nodes(work)
     name_values_apart(work)
-    _name_nodes(work.graph)
+    name_nodes(work.graph)
     _keep_constant_outputs(work.graph)
     return_copies(work)
     _lift_tensors(work.graph)
@@ -71,7 +71,7 @@ def prepare(
     return work, shapes
 
 
-def _name_nodes(graph: ir.Graph) -> None:
+def name_nodes(graph: ir.Graph) -> None:
     """Give every node a name of its own: members of channel groups are told apart by their consumers."""
     taken = {node.name for node in graph.all_nodes() if node.name}
     seen: set[str] = set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,8 @@ from onnxprune.recover.write import Writer
 from onnxprune.types import BoolArray, FloatArray, Mask
 
 Array = npt.NDArray[Any]
-Method = Literal["bias", "statistics", "reconstruct"]
+#: The methods, from the cheapest to the best.
+METHODS = ("bias", "statistics", "reconstruct")
 Kept = Callable[[str], Mapping[int, BoolArray]]
 
 #: Rows that a layer is solved on: this many, or this many for each of its inputs if that is more.
@@ -100,7 +101,7 @@ def repair(
     kept: Kept,
     data: Dataset,
     *,
-    method: Method = "reconstruct",
+    method: str = "reconstruct",
     masks: Mapping[str, Mask] | None = None,
     batch: int = BATCH,
     limit_bytes: int = LIMIT_BYTES,
@@ -130,8 +131,8 @@ def repair(
         DataError: the data does not fit the model, or is too little.
         RuntimeFailure: ONNX Runtime can't run a model.
     """
-    if method not in ("bias", "statistics", "reconstruct"):
-        raise UsageError(f"unknown method of repair {method!r}; known: bias, statistics, reconstruct")
+    if method not in METHODS:
+        raise UsageError(f"unknown method of repair {method!r}; known: {', '.join(METHODS)}")
     portions = portions_of(original, data, batch, seed)
     result = pruned.clone()
     result.meta.update(pruned.meta)
@@ -183,7 +184,7 @@ class _Walk:
         kept: Kept,
         samples: _Samples,
         masks: Mapping[str, Mask],
-        method: Method,
+        method: str,
         seed: int,
     ) -> None:
         self.writer = writer
@@ -327,7 +328,7 @@ class _Walk:
 class _Rows:
     """What is gathered for one layer."""
 
-    def __init__(self, task: _Task, method: Method, seed: int, samples: _Samples) -> None:
+    def __init__(self, task: _Task, method: str, seed: int, samples: _Samples) -> None:
         self.task = task
         self.method = method
         self.seed = seed
