@@ -21,7 +21,7 @@ class CrossMoments:
         groups: separate products.
         inputs: columns of x in one group.
         outputs: columns of r and t in one group.
-        squares: gather second moments of x and products with r; else means alone.
+        squares: gather second moments of x and products with r; else its means alone.
 
     Attributes:
         count: rows.
@@ -39,7 +39,7 @@ class CrossMoments:
         wide = inputs if squares else 0
         self.second = np.zeros((groups, wide, wide))
         self.cross = np.zeros((groups, wide, outputs))
-        self.first = np.zeros((groups, wide))
+        self.first = np.zeros((groups, inputs))
         self.missing = np.zeros((groups, outputs))
         self.energy = np.zeros((groups, outputs))
         self.total = np.zeros((groups, outputs))
@@ -54,7 +54,7 @@ class CrossMoments:
         """Add rows.
 
         Args:
-            x: float32 ``[groups, rows, inputs]``; None where means are enough.
+            x: float32 ``[groups, rows, inputs]``; None where it does not matter.
             residual: float32 ``[groups, rows, outputs]``.
             target: the same.
         """
@@ -66,6 +66,8 @@ class CrossMoments:
         if x is None:
             return
         self.first += x.sum(axis=1, dtype=np.float64)
+        if not self.second.size:
+            return
         for group, rows in enumerate(x):
             self.second[group] += rows.T @ rows  # numpy sees the same array twice: half of the work
             self.cross[group] += rows.T @ residual[group]

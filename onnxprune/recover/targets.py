@@ -119,6 +119,8 @@ def find_targets(
     ways: Sequence[Sequence[Step]],
     shapes: Shapes,
     original: Collection[str],
+    *,
+    sums: bool = True,
 ) -> list[Target | None]:
     """Say for each layer what it aims at.
 
@@ -128,6 +130,7 @@ def find_targets(
         ways: from `ways_ahead`.
         shapes: of the results and all values on the ways, for some samples.
         original: names of the values that the original has.
+        sums: follow results into sums with other computed values.
 
     Returns:
         A target for each layer; None where the original has no value to compare with.
@@ -148,7 +151,9 @@ def find_targets(
         needs = used = above[number]
         for step in allowed:
             added = 0 if step.other is None else upstream.get(step.other, 0)
-            if any(place[m] >= place[number] for m in _members(added)):
+            if (step.other is not None and not sums) or any(
+                place[m] >= place[number] for m in _members(added)
+            ):
                 break
             needs |= added
             steps.append(step)
