@@ -11,11 +11,15 @@ from onnxprune.types import FloatArray
 
 Array = npt.NDArray[Any]
 
+#: With at most so many inputs, products are taken in float64: these are quick, and where inputs nearly depend
+#: on each other float32 costs digits of the solution.
+_NARROW = 1024
+
 
 class CrossMoments:
     """Sums over rows of an input x, a residual r (what is missing in the output) and a target t.
 
-    Products are taken in float32, and added up in float64.
+    Products are added up in float64, and taken in float32 where there are many inputs.
 
     Args:
         groups: separate products.
@@ -68,7 +72,9 @@ class CrossMoments:
         self.first += x.sum(axis=1, dtype=np.float64)
         if not self.second.size:
             return
-        for group, rows in enumerate(x):
+        dtype = np.float64 if x.shape[2] <= _NARROW else np.float32
+        for group, single in enumerate(x):
+            rows = single.astype(dtype, copy=False)
             self.second[group] += rows.T @ rows  # numpy sees the same array twice: half of the work
             self.cross[group] += rows.T @ residual[group]
 

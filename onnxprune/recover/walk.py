@@ -26,7 +26,7 @@ from onnxprune.ops.weights import other_readers
 from onnxprune.recover.cross_moments import CrossMoments
 from onnxprune.recover.divergence import divergence
 from onnxprune.recover.solve import ROUNDING, Solution, match, reconstruct, shift
-from onnxprune.recover.targets import Target, find_targets, gains, ways_ahead
+from onnxprune.recover.targets import Target, find_targets, gains, values_ahead
 from onnxprune.recover.write import Writer
 from onnxprune.types import BoolArray, FloatArray, Mask
 
@@ -222,13 +222,10 @@ class _Walk:
             else:
                 self._leave(linear, reason)
         self.writer.know(linears)
-        ways = ways_ahead(usable)
-        names = [str(linear.node.outputs[0].name) for linear in usable]
-        names += [name for way in ways for step in way for name in (step.before, step.after)]
-        shapes = self._shapes(names)
+        shapes = self._shapes(values_ahead(usable))
         known = {str(o.name) for node in self.original.model.graph for o in node.outputs}
         graph, sums = self.writer.working.graph, self.method != "statistics"
-        targets = find_targets(graph, usable, ways, shapes, known, sums=sums)
+        targets = find_targets(graph, usable, shapes, known, sums=sums)
         tasks = []
         for number, (linear, target) in enumerate(zip(usable, targets, strict=True)):
             factors = None if target is None else gains(linear, target, shapes)
