@@ -25,22 +25,37 @@ class BiasWriter:
         self.added = self.added_bytes = 0
         self._names = Names(graph)
 
-    def add_to_result(self, node: ir.Node, delta: FloatArray) -> None:
+    def add_to_result(
+        self, node: ir.Node, delta: FloatArray, *, rank: int | None = None, dtype: ir.DataType | None = None
+    ) -> None:
         """Add constants to the result of a node of this graph, wherever its bias is kept.
 
         Args:
             node: its first output is what counts.
             delta: float64, of a shape that broadcasts to the output's: ``[channels, 1, 1]`` for that of a
                 convolution of images, ``[columns]`` for that of a product.
+            rank: of the output, if the graph does not declare it.
+            dtype: of the output, if the graph does not declare it.
         """
-        if node.op_type in ("Conv", "FusedConv") and self._add_to_input(node, 2, delta.reshape(-1)):
+        output = node.outputs[0]
+        if output.shape is not None:
+            rank = output.shape.rank()
+        dtype = (
+            output.dtype or dtype or next((v.dtype for v in node.inputs if v is not None and v.dtype), None)
+        )
+        if dtype is None:
+            raise ValueError(f"the type of {output.name} is not known")
+        self._add(node, delta, rank, dtype)
+
+    def _add(self, node: ir.Node, delta: FloatArray, rank: int | None, dtype: ir.DataType) -> None:
+        if node.op_type in ("Conv", "FusedConv") and self._add_to_input(node, 2, delta.reshape(-1), dtype):
             return
         if node.op_type in ("Gemm", "FusedGemm"):
             beta = node.attributes.get_float("beta", 1.0)
-            if beta != 0 and self._add_to_input(node, 2, delta / beta):
+            if beta != 0 and self._add_to_input(node, 2, delta / beta, dtype):
                 return
-        if not self._add_to_next(node.outputs[0], delta):
-            self._insert_add(node, delta)
+        if not self._add_to_next(node.outputs[0], delta, rank):
+            self._insert_add(node, delta, dtype)
 
     def store(self, node: ir.Node, index: int, array: FloatArray) -> None:
         """Replace a stored input of one node, in its own type.
@@ -62,7 +77,7 @@ class BiasWriter:
             self._count(tensor.size, tensor.nbytes)
             node.replace_input_with(index, add_constant(self.graph, tensor, name))
 
-    def _add_to_input(self, node: ir.Node, index: int, delta: FloatArray) -> bool:
+    def _add_to_input(self, node: ir.Node, index: int, delta: FloatArray, dtype: ir.DataType) -> bool:
         """Add to a bias that the operator has as an input; False where that is computed."""
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is not None and not is_fixed(value):
@@ -70,12 +85,12 @@ class BiasWriter:
         if value is None:
             if index >= len(node.inputs):
                 node.resize_inputs(index + 1)
-            node.replace_input_with(index, self._constant(f"{node.outputs[0].name}_bias", delta, node))
+            node.replace_input_with(index, self._constant(f"{node.outputs[0].name}_bias", delta, dtype))
             return True
         self.store(node, index, numbers_of(value) + delta)
         return True
 
-    def _add_to_next(self, output: ir.Value, delta: FloatArray) -> bool:
+    def _add_to_next(self, output: ir.Value, delta: FloatArray, rank: int | None) -> bool:
         """Add to the stored operand of the only node behind, if that is an Add."""
         uses = output.uses()
         if len(uses) != 1 or output.is_graph_output():
@@ -85,7 +100,6 @@ class BiasWriter:
         if not is_add or use.node.graph is not self.graph:
             return False
         bias = use.node.inputs[1 - use.idx]
-        rank = None if output.shape is None else output.shape.rank()
         if bias is None or not is_fixed(bias) or rank is None or numbers_of(bias).ndim > rank:
             return False
         if numbers_of(bias).size < delta.size:
@@ -93,13 +107,13 @@ class BiasWriter:
         self.store(use.node, 1 - use.idx, numbers_of(bias) + delta)
         return True
 
-    def _insert_add(self, node: ir.Node, delta: FloatArray) -> None:
+    def _insert_add(self, node: ir.Node, delta: FloatArray, dtype: ir.DataType) -> None:
         """Put an Add behind a node; its result has the old name."""
         before = node.outputs[0]
         uses = list(before.uses())
         name = str(before.name)
         before.name = self._names.fresh(f"{name}_without_constants")
-        constant = self._constant(f"{name}_constants", delta, node)
+        constant = self._constant(f"{name}_constants", delta, dtype)
         add = ir.node("Add", [before, constant], name=self._names.fresh(f"{name}_add_constants"))
         after = add.outputs[0]
         after.name, after.shape, after.type = name, before.shape, before.type
@@ -110,10 +124,9 @@ class BiasWriter:
                 self.graph.outputs[position] = after
         self.graph.insert_after(node, add)
 
-    def _constant(self, wanted: str, array: FloatArray, node: ir.Node) -> ir.Value:
-        """Register numbers in the type of a node's result."""
+    def _constant(self, wanted: str, array: FloatArray, dtype: ir.DataType) -> ir.Value:
+        """Register numbers."""
         name = self._names.fresh(wanted)
-        dtype = node.outputs[0].dtype or next(v.dtype for v in node.inputs if v is not None and v.dtype)
         tensor = ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)
         self._count(tensor.size, tensor.nbytes)
         return add_constant(self.graph, tensor, name)

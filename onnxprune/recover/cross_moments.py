@@ -11,17 +11,21 @@ from onnxprune.types import FloatArray
 
 Array = npt.NDArray[Any]
 
+#: With at most so many inputs, products are taken in float64: these are quick, and where inputs nearly depend
+#: on each other float32 costs digits of the solution.
+_NARROW = 1024
+
 
 class CrossMoments:
     """Sums over rows of an input x, a residual r (what is missing in the output) and a target t.
 
-    Products are taken in float32, and added up in float64.
+    Products are added up in float64, and taken in float32 where there are many inputs.
 
     Args:
         groups: separate products.
         inputs: columns of x in one group.
         outputs: columns of r and t in one group.
-        squares: gather second moments of x and products with r; else means alone.
+        squares: gather second moments of x and products with r; else its means alone.
 
     Attributes:
         count: rows.
@@ -39,7 +43,7 @@ class CrossMoments:
         wide = inputs if squares else 0
         self.second = np.zeros((groups, wide, wide))
         self.cross = np.zeros((groups, wide, outputs))
-        self.first = np.zeros((groups, wide))
+        self.first = np.zeros((groups, inputs))
         self.missing = np.zeros((groups, outputs))
         self.energy = np.zeros((groups, outputs))
         self.total = np.zeros((groups, outputs))
@@ -54,7 +58,7 @@ class CrossMoments:
         """Add rows.
 
         Args:
-            x: float32 ``[groups, rows, inputs]``; None where means are enough.
+            x: float32 ``[groups, rows, inputs]``; None where it does not matter.
             residual: float32 ``[groups, rows, outputs]``.
             target: the same.
         """
@@ -66,7 +70,11 @@ class CrossMoments:
         if x is None:
             return
         self.first += x.sum(axis=1, dtype=np.float64)
-        for group, rows in enumerate(x):
+        if not self.second.size:
+            return
+        dtype = np.float64 if x.shape[2] <= _NARROW else np.float32
+        for group, single in enumerate(x):
+            rows = single.astype(dtype, copy=False)
             self.second[group] += rows.T @ rows  # numpy sees the same array twice: half of the work
             self.cross[group] += rows.T @ residual[group]
 

@@ -17,7 +17,7 @@ def divergence(original: Side, *others: Side) -> list[float | None]:
 
     The energy of an output is taken around its mean over all places but those of the last axis; that of
     several outputs is averaged. The samples are those held out. Outputs that are not floats, or of differing
-    shapes, are left out.
+    shapes, or always zero, are left out.
 
     Args:
         original: what is compared with.
@@ -39,7 +39,9 @@ def _relative(ours: list[dict[Tap, Array]], theirs: list[dict[Tap, Array]], taps
         if not all(a.dtype.kind == "f" and a.shape == b.shape for a, b in pairs):
             continue
         difference = sum(float(np.square(b - a, dtype=np.float64).sum()) for a, b in pairs)
-        figures.append(difference / max(_energy([a for a, _ in pairs]), np.finfo(np.float64).tiny))
+        energy = _energy([a for a, _ in pairs])
+        if energy > 0:
+            figures.append(difference / energy)
     return float(np.mean(figures)) if figures else None
 
 

@@ -25,6 +25,9 @@ RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 #: With a mask, the ridge is chosen on so many outputs: each one takes a factorisation of its own.
 _OUTPUTS_FOR_RIDGE = 64
 
+#: A result with less than this share of the target's deviation is constant, and can't be stretched.
+_CONSTANT = 1e-3
+
 #: A residual with less than this share of the target's energy is rounding.
 ROUNDING = 1e-12
 
@@ -90,6 +93,45 @@ def shift(fit: CrossMoments, held: CrossMoments, weight: FloatArray) -> Solution
     intercept = fit.missing / max(1, fit.count)
     after = relative_error(held, None, intercept, weight)
     return Solution(None, intercept, None, before, after)
+
+
+def match(fit: CrossMoments, held: CrossMoments, weight: FloatArray, matrix: FloatArray) -> Solution:
+    """Solve for a factor and an intercept that give each output the mean and the deviation of its target.
+
+    Behind a convolution this does what new statistics of the BatchNormalization that follows would do, or
+    followed before an exporter folded it. The error is the distance of means and deviations.
+
+    Args:
+        fit: rows that are solved for, with the layer's result in the place of the residual.
+        held: the same of rows that it is checked on.
+        weight: as for `reconstruct`.
+        matrix: float64 ``[groups, outputs, inputs]``, the weights.
+    """
+    given, wanted = _deviations(fit)
+    factor = np.divide(wanted, given, out=np.ones_like(given), where=given > _CONSTANT * wanted)
+    change = (factor[:, :, None] - 1) * matrix
+    # the intercept that the layer has is not multiplied, only what it adds to
+    moved = np.einsum("gmn,gn->gm", change, fit.first)
+    intercept = (fit.total - fit.missing - moved) / max(1, fit.count)
+    whole = float((weight**2 * held.spread).sum()) / max(1, held.count)
+    errors = []
+    for scale, push, offset in (
+        (np.ones_like(factor), np.zeros_like(change), 0.0),
+        (factor, change, intercept),
+    ):
+        given, wanted = _deviations(held)
+        means = (held.total - held.missing - np.einsum("gmn,gn->gm", push, held.first)) / max(1, held.count)
+        off = (means - offset) ** 2 + (wanted - scale * given) ** 2
+        errors.append(float((weight**2 * off).sum()) / max(whole, np.finfo(np.float64).tiny))
+    return Solution(change.swapaxes(1, 2), intercept, None, errors[0], errors[1])
+
+
+def _deviations(rows: CrossMoments) -> tuple[FloatArray, FloatArray]:
+    """Return the standard deviations of what is given and of the target, float64 ``[groups, outputs]``."""
+    count = max(1, rows.count)
+    given = rows.energy / count - (rows.missing / count) ** 2
+    wanted = rows.total_energy / count - (rows.total / count) ** 2
+    return np.sqrt(np.maximum(given, 0)), np.sqrt(np.maximum(wanted, 0))
 
 
 def relative_error(

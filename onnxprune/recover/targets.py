@@ -105,29 +105,28 @@ def _through(change: Array, step: Step, shapes: Shapes) -> Array:
     return change.reshape(shapes[step.after]) if step.reshapes else change
 
 
-def ways_ahead(linears: Sequence[Linear]) -> list[list[Step]]:
-    """Return for each layer the steps behind it through which a change of its result can be followed.
-
-    Where the shapes allow it is not checked yet.
-    """
-    return [_steps_behind(linear.node) for linear in linears]
+def values_ahead(linears: Sequence[Linear]) -> list[str]:
+    """Return the names of all values whose shapes `find_targets` asks for."""
+    names = [str(linear.node.outputs[0].name) for linear in linears]
+    return names + [str(node.outputs[0].name) for linear in linears for node, _ in _behind(linear.node)]
 
 
 def find_targets(
     graph: ir.Graph,
     linears: Sequence[Linear],
-    ways: Sequence[Sequence[Step]],
     shapes: Shapes,
     original: Collection[str],
+    *,
+    sums: bool = True,
 ) -> list[Target | None]:
     """Say for each layer what it aims at.
 
     Args:
         graph: of the pruned model, sorted.
         linears: its layers.
-        ways: from `ways_ahead`.
-        shapes: of the results and all values on the ways, for some samples.
+        shapes: of the `values_ahead`, for some samples.
         original: names of the values that the original has.
+        sums: follow results into sums with other computed values.
 
     Returns:
         A target for each layer; None where the original has no value to compare with.
@@ -142,13 +141,15 @@ def find_targets(
     levels = [0] * len(linears)
     for number in place:
         linear = linears[number]
-        allowed = _allowed(linear, ways[number], shapes)
+        allowed = _allowed(linear, shapes)
         steps: list[Step] = []
         best: tuple[Step, ...] | None = () if linear.node.outputs[0].name in original else None
         needs = used = above[number]
         for step in allowed:
             added = 0 if step.other is None else upstream.get(step.other, 0)
-            if any(place[m] >= place[number] for m in _members(added)):
+            if (step.other is not None and not sums) or any(
+                place[m] >= place[number] for m in _members(added)
+            ):
                 break
             needs |= added
             steps.append(step)
@@ -162,10 +163,13 @@ def find_targets(
     return targets
 
 
-def _allowed(linear: Linear, way: Sequence[Step], shapes: Shapes) -> list[Step]:
-    """Return the steps up to the first whose shapes, or factors, leave the form of the layer."""
+def _allowed(linear: Linear, shapes: Shapes) -> list[Step]:
+    """Return the steps behind a layer, as far as a change of its result can be followed."""
     allowed: list[Step] = []
-    for step in way:
+    for node, index in _behind(linear.node):
+        step = _step(node, index, shapes)
+        if step is None:
+            break
         before, after = shapes[step.before], shapes[step.after]
         if step.order is None and not step.reshapes and before != after:
             break
@@ -199,34 +203,43 @@ def gains(linear: Linear, target: Target, shapes: Shapes) -> npt.NDArray[np.floa
 # --- what is behind a layer ---------------------------------------------------------------------------------
 
 
-def _steps_behind(node: ir.Node) -> list[Step]:
-    steps: list[Step] = []
+#: Operators that a change of an input goes through without a change of its kind.
+_FOLLOWED = frozenset(
+    ("Add", "BatchNormalization", "Div", "Dropout", "Flatten", "Identity", "Mul", "Reshape", "Squeeze", "Sub",
+     "Transpose", "Unsqueeze")
+)  # fmt: skip
+
+
+def _behind(node: ir.Node) -> list[tuple[ir.Node, int]]:
+    """Return the nodes behind one, with the input that leads there, as long as each is the only reader."""
+    found = []
     value = node.outputs[0]
     while len(value.uses()) == 1 and not value.is_graph_output():
         (use,) = value.uses()
-        step = _step(use.node, use.idx, value) if use.node.graph is node.graph else None
-        if step is None:
+        known = use.node.domain in ("", "ai.onnx") and use.node.op_type in _FOLLOWED
+        if not known or use.node.graph is not node.graph:
             break
-        steps.append(step)
+        found.append((use.node, use.idx))
         value = use.node.outputs[0]
-    return steps
+    return found
 
 
-def _step(node: ir.Node, index: int, value: ir.Value) -> Step | None:
-    """Return what a node does to its input, None if a change can't be followed through it."""
-    if node.domain not in ("", "ai.onnx") or value.shape is None:
+def _step(node: ir.Node, index: int, shapes: Shapes) -> Step | None:
+    """Return what a node does to an input, None if a change can't be followed through it."""
+    value = node.inputs[index]
+    if value is None:
         return None
     before, after = str(value.name), str(node.outputs[0].name)
+    rank = len(shapes[before])
     if node.op_type in ("Identity", "Dropout") and index == 0:
         return Step(before, after)
     if node.op_type == "Transpose":
-        rank = value.shape.rank()
         order = node.attributes.get_ints("perm", list(reversed(range(rank))))
         return Step(before, after, order=tuple(order))
     if node.op_type in ("Reshape", "Flatten", "Squeeze", "Unsqueeze") and index == 0:
         return Step(before, after, reshapes=True)
     if node.op_type == "BatchNormalization" and index == 0:
-        return _normalized(node, before, after, value.shape.rank())
+        return _normalized(node, before, after, rank)
     if node.op_type in ("Add", "Sub", "Mul", "Div") and len(node.inputs) == 2:
         return _combined(node, index, before, after)
     return None
@@ -257,7 +270,9 @@ def _combined(node: ir.Node, index: int, before: str, after: str) -> Step | None
     if not fixed or (node.op_type == "Div" and index == 1):
         return None
     factor = numbers_of(other)
-    return Step(before, after, factor=factor if node.op_type == "Mul" else 1 / factor)
+    if node.op_type == "Div":
+        factor = np.divide(1, factor, out=np.full_like(factor, np.inf), where=factor != 0)
+    return Step(before, after, factor=factor) if np.isfinite(factor).all() else None
 
 
 def _upstream(graph: ir.Graph, linears: Sequence[Linear]) -> dict[ir.Value, int]:

@@ -25,8 +25,8 @@ from onnxprune.ops.linear import Linear, find_linear
 from onnxprune.ops.weights import other_readers
 from onnxprune.recover.cross_moments import CrossMoments
 from onnxprune.recover.divergence import divergence
-from onnxprune.recover.solve import ROUNDING, Solution, reconstruct, shift
-from onnxprune.recover.targets import Target, find_targets, gains, ways_ahead
+from onnxprune.recover.solve import ROUNDING, Solution, match, reconstruct, shift
+from onnxprune.recover.targets import Target, find_targets, gains, values_ahead
 from onnxprune.recover.write import Writer
 from onnxprune.types import BoolArray, FloatArray, Mask
 
@@ -223,12 +223,10 @@ class _Walk:
             else:
                 self._leave(linear, reason)
         self.writer.know(linears)
-        ways = ways_ahead(usable)
-        names = [str(linear.node.outputs[0].name) for linear in usable]
-        names += [name for way in ways for step in way for name in (step.before, step.after)]
-        shapes = self._shapes(names)
+        shapes = self._shapes(values_ahead(usable))
         known = {str(o.name) for node in self.original.model.graph for o in node.outputs}
-        targets = find_targets(self.writer.working.graph, usable, ways, shapes, known)
+        graph, sums = self.writer.working.graph, self.method != "statistics"
+        targets = find_targets(graph, usable, shapes, known, sums=sums)
         tasks = []
         for number, (linear, target) in enumerate(zip(usable, targets, strict=True)):
             factors = None if target is None else gains(linear, target, shapes)
@@ -349,7 +347,7 @@ class _Rows:
     @property
     def taps(self) -> list[Tap]:
         """What is needed of the pruned model."""
-        x = [self.x_tap] if self.method == "reconstruct" else []
+        x = [] if self.method == "bias" else [self.x_tap]
         return [*x, self.value_tap, *self.shape_taps.values()]
 
     def add(self, number: int, wanted: Array, values: Mapping[Tap, Array]) -> None:
@@ -375,9 +373,11 @@ class _Rows:
             return
         portion = self.samples.portions[number]
         moments = self.parts[portion.held_out]
-        if self.method != "reconstruct":
+        if self.method == "bias":
             moments.add_rows(None, residual, aim)
             return
+        if self.method == "statistics":
+            residual = aim - residual
         windows = linear.windows(values[self.x_tap])
         rows = self._drawn(number, windows.count)
         step = max(64, _CHUNK_BYTES // (4 * linear.groups * linear.inputs))
@@ -406,7 +406,11 @@ class _Rows:
         fit, held = self.parts[False], self.parts[True]
         if self.method == "reconstruct":
             return reconstruct(fit, held, self.task.gains, self.task.support)
-        return shift(fit, held, self.task.gains)
+        if self.method == "bias":
+            return shift(fit, held, self.task.gains)
+        linear = self.task.linear
+        matrix = linear.matrix(linear.found.tensor.numpy()).astype(np.float64)
+        return match(fit, held, self.task.gains, matrix)
 
     def intercept(self, solution: Solution) -> FloatArray:
         """Return the intercept for inputs that are counted from zero."""

@@ -61,7 +61,8 @@ class Writer:
             intercept: float64 ``[groups, outputs]``.
             support: bool ``[groups, inputs, outputs]``, zeros elsewhere stay exactly zero.
         """
-        twins = self._twins[str(linear.node.name)]
+        name = str(linear.node.name)
+        twins = self._twins[name]
         if change is not None:
             first = twins[0]
             stored = first.found.tensor.numpy().astype(np.float64)
@@ -75,9 +76,10 @@ class Writer:
                     twin.found.stored,
                     ir.Tensor(array.astype(old.dtype.numpy()), dtype=old.dtype, name=old.name),
                 )
-        delta = spread(linear, intercept, self._shapes[str(linear.node.name)])
+        delta = spread(linear, intercept, self._shapes[name])
         for twin, biases in zip(twins, self._biases, strict=True):
-            biases.add_to_result(twin.node, delta)
+            rank, dtype = len(self._shapes[name]), twin.found.tensor.dtype
+            biases.add_to_result(twin.node, delta, rank=rank, dtype=dtype)
 
 
 def spread(linear: Linear, intercept: FloatArray, shape: tuple[int, ...]) -> FloatArray:
