@@ -21,7 +21,7 @@ LAYERS = (
     ("activations", "cost", "layerwise", "moments", "runtime"),
     ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "recover", "report",
      "rewrite", "scores", "sensitivity", "verification"),
-    ("layer_planning", "mask_planning", "planning"),
+    ("layer_planning", "mask_planning", "masks_on_data", "planning"),
     ("proving",),
     ("inspection", "pipeline"),
     ("onnxprune",),  # the public API
