@@ -84,12 +84,13 @@ def plan_masks(
 def _check(recipe: Mapping[str, Any], data: Dataset | None) -> None:
     """Refuse options that do not go together, before long work."""
     pattern, score, scope = recipe["pattern"], recipe["score"], recipe["scope"]
-    check_amount(parse_pattern(pattern), recipe.get("amount"))
+    wanted = parse_pattern(pattern)
     for name in ("target_macs", "target_params"):
         if recipe.get(name) is not None:
             raise UsageError(
                 f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount"
             )
+    check_amount(wanted, recipe.get("amount"))
     measured = score in DATA_WEIGHT_SCORERS
     if not measured and score not in WEIGHT_SCORERS:
         known = [*WEIGHT_SCORERS, *DATA_WEIGHT_SCORERS]
@@ -99,7 +100,7 @@ def _check(recipe: Mapping[str, Any], data: Dataset | None) -> None:
         )
     if scope not in SCOPES:
         raise UsageError(f"unknown scope {scope!r}{did_you_mean(scope, SCOPES)}; known: {', '.join(SCOPES)}")
-    if scope == "owl" and parse_pattern(pattern).kind == "N:M":
+    if scope == "owl" and wanted.kind == "N:M":
         raise UsageError(f"pattern {pattern} removes the same share everywhere: leave scope 'owl' out")
     if data is None and measured:
         raise UsageError(f"score {score!r} is measured on samples: give --data calib.npz")
