@@ -30,6 +30,7 @@ from onnxprune.pruning import (
     prune_layers,
     prune_weights,
 )
+from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
 from onnxprune.types import Check, Plan, Report, Skipped
 from onnxprune.verification import verify
 
@@ -140,7 +141,7 @@ def plan(model: ir.Model, **options: Any) -> Plan:
         return plan_layers(model, recipe, samples, seed, watch)[0]
     if recipe["pattern"] in STRUCTURED:
         return plan_channels(model, recipe, samples, seed, watch, setting).plan
-    return plan_masks(model, recipe, samples, seed, watch)
+    return plan_masks(model, recipe, samples, seed, watch)[0]
 
 
 def _samples(data: Dataset | DataReader | str | Path | None) -> Dataset | None:
@@ -159,6 +160,8 @@ _DEFAULTS = {"layers": ("influence", "global")}
 def _recipe(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str, Any]:
     """Return the options that were given, and defaults, as plain JSON values."""
     score, scope = _DEFAULTS.get(options["pattern"], ("l2", "uniform"))
+    if options["score"] in DATA_WEIGHT_SCORERS and options["pattern"] not in (*STRUCTURED, "layers"):
+        scope = "global"
     plain = {
         **options,
         "score": options["score"] or score,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.analyze import Analysis
@@ -25,7 +26,7 @@ from onnxprune.recover import METHODS, Repaired, repair
 from onnxprune.registry import did_you_mean
 from onnxprune.rewrite.depth import remove_branches
 from onnxprune.rewrite.fold import Fold
-from onnxprune.rewrite.mask import apply_masks
+from onnxprune.rewrite.mask import apply_masks, replace_weights
 from onnxprune.round_planning import plan_more_channels, recipes_by_round
 from onnxprune.types import BoolArray, Check, IntArray, Mask, Plan, Report
 
@@ -247,8 +248,8 @@ def prune_weights(
     original = _named(model) if wish.method != "none" else model
     current = original
     for step in recipes_by_round(recipe, wish.rounds):
-        plan = plan_masks(current, step, samples, seed, watch)
-        current = _mask(original, current, plan, samples, wish, watch)
+        plan, weights = plan_masks(current, step, samples, seed, watch)
+        current = _mask(original, current, plan, weights, samples, wish, watch)
     plan = replace(
         plan,
         recipe=dict(recipe),
@@ -263,7 +264,7 @@ def apply_to_weights(
 ) -> PruneResult:
     """Set the weights of a plan to zero."""
     original = _named(model) if wish.method != "none" else model
-    masked = _mask(original, original, plan, samples, wish, watch)
+    masked = _mask(original, original, plan, {}, samples, wish, watch)
     return PruneResult(masked, plan, _report(plan, (), watch))
 
 
@@ -281,10 +282,17 @@ def _copy(model: ir.Model) -> ir.Model:
 
 
 def _mask(
-    original: ir.Model, model: ir.Model, plan: Plan, samples: Dataset | None, wish: Repair, watch: Watch
+    original: ir.Model,
+    model: ir.Model,
+    plan: Plan,
+    weights: Mapping[str, npt.NDArray[Any]],
+    samples: Dataset | None,
+    wish: Repair,
+    watch: Watch,
 ) -> ir.Model:
     masked = _copy(model)
     with watch.stage("mask"):
+        replace_weights(masked, weights)
         apply_masks(masked, plan.masks)
     return _repair(wish, original, masked, {}, Trials(plan.seed, samples), watch, plan.masks)
 

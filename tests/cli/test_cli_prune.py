@@ -286,7 +286,7 @@ def test_heads_on_data(run, saved, tmp_path, calibration):
         ),
         (["--score", "wanda"], "random", 2, "random inputs say nothing"),
         (["--score", "wanda"], "missing.npz", 1, "missing.npz: no such file"),
-        (["--pattern", "2:4"], {}, 2, "pattern '2:4' goes by weights alone"),
+        (["--pattern", "2:4"], {}, 2, "score 'l2' goes by weights alone"),
     ],
 )
 def test_data_that_does_not_fit(run, saved, tmp_path, calibration, arguments, data, status, words):

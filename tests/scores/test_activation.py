@@ -274,7 +274,7 @@ def test_refusals(tmp_path) -> None:  # type: ignore[no-untyped-def]
             run(model, amount=0.5, score="wnda", data=data)
         with pytest.raises(UsageError, match="random inputs say nothing about what matters"):
             run(model, amount=0.5, score="wanda", data="random")
-        with pytest.raises(UsageError, match="pattern '2:4' goes by weights alone"):
+        with pytest.raises(UsageError, match="score 'l2' goes by weights alone"):
             run(model, pattern="2:4", score="l1", data=data)
         with pytest.raises(DataError, match="no such file"):
             run(model, amount=0.5, score="wanda", data=tmp_path / "missing.npz")
