@@ -69,10 +69,11 @@ def test_a_filter_amid_the_others_goes_before_a_smaller_one():
     assert values.argmax() == 5
 
 
-def test_equal_filters_with_a_large_mean_are_no_distance_apart():
-    """The products of numbers near 1000 have no digits left for differences of a millionth."""
-    weights = np.full((6, 50), 1000.0, np.float32)
-    weights[0, 0] += 0.5
+def test_small_distances_between_large_filters():
+    """The products of these filters have no digits left for what they differ by."""
+    weights = np.full((6, 50), 12345.678, np.float32)
+    weights[0, 0] = np.nextafter(weights[0, 0], np.float32(np.inf))
+    apart = float(weights[0, 0]) - float(weights[1, 0])
     model = graph(
         "h = Gemm<transB=1>(x, w1)\n r = Relu(h)\n y = Gemm(r, w2)",
         inputs="float[N,50] x",
@@ -80,7 +81,7 @@ def test_equal_filters_with_a_large_mean_are_no_distance_apart():
     )
     _, _, found = scored(model, "fpgm")
     (values,) = found.values()
-    np.testing.assert_allclose(values, [2.5, *[0.5] * 5], rtol=1e-9)
+    np.testing.assert_allclose(values, [5 * apart, *[apart] * 5], rtol=1e-6)
 
 
 def test_places_of_channels():
