@@ -138,7 +138,10 @@ def plan_channels(
             removed = {choice.group.name: choice.removed for choice in choices}
             left = cost_after(analysis, removed)
         if not any(len(numbers) for numbers in removed.values()):
-            reasons = [f"{choice.group.name}: {choice.skipped}" for choice in choices]
+            told = sorted(choices, key=lambda choice: choice.group.name not in scores.unmeasured)
+            reasons = [
+                f"{choice.group.name}: {choice.skipped}" for choice in told
+            ]  # what can be helped first
             raise NothingToPrune(_nothing(recipe["pattern"], reasons), reasons)
         with watch.stage("digest"):
             decision = Plan(

@@ -96,28 +96,19 @@ class Scores:
         channels: float64 [channel] by group name.
         data_digest: sha256 of the calibration data the scores depend on, None for scores from weights alone.
         unmeasured: why a group has no figures, by group name.
-        comparable: figures of different groups compare as they are; relative to their group's mean otherwise.
     """
 
     scorer: str
     channels: Mapping[str, FloatArray]
     data_digest: str | None = None
     unmeasured: Mapping[str, str] = field(default_factory=dict)
-    comparable: bool = False
 
     @classmethod
-    def of(
-        cls,
-        scorer: str,
-        found: Mapping[str, FloatArray | str],
-        data_digest: str | None = None,
-        *,
-        comparable: bool = False,
-    ) -> Scores:
+    def of(cls, scorer: str, found: Mapping[str, FloatArray | str], data_digest: str | None = None) -> Scores:
         """Sort what a scorer found into figures, and reasons why a group has none."""
         figures = {name: value for name, value in found.items() if not isinstance(value, str)}
         reasons = {name: value for name, value in found.items() if isinstance(value, str)}
-        return cls(scorer, figures, data_digest, reasons, comparable)
+        return cls(scorer, figures, data_digest, reasons)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.activations import feeds_by_batch
-from onnxprune.errors import DataError, UsageError
+from onnxprune.errors import DataError, LimitMissed, UsageError
 from onnxprune.messages import quoted
 from onnxprune.model.float32 import in_float32
 from onnxprune.model.names import Names
@@ -22,6 +22,9 @@ from onnxprune.types import ChannelGroup, FloatArray
 #: Every channel costs a run for each batch.
 MOST_CHANNELS = 4096
 
+#: Outputs of one batch that are held at once, in float64: expected, as they came, found, and differences.
+_HELD = 5
+
 
 def change_of_outputs(subject: Subject) -> Mapping[str, FloatArray]:
     """score[c] = sum over outputs of |y(without c) - y|**2 / |y|**2, over all samples
@@ -29,11 +32,13 @@ def change_of_outputs(subject: Subject) -> Mapping[str, FloatArray]:
     A channel is taken out as a cut takes it out: every sum over it runs on zeros in its places. This is the
     forward-only counterpart of the gradients of Michel et al. 2019, "Are Sixteen Heads Really Better than
     One?": measured instead of extrapolated, without labels, at one run for each channel and batch. Channels
-    are taken out one at a time, so two that do the same both look dispensable.
+    are taken out one at a time, so two that do the same both look dispensable. Batches are made smaller where
+    their outputs would exceed ``subject.limit_bytes``.
 
     Raises:
         UsageError: there are more than `MOST_CHANNELS` channels.
         DataError: the data does not fit the model, or makes it compute what is not finite.
+        LimitMissed: the outputs of a single sample (or fixed batch) exceed the limit.
     """
     masked = _Masked.of(subject)
     trials = [(group, channel) for group in masked.groups for channel in range(group.size)]
@@ -47,7 +52,8 @@ def change_of_outputs(subject: Subject) -> Mapping[str, FloatArray]:
     lost = {group.name: np.zeros((group.size, len(masked.outputs))) for group in masked.groups}
     whole = np.zeros(len(masked.outputs))
     session = open_session(masked.model)
-    batches = list(feeds_by_batch(subject.model, subject.data, batch=subject.batch))
+    size = _batch_within_limit(masked, session, subject)
+    batches = list(feeds_by_batch(subject.model, subject.data, batch=size))
     for done, (_, feeds) in enumerate(batches):
         reference = masked.run(session, feeds, None, 0, subject)
         whole += [float(np.square(output).sum()) for output in reference]
@@ -60,6 +66,19 @@ def change_of_outputs(subject: Subject) -> Mapping[str, FloatArray]:
             if subject.progress is not None:
                 subject.progress((done + number / len(trials)) / len(batches))
     return {name: (figures / np.where(whole > 0, whole, 1)).sum(axis=1) for name, figures in lost.items()}
+
+
+def _batch_within_limit(masked: _Masked, session: Session, subject: Subject) -> int:
+    """Return the samples of one run."""
+    _, feeds = next(iter(feeds_by_batch(subject.model, subject.data, batch=1)))
+    outputs = masked.run(session, feeds, None, 0, subject)
+    needed = _HELD * sum(output.nbytes for output in outputs)
+    if needed > subject.limit_bytes:
+        raise LimitMissed(
+            f"the outputs of one batch take {needed} bytes, more than the limit of {subject.limit_bytes}; "
+            "raise the limit to that"
+        )
+    return max(1, min(subject.batch, subject.limit_bytes // max(1, needed)))
 
 
 @dataclass(frozen=True, slots=True)

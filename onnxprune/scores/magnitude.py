@@ -18,9 +18,6 @@ ChannelScorer = Callable[[ir.Model, Iterable[ChannelGroup], int], Mapping[str, F
 
 CHANNEL_SCORERS: Registry[ChannelScorer] = Registry("score")
 
-#: Scores that are made to be compared between groups as they are.
-_COMPARABLE = frozenset({"lamp"})
-
 
 def score(model: ir.Model, groups: Iterable[ChannelGroup], scorer: str = "l2", *, seed: int = 0) -> Scores:
     """Return the importance of every channel of every group that is not frozen.
@@ -36,7 +33,7 @@ def score(model: ir.Model, groups: Iterable[ChannelGroup], scorer: str = "l2", *
     """
     open_groups = [group for group in groups if group.frozen is None]
     found = CHANNEL_SCORERS.get(scorer)(model, open_groups, seed)
-    return Scores.of(scorer, found, comparable=scorer in _COMPARABLE)
+    return Scores.of(scorer, found)
 
 
 @CHANNEL_SCORERS.register("l2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from onnxprune.registry import Registry
-from onnxprune.scores import ablation, activation
+from onnxprune.scores import ablation, activation, refit
 from onnxprune.scores.subject import Subject
 from onnxprune.types import FloatArray, Scores
 
@@ -16,6 +16,7 @@ DataScorer = Callable[[Subject], Mapping[str, FloatArray | str]]
 DATA_SCORERS: Registry[DataScorer] = Registry("score")
 DATA_SCORERS.register("activation")(activation.energy)
 DATA_SCORERS.register("wanda")(activation.weighted_energy)
+DATA_SCORERS.register("obs")(refit.loss_after_refit)
 DATA_SCORERS.register("ablation")(ablation.change_of_outputs)
 
 

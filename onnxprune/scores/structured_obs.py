@@ -24,6 +24,9 @@ from onnxprune.types import BoolArray, FloatArray, IntArray
 #: Channels of wide layers go in about this many rounds; up to twice as many channels go one by one.
 ROUNDS = 64
 
+#: Fewer channels than this do not gain from going together.
+_FEW = 2
+
 #: Rows of an inverse that are downdated at a time, so that no second matrix of its size is held.
 _TILE = 1024
 
@@ -107,11 +110,11 @@ def removal_order(layers: Sequence[Layer], size: int, *, rounds: int = ROUNDS) -
     """Return the channels in the order in which they are missed least, and what each one's removal loses.
 
     Losses of several layers add up. Up to ``2 * rounds`` channels go one by one, each the one with the least
-    loss now that those before it are gone. Of more, the weakest ``size // rounds`` are taken out in each
-    round: they are ordered among themselves exactly as one by one, and their losses are exact, but a channel
-    outside of them that one of the removals makes dispensable waits for the next round.
+    loss now that those before it are gone. Of more, ``size // rounds`` go in each round, one by one among
+    twice as many that are weakest at its start. Their losses are exact; what is approximated is the order: a
+    channel outside of these that one of the removals makes dispensable waits for the next round.
 
-    Takes ``O(n^3 + n^2 o)`` operations for n inputs and o outputs, nearly all in matrix products.
+    Takes O(n^3 + n^2 o) operations for n inputs and o outputs, nearly all in matrix products.
 
     Args:
         layers: all that sum over the channels; they are used up.
@@ -121,27 +124,47 @@ def removal_order(layers: Sequence[Layer], size: int, *, rounds: int = ROUNDS) -
     Returns:
         int32 [size] and float64 [size], both in order of removal. The last loss is that of having none left.
     """
+    at_once = size // rounds
+    if at_once < _FEW:
+        return _one_by_one(layers, size, size)
     order: list[IntArray] = []
     lost: list[FloatArray] = []
     left = np.arange(size, dtype=np.int32)
     inputs = [np.ones(len(layer.inverse), dtype=np.bool_) for layer in layers]
-    at_once = max(1, size // rounds)
     while len(left):
-        losses = np.sum([layer.losses(left) for layer in layers], axis=0)
-        weakest = np.argsort(losses, kind="stable")[:at_once]
-        chosen, their_losses = left[weakest], losses[weakest]
-        if len(chosen) > 1:
-            inner, their_losses = removal_order(
-                [layer.part(chosen) for layer in layers], len(chosen), rounds=len(chosen)
-            )
-            chosen = chosen[inner]
-        order.append(chosen)
-        lost.append(their_losses)
-        left = left[~np.isin(left, chosen)]
+        weakest = left[np.argsort(_total(layers, left), kind="stable")[: 2 * at_once]]
+        parts = [layer.part(weakest) for layer in layers]
+        inner, losses = _one_by_one(parts, len(weakest), at_once)
+        order.append(weakest[inner])
+        lost.append(losses)
+        left = left[~np.isin(left, order[-1])]
         if len(left):
             for number, layer in enumerate(layers):
-                inputs[number] = _remove(layer, chosen, inputs[number])
-    return np.concatenate(order), np.maximum(np.concatenate(lost), 0.0)
+                inputs[number] = _remove(layer, order[-1], inputs[number])
+    return np.concatenate(order), np.concatenate(lost)
+
+
+def _one_by_one(layers: Sequence[Layer], size: int, count: int) -> tuple[IntArray, FloatArray]:
+    """Return the first ``count`` channels in exact order, and what the removal of each one loses."""
+    order = np.zeros(min(count, size), dtype=np.int32)
+    lost = np.zeros(len(order))
+    left = np.arange(size, dtype=np.int32)
+    inputs = [np.ones(len(layer.inverse), dtype=np.bool_) for layer in layers]
+    for step in range(len(order)):
+        losses = _total(layers, left)
+        weakest = int(np.argmin(losses))
+        order[step], lost[step] = left[weakest], losses[weakest]
+        left = np.delete(left, weakest)
+        if step + 1 < len(order):
+            for number, layer in enumerate(layers):
+                inputs[number] = _remove(layer, order[step : step + 1], inputs[number])
+    return order, lost
+
+
+def _total(layers: Sequence[Layer], channels: IntArray) -> FloatArray:
+    """Return float64 [channels]: what all layers lose without each one; rounding makes no loss negative."""
+    losses = np.sum([layer.losses(channels) for layer in layers], axis=0)
+    return np.asarray(np.maximum(losses, 0.0))
 
 
 def rising(order: IntArray, losses: FloatArray) -> FloatArray:

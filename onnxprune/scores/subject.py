@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.activations import BATCH
+from onnxprune.activations import BATCH, LIMIT_BYTES
 from onnxprune.data import Dataset
 from onnxprune.model.shapes import graph_inputs
 from onnxprune.ops.channels import Channels, Contraction
@@ -30,6 +30,7 @@ class Subject:
         data: samples that fit the model.
         batch: samples of one run, where the model's first axis is symbolic.
         progress: called after every run with the share that is done, in (0, 1].
+        limit_bytes: of what is held beside the model: values that leave a run, and second moments.
     """
 
     model: ir.Model
@@ -39,6 +40,7 @@ class Subject:
     data: Dataset
     batch: int = BATCH
     progress: Callable[[float], None] | None = None
+    limit_bytes: int = LIMIT_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,20 @@ def test_global_does_not_depend_on_the_scale_of_a_group() -> None:
     assert removed(first) == removed(second)
 
 
+def test_global_takes_scores_as_shares_of_the_greatest() -> None:
+    """By shares of the mean, the weakest of b would go before the third of a."""
+    groups = [group("a", 4), group("b", 4)]
+    scores = Scores("t", {"a": np.array([1.0, 1, 2, 10]), "b": np.array([0.5, 2, 2, 2])})
+    choices = choose_channels(groups, scores, Options("global", align=1, floor=0), amount=3 / 8)
+    assert removed(choices) == {"a": [0, 1, 2], "b": []}
+
+
+def test_a_target_for_groups_that_all_stay_is_left_to_the_caller() -> None:
+    a = group("a", 16, frozen="because")
+    (choice,) = choose_channels([a], rising(a), FREE, budget=Budget("macs", 0.5), cost=share_of([a]))
+    assert (len(choice.removed), choice.skipped) == (0, "because")
+
+
 def test_global_with_scores_of_zero() -> None:
     groups = [group("a", 8), group("b", 8)]
     scores = Scores("t", {"a": np.zeros(8), "b": np.arange(8.0)})
@@ -232,7 +246,7 @@ def test_a_target_beyond_the_floors_is_missed() -> None:
         (FREE, {"amount": -0.1}, r"\[0, 1\)"),
         (FREE, {"amount": float("nan")}, r"\[0, 1\)"),
         (FREE, {"budget": Budget("macs", 0.5)}, "needs a cost"),
-        (Options("local"), {"amount": 0.5}, "unknown scope 'local'; known: uniform, global"),
+        (Options("local"), {"amount": 0.5}, "unknown scope 'local'; known: uniform, global, isomorphic"),
     ],
 )
 def test_errors(options: Options, how: dict[str, object], message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -13,7 +15,7 @@ from generated import generated_model
 from onnxprune import plan
 from onnxprune.analyze import analyze
 from onnxprune.data import Dataset
-from onnxprune.errors import DataError, UsageError
+from onnxprune.errors import DataError, LimitMissed, UsageError
 from onnxprune.rewrite.twin import make_twin
 from onnxprune.runtime import open_session, random_feeds
 from onnxprune.scores import ablation
@@ -127,3 +129,30 @@ def test_progress_ends_at_one() -> None:
     assert shares == sorted(shares)
     assert len(shares) == 2 * 64
     assert shares[-1] == 1
+
+
+@pytest.mark.parametrize(("samples_per_run", "most"), [(1.0, 1), (3.2, 3), (1000, 4)])
+def test_batches_shrink_to_the_limit(
+    samples_per_run: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four outputs of eight bytes, five arrays of them at once."""
+    subject = subject_of(ir.from_proto(small_models.mlp(width=6)), samples=11, batch=4)
+    whole = ablation.change_of_outputs(subject)
+    sizes = []
+    feeds_by_batch = ablation.feeds_by_batch
+
+    def watched(*arguments: object, batch: int) -> object:
+        sizes.append(batch)
+        return feeds_by_batch(*arguments, batch=batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ablation, "feeds_by_batch", watched)
+    limited = replace(subject, limit_bytes=int(samples_per_run * 4 * 8 * 5))
+    for name, values in ablation.change_of_outputs(limited).items():
+        np.testing.assert_allclose(values, whole[name], rtol=1e-5)
+    assert sizes[-1] == most
+
+
+def test_a_limit_below_one_sample_is_missed() -> None:
+    subject = subject_of(ir.from_proto(small_models.mlp(width=6)))
+    with pytest.raises(LimitMissed, match="outputs of one batch take 160 bytes, more than the limit of 159"):
+        ablation.change_of_outputs(replace(subject, limit_bytes=159))
