@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import PruneResult, apply_plan, plan, prune, save_pruned
     from onnxprune.plans import load_plan, save_plan
     from onnxprune.scores.magnitude import score
+    from onnxprune.survey import Sensitivity, measure_sensitivity
     from onnxprune.verification import verify
 
 #: Every public name, and the module it lives in.
 _HOMES = {
     "PruneResult": "onnxprune.pipeline",
+    "Sensitivity": "onnxprune.survey",
     "apply_plan": "onnxprune.pipeline",
     "benchmark": "onnxprune.measure.latency",
     "find_groups": "onnxprune.analyze",
@@ -38,6 +40,7 @@ _HOMES = {
     "load": "onnxprune.model.io",
     "load_data": "onnxprune.data",
     "load_plan": "onnxprune.plans",
+    "measure_sensitivity": "onnxprune.survey",
     "plan": "onnxprune.pipeline",
     "prune": "onnxprune.pipeline",
     "save": "onnxprune.model.io",
@@ -50,6 +53,7 @@ _HOMES = {
 
 __all__ = [
     "PruneResult",
+    "Sensitivity",
     "apply_plan",
     "benchmark",
     "find_groups",
@@ -57,6 +61,7 @@ __all__ = [
     "load",
     "load_data",
     "load_plan",
+    "measure_sensitivity",
     "plan",
     "prune",
     "save",

@@ -37,6 +37,7 @@ CONFINED = {
     "onnxruntime": ("runtime",),
     "click": ("onnxprune_cli",),
     "rich": ("onnxprune_cli", "report"),
+    "matplotlib": ("report",),
     "pydantic": ("plans",),
 }
 

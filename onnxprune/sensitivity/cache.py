@@ -90,7 +90,11 @@ def _parse(text: bytes, key: str) -> Outcome | None:
         return None
     found = {name: entry.get(name) for name in ("metric", "loss", "top1")}
     metric, loss, top1 = found.values()
-    if not isinstance(metric, str) or not isinstance(loss, float) or not isinstance(top1, (float, type(None))):
+    if (
+        not isinstance(metric, str)
+        or not isinstance(loss, float)
+        or not isinstance(top1, (float, type(None)))
+    ):
         return None
     if not math.isfinite(loss) or not math.isfinite(top1 or 0.0):
         return None
