@@ -31,8 +31,8 @@ def sensitivity_report(
     """Return the report of a survey.
 
     Args:
-        rows: of all trials: ``group``, ``size``, ``removed``, ``removed_share``, ``increase`` (of the loss, or
-            None where the trial failed) and more.
+        rows: of all trials: ``group``, ``size``, ``removed``, ``removed_share``, ``increase`` (of the loss,
+            or None where the trial failed) and more.
         kinds: what each group is.
         metric: name of the loss.
         whole: ``loss`` of the model as it is, and ``top1_share``, which may be None.
