@@ -55,6 +55,7 @@ def each_batch(
     *,
     batch: int = BATCH,
     limit_bytes: int = LIMIT_BYTES,
+    reserved_bytes: int = 0,
     threads: int = 1,
     progress: Callable[[float], None] | None = None,
 ) -> Iterator[Tapped]:
@@ -75,6 +76,7 @@ def each_batch(
         data: the samples; labels and segments are not fed.
         batch: samples of one run, where the model's first axis is symbolic.
         limit_bytes: of all values that leave one run.
+        reserved_bytes: what the caller itself holds of that.
         threads: of one operator; 0 for one per core.
         progress: called after every run with the share that is done, in (0, 1].
 
@@ -87,16 +89,18 @@ def each_batch(
     size, whole = _batch_size(model, data, batch)
     work = in_float32(model)
     bytes_of = _measure(work, bundles, data, size, threads)
-    while max(map(bytes_of, bundles), default=0) > limit_bytes:
+    room = limit_bytes - reserved_bytes
+    while max(map(bytes_of, bundles), default=0) > room:
         largest = max(bundles, key=bytes_of)
         if size == 1 or whole:
+            held = f" beside {reserved_bytes} for what is kept" if reserved_bytes else ""
             raise LimitMissed(
-                f"{quoted(largest[0])} takes {bytes_of(largest)} bytes in a batch of {size}, more than the "
-                f"limit of {limit_bytes}; raise the limit to that"
+                f"{quoted(largest[0])} takes {bytes_of(largest)} bytes in a batch of {size}{held}, more than "
+                f"the limit of {limit_bytes}; raise the limit to {bytes_of(largest) + reserved_bytes}"
             )
-        size = max(1, min(size - 1, size * limit_bytes // bytes_of(largest)))
+        size = max(1, min(size - 1, size * room // bytes_of(largest)))
         bytes_of = _measure(work, bundles, data, size, threads)
-    shares = list(_passes(bundles, bytes_of, limit_bytes))
+    shares = list(_passes(bundles, bytes_of, room))
     return _run_all(work, bundles, shares, data, size, whole, threads, progress)
 
 

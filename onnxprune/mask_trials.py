@@ -16,8 +16,8 @@ from onnxprune.sensitivity.trials import Trial
 from onnxprune.types import Curve, Mask
 from onnxprune.workbench import Masker
 
-#: From the share of weights to remove, by tensor, to masks; tensors that can't lose so much are absent.
-MasksAt: TypeAlias = Callable[[Mapping[str, float]], Mapping[str, Mask]]
+#: From the share of weights to remove from every tensor to masks; what can't lose so much is absent.
+MasksAt: TypeAlias = Callable[[float], Mapping[str, Mask]]
 
 #: Shares of a tensor that an allocation chooses from.
 _STEP = 0.02
@@ -25,7 +25,6 @@ _STEP = 0.02
 
 def measure_masks(
     model: ir.Model,
-    tensors: Sequence[str],
     masks_at: MasksAt,
     amounts: Sequence[float],
     data: Dataset,
@@ -38,7 +37,6 @@ def measure_masks(
 
     Args:
         model: not changed.
-        tensors: names of those to try.
         masks_at: which weights stay.
         amounts: shares of each tensor.
         data: samples, with labels or without.
@@ -49,10 +47,10 @@ def measure_masks(
     Raises:
         UsageError, DataError, RuntimeFailure, OutputError: as `run_trials`.
     """
-    found: dict[str, dict[int, Mask]] = {name: {} for name in tensors}
-    for amount in sorted(set(amounts)):
-        for name, mask in masks_at(dict.fromkeys(tensors, amount)).items():
-            found[name].setdefault(mask.size - mask.kept, mask)
+    found: dict[str, dict[int, Mask]] = {}
+    for amount in sorted(set(amounts), reverse=True):  # the largest names all tensors, in their order
+        for name, mask in masks_at(amount).items():
+            found.setdefault(name, {}).setdefault(mask.size - mask.kept, mask)
     trials = [
         Trial(name, mask.size, removed, mask=mask)
         for name, masks in found.items()
@@ -66,7 +64,8 @@ def share_out(curves: Mapping[str, Curve], amount: float) -> dict[str, float]:
     """Return the share of each tensor to remove such that ``amount`` of all weights goes, at the least loss.
 
     Args:
-        curves: by tensor. What lies beyond the last amount that was measured is not used.
+        curves: by tensor. What lies beyond the last amount that was measured is not used, so that of a very
+            large amount less may go.
         amount: share of all weights of these tensors.
     """
     menus = [
@@ -74,4 +73,4 @@ def share_out(curves: Mapping[str, Curve], amount: float) -> dict[str, float]:
         for curve in curves.values()
     ]
     counts = meet_amount(menus, amount * sum(curve.size for curve in curves.values()))
-    return {name: count / curves[name].size for name, count in counts.items() if count}
+    return {name: count / curves[name].size for name, count in counts.items()}

@@ -14,6 +14,9 @@ from onnxprune.types import BoolArray, FloatArray
 
 NumberArray: TypeAlias = npt.NDArray[Any]
 
+#: Scores that give a masked tensor new weights in the places that are not zero.
+REWRITING_SCORES = frozenset({"obs"})
+
 #: Longest run of N:M and longest side of a block: far beyond any hardware, small enough to be a typing error.
 LIMIT = 1024
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxprune.analyze import Analysis
 from onnxprune.curves import trial_setting
@@ -25,7 +26,8 @@ from onnxprune.plans import save_plan
 from onnxprune.proving import Trials, make_cut, prove_cut, prove_layers
 from onnxprune.rewrite.depth import remove_branches
 from onnxprune.rewrite.fold import Fold
-from onnxprune.rewrite.mask import apply_masks
+from onnxprune.rewrite.mask import apply_masks, replace_weights
+from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
 from onnxprune.types import Check, Plan, Report
 from onnxprune.verification import verify
 
@@ -117,11 +119,12 @@ def prune(
     if pattern == "layers":
         decision, layers = plan_layers(model, recipe, samples, seed, watch)
         return _remove_and_prove(decision, layers, samples, watch)
+    setting = trial_setting(cache, jobs)
     if pattern in STRUCTURED:
-        setting = trial_setting(cache, jobs)
         decision, analysis, sums = plan_channels(model, recipe, samples, seed, watch, setting)
         return _cut_and_prove(decision, analysis, sums, samples, watch)
-    return _mask(model, plan_masks(model, recipe, samples, seed, watch), watch)
+    decision, weights = plan_masks(model, recipe, samples, seed, watch, setting)
+    return _mask(model, decision, watch, weights)
 
 
 def plan(model: ir.Model, **options: Any) -> Plan:
@@ -144,7 +147,7 @@ def plan(model: ir.Model, **options: Any) -> Plan:
         return plan_layers(model, recipe, samples, seed, watch)[0]
     if recipe["pattern"] in STRUCTURED:
         return plan_channels(model, recipe, samples, seed, watch, setting)[0]
-    return plan_masks(model, recipe, samples, seed, watch)
+    return plan_masks(model, recipe, samples, seed, watch, setting)[0]
 
 
 def _samples(data: Dataset | DataReader | str | Path | None) -> Dataset | None:
@@ -160,6 +163,8 @@ _DEFAULTS = {"layers": ("influence", "global")}
 def _recipe(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str, Any]:
     """Return the options that were given, and defaults, as plain JSON values."""
     score, scope = _DEFAULTS.get(options["pattern"], ("l2", "uniform"))
+    if options["score"] in DATA_WEIGHT_SCORERS and options["pattern"] not in (*STRUCTURED, "layers"):
+        scope = "global"
     plain = {
         **options,
         "score": options["score"] or score,
@@ -293,10 +298,13 @@ def _remove_and_prove(plan: Plan, layers: Layers, samples: Dataset | None, watch
     return PruneResult(pruned, plan, _report(plan, checks, watch))
 
 
-def _mask(model: ir.Model, plan: Plan, watch: Watch) -> PruneResult:
+def _mask(
+    model: ir.Model, plan: Plan, watch: Watch, weights: Mapping[str, NDArray[Any]] | None = None
+) -> PruneResult:
     copy = model.clone()
     copy.meta.update(model.meta)
     with watch.stage("mask"):
+        replace_weights(copy, weights or {})
         apply_masks(copy, plan.masks)
     return PruneResult(copy, plan, _report(plan, (), watch))
 

@@ -10,11 +10,11 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune.allocate.channels import reason_to_skip
-from onnxprune.allocate.masks import choose_masks
 from onnxprune.channel_trials import measure_channels
 from onnxprune.curves import AMOUNTS, Measured, Setting, check_amounts, curve_rows, trial_setting
 from onnxprune.data import DataReader, Dataset, load_data
 from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.mask_planning import check_weight_score, masks_for
 from onnxprune.mask_trials import measure_masks
 from onnxprune.model.io import load
 from onnxprune.ops.sums import Sums
@@ -32,7 +32,6 @@ from onnxprune.planning import (
     unused_samples,
 )
 from onnxprune.report.sensitivity import sensitivity_report
-from onnxprune.scores.weights import WEIGHT_SCORERS
 from onnxprune.types import Curve, Mask, Report, Skipped
 
 
@@ -193,28 +192,23 @@ def _try_channels(job: _Job) -> _Tried:
 def _try_tensors(job: _Job) -> _Tried:
     recipe, watch = job.recipe, job.watch
     pattern = parse_pattern(recipe["pattern"])
-    amounts = [1 - pattern.keep / pattern.run] if pattern.kind == "N:M" else list(job.amounts)
-    scorer = WEIGHT_SCORERS.get(recipe["score"])
+    runs = pattern.kind == "N:M"
+    amounts = [1 - pattern.keep / pattern.run] if runs else list(job.amounts)
+    check_weight_score(recipe["score"])
     skipped: list[Skipped] = []
     with watch.stage("find weights"):
         uses, unreachable = find_weights(job.model)
 
-    def masks_at(shares: Mapping[str, float]) -> Mapping[str, Mask]:
-        (share,) = set(shares.values()) or {amounts[0]}
-        masks, left_alone = choose_masks(
-            job.model, [use for use in uses if use.tensor in shares], pattern=recipe["pattern"],
-            amount=None if pattern.kind == "N:M" else share, scorer=scorer, seed=job.seed,
-            protect=recipe["protect"],
-        )  # fmt: skip
-        skipped[:] = left_alone  # of the largest amount in the end
-        return masks
+    def masks_at(amount: float) -> Mapping[str, Mask]:
+        found = masks_for(job.model, uses, {**recipe, "amount": None if runs else amount}, job.data, job.seed)
+        if amount == max(amounts):
+            skipped.extend(found.skipped)
+        return found.masks
 
-    tensors = list(dict.fromkeys(use.tensor for use in uses))
     with watch.stage("trials"):
         measured = measure_masks(
-            job.model, tensors, masks_at, amounts, job.data, job.setting,
-            path=job.path, progress=watch.progress,
-        )  # fmt: skip
+            job.model, masks_at, amounts, job.data, job.setting, path=job.path, progress=watch.progress
+        )
     names = {name for use in uses for name in (use.tensor, use.consumer)}
     skipped += [*unreachable, *unmatched(recipe, names)]
     kinds = {use.tensor: use.op_type for use in uses}

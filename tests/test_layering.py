@@ -21,7 +21,8 @@ LAYERS = (
     ("activations", "cost", "layerwise", "moments", "runtime"),
     ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "recover", "report",
      "rewrite", "scores", "sensitivity", "verification"),
-    ("channel_trials", "curves", "layer_planning", "mask_planning", "planning", "workbench"),
+    ("channel_trials", "curves", "layer_planning", "mask_planning", "mask_trials", "masks_on_data",
+     "planning", "workbench"),
     ("proving",),
     ("inspection", "pipeline", "survey"),
     ("onnxprune",),  # the public API

@@ -7,7 +7,7 @@ first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -21,13 +21,21 @@ from onnxprune.errors import ModelError, PlanError, UsageError
 from onnxprune.model.streaming import read_pieces
 from onnxprune.ops.weights import FoundWeight, locate_weights, other_readers
 from onnxprune.patterns import Pattern, as_matrices, block_sums, parse_pattern, spread_blocks
+from onnxprune.registry import did_you_mean
 from onnxprune.types import BoolArray, Mask, Skipped, WeightUse
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 Array: TypeAlias = npt.NDArray[Any]
-Scope: TypeAlias = Literal["uniform", "global"]
+Scope: TypeAlias = Literal["uniform", "global", "owl", "sensitivity"]
+
+#: How much each tensor gives: the same share, whatever lies below one threshold, less where outliers are, or
+#: what costs least by trials.
+SCOPES = ("uniform", "global", "owl", "sensitivity")
+
+#: Why a tensor without zeros has no mask.
+NOTHING_GOES = "no weight of it is among those that go"
 
 #: Types whose weights are scored; all but the last are exact in float32.
 _SCORED_TYPES = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
@@ -40,8 +48,8 @@ class WeightScorer(Protocol):
     """What scores single weights: see ``score.weights``."""
 
     @property
-    def start(self) -> Callable[[str, int], Callable[[Array], Array]]:
-        """(tensor name, seed) -> the scorer of that tensor's pieces, in order."""
+    def start(self) -> Callable[[str, int, Callable[[], Iterator[Array]]], Callable[[Array], Array]]:
+        """(tensor name, seed, reads its pieces) -> the scorer of that tensor's pieces, in order."""
 
     @property
     def power(self) -> float:
@@ -74,11 +82,15 @@ class _Candidate:
         Raises:
             ModelError: a weight is not a finite number.
         """
-        score = self.scorer.start(self.name, self.seed)
+        score = self.scorer.start(self.name, self.seed, self._read)
+        for piece in self._read():
+            yield score(piece), None
+
+    def _read(self) -> Iterator[Array]:
         start = 0
         for piece in read_pieces(self.weight.tensor):
-            _check_finite(piece, start, self.name, self.weight.shape)
-            yield score(piece), None
+            check_finite(piece, start, self.name, self.weight.shape)
+            yield piece
             start += piece.size
 
     def scores(self) -> Array:
@@ -101,6 +113,7 @@ def choose_masks(
     scope: Scope = "uniform",
     seed: int = 0,
     protect: Sequence[str] = (),
+    shares: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Mask], list[Skipped]]:
     """Choose which weights become zero.
 
@@ -112,9 +125,10 @@ def choose_masks(
             at the edges are smaller, and all compete by their mean.
         amount: share of the weights to remove, in (0, 1); None for N:M, which says it itself.
         scorer: which weights matter.
-        scope: the same share of every tensor, or the lowest of all tensors together.
+        scope: the same share of every tensor, the lowest of all tensors together, or ``shares``.
         seed: for scores that draw at random.
         protect: patterns (``*``, ``?``) of tensor or consumer names that are left alone.
+        shares: what single tensors give instead of the amount, each for itself.
 
     Returns:
         Masks by tensor name, and the tensors that were left alone with the reasons.
@@ -125,24 +139,30 @@ def choose_masks(
         ModelError: a weight is NaN or infinite, or a file can't be read.
     """
     wanted = parse_pattern(pattern)
-    share = _check_amount(wanted, amount)
-    if scope not in ("uniform", "global"):
-        raise UsageError(f"unknown scope {scope!r}; known: uniform, global")
-    weights, skipped = _select(model, uses, wanted, protect)
-    candidates = [_Candidate(weight, scorer, seed) for weight in weights]
+    share = check_amount(wanted, amount)
+    if scope not in SCOPES:
+        raise UsageError(f"unknown scope {scope!r}{did_you_mean(scope, SCOPES)}; known: {', '.join(SCOPES)}")
+    weights, skipped = select_weights(model, uses, wanted, protect)
+    candidates = [_Candidate(found[0], scorer, seed) for found in weights.values()]
     masks: dict[str, Mask] = {}
     if wanted.kind == "N:M":
         masks = {candidate.name: _mask_runs(candidate, wanted) for candidate in candidates}
     else:
         batches = [candidates] if scope == "global" else [[candidate] for candidate in candidates]
         for batch in filter(None, batches):
-            masks |= _mask_lowest(batch, wanted, share)
-    empty = [name for name, mask in masks.items() if _is_full(mask)]
-    skipped += [Skipped(name, "no weight of it is among those that go") for name in empty]
+            mine = share if shares is None else shares.get(batch[0].name, share)
+            masks |= _mask_lowest(batch, wanted, mine)
+    empty = [name for name, mask in masks.items() if is_full(mask)]
+    skipped += [Skipped(name, NOTHING_GOES) for name in empty]
     return {name: mask for name, mask in masks.items() if name not in empty}, skipped
 
 
-def _check_amount(pattern: Pattern, amount: float | None) -> float:
+def check_amount(pattern: Pattern, amount: float | None) -> float:
+    """Return the share of the weights that a pattern removes.
+
+    Raises:
+        UsageError: it needs an amount, contradicts it, or the amount is none.
+    """
     if pattern.kind == "N:M":
         share = 1 - pattern.keep / pattern.run
         if amount is not None and not math.isclose(amount, share, abs_tol=1e-6):
@@ -158,10 +178,14 @@ def _check_amount(pattern: Pattern, amount: float | None) -> float:
 # --- which tensors ----------------------------------------------------------------------------------------
 
 
-def _select(
+def select_weights(
     model: ir.Model, uses: Sequence[WeightUse], pattern: Pattern, protect: Sequence[str]
-) -> tuple[list[FoundWeight], list[Skipped]]:
-    """Return one weight for each tensor that can be masked, and why the others can't."""
+) -> tuple[dict[str, list[FoundWeight]], list[Skipped]]:
+    """Return the uses of each tensor that can be masked, by name, and why the others can't.
+
+    Raises:
+        PlanError: a use names a weight that the model does not have.
+    """
     located, _ = locate_weights(model)
     wanted = set(uses)
     by_tensor: dict[str, list[FoundWeight]] = {}
@@ -173,11 +197,12 @@ def _select(
         raise PlanError(
             f"the model has no weight {missing.tensor!r} at {missing.consumer!r}; find weights again"
         )
-    chosen, skipped = [], []
+    chosen: dict[str, list[FoundWeight]] = {}
+    skipped = []
     for name, weights in by_tensor.items():
         reason = _why_not(weights, located, pattern, protect)
         if reason is None:
-            chosen.append(weights[0])
+            chosen[name] = weights
         else:
             skipped.append(Skipped(name, reason))
     return chosen, skipped
@@ -228,7 +253,18 @@ def _why_too_small(weight: FoundWeight, pattern: Pattern) -> str | None:
     return None
 
 
-def _check_finite(piece: Array, start: int, name: str, shape: tuple[int, ...]) -> None:
+def check_finite(piece: Array, start: int, name: str, shape: tuple[int, ...]) -> None:
+    """Refuse NaN and infinity.
+
+    Args:
+        piece: some of the flat weights.
+        start: the place of the first.
+        name: of the tensor.
+        shape: of the tensor.
+
+    Raises:
+        ModelError: naming the first of them.
+    """
     finite = np.isfinite(piece)
     if not finite.all():
         flat = start + int(np.argmin(finite))
@@ -305,5 +341,6 @@ def _full_mask(candidate: _Candidate) -> Mask:
     return Mask.pack(np.ones(candidate.weight.shape, dtype=np.bool_))
 
 
-def _is_full(mask: Mask) -> bool:
+def is_full(mask: Mask) -> bool:
+    """Tell whether a mask removes nothing."""
     return bool(np.array_equal(mask.bits, np.packbits(np.ones(math.prod(mask.shape), dtype=np.bool_))))

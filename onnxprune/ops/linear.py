@@ -8,7 +8,7 @@ however its axes are turned on the way. What can't be brought to this form is li
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,16 @@ import onnx_ir as ir
 
 from onnxprune.model.stored import consumer_name
 from onnxprune.ops.constant_views import computed_constants, view_of, way_to
-from onnxprune.ops.unfold import Convolution, Form, Product, Recurrence, TransposedConvolution, Windows
+from onnxprune.ops.unfold import (
+    Convolution,
+    Form,
+    MatrixAxes,
+    Product,
+    Recurrence,
+    TransposedConvolution,
+)
 from onnxprune.ops.weights import FoundWeight, usable_weights
+from onnxprune.ops.windows import Windows
 from onnxprune.types import Skipped
 
 Array = npt.NDArray[Any]
@@ -111,9 +119,18 @@ class Linear:
         stored = self.found.tensor.dtype.numpy() if scaled else np.bool_
         return np.ascontiguousarray(seen.reshape(self.found.shape), stored)
 
+    @property
+    def row_key(self) -> Hashable:
+        """What is equal for nodes that make the same rows of the same input, as query, key and value do."""
+        return self.x, self._form.row_key()
+
     def windows(self, x: Array) -> Windows:
         """Return all rows of an input as a view, of which `Windows.rows` copies some."""
         return self._form.windows(x)
+
+    def copied_elements(self, shape: Sequence[int]) -> int:
+        """Return how many numbers `windows` copies for an input of this shape, all the same."""
+        return self._form.copied_elements(shape)
 
     def rows(self, x: Array) -> npt.NDArray[np.float32]:
         """Return an input as the rows that the matrix is multiplied with.
@@ -296,49 +313,39 @@ def _tail(node: ir.Node) -> str | None:
 
 def _product(weight: FoundWeight) -> _Spelling:
     node = weight.node
+    fused = node.op_type != "MatMul"
 
-    def axes(operand: int) -> Callable[[int], Sequence[int]]:
+    def axes(operand: int) -> MatrixAxes:
         name = "AB"[operand]
-        fused = node.op_type != "MatMul"
-        turned = fused and node.attributes.get_int(f"trans{name}", 0) == 1
-        batch_behind = fused and node.attributes.get_int(f"transBatch{name}", 0) == 1
-        return lambda rank: _matrix_axes(rank, turned, batch_behind)
+        turned, behind = (
+            fused and node.attributes.get_int(f"{what}{name}", 0) == 1 for what in ("trans", "transBatch")
+        )
+        return MatrixAxes(turned, behind)
 
-    scale = 1.0 if node.op_type == "MatMul" else node.attributes.get_float("alpha", 1.0)
+    scale = node.attributes.get_float("alpha", 1.0) if fused else 1.0
     return _Spelling(_product_form(weight, axes), operand=1 - weight.index, scale=_checked(scale))
 
 
 def _general_product(weight: FoundWeight) -> _Spelling:
     node = weight.node
 
-    def axes(operand: int) -> Callable[[int], Sequence[int]]:
-        turned = node.attributes.get_int(f"trans{'AB'[operand]}", 0) != 0
-        return lambda rank: _matrix_axes(rank, turned, False)
+    def axes(operand: int) -> MatrixAxes:
+        return MatrixAxes(turned=node.attributes.get_int(f"trans{'AB'[operand]}", 0) != 0)
 
-    form = _product_form(weight, axes)
-    scale, bias_scale = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
-    operand = 1 - weight.index
     return _Spelling(
-        form, operand, bias=2, bias_scale=bias_scale, tail=_tail(node), scale=_checked(scale)
-    )  # fmt: skip
+        _product_form(weight, axes),
+        operand=1 - weight.index,
+        bias=2,
+        bias_scale=node.attributes.get_float("beta", 1.0),
+        tail=_tail(node),
+        scale=_checked(node.attributes.get_float("alpha", 1.0)),
+    )
 
 
-def _product_form(weight: FoundWeight, axes: Callable[[int], Callable[[int], Sequence[int]]]) -> Product:
+def _product_form(weight: FoundWeight, axes: Callable[[int], MatrixAxes]) -> Product:
     if weight.index not in (0, 1):
         raise _NotLinear(f"it is input {weight.index} of a product")
-    shape = _weight_shape(weight)
-    order = tuple(axes(weight.index)(len(shape)))
-    return Product(weight.index == 1, order, shape, axes(1 - weight.index))
-
-
-def _matrix_axes(rank: int, turned: bool, batch_behind: bool) -> list[int]:
-    """Return which axis of an operand stands for each axis of ``[..., rows, columns]``."""
-    axes = list(range(rank))
-    if rank > 2 and batch_behind:
-        axes = [*axes[1:-1], axes[0], axes[-1]]
-    if rank > 1 and turned:
-        axes[-2:] = axes[:-3:-1]
-    return axes
+    return Product(weight.index == 1, _weight_shape(weight), axes(weight.index), axes(1 - weight.index))
 
 
 def _checked(scale: float) -> float:
@@ -349,8 +356,11 @@ def _checked(scale: float) -> float:
 
 def _projection(weight: FoundWeight) -> _Spelling:
     """Queries, keys and values of a fused attention: ``x [..., inputs]`` times ``w [inputs, outputs]``."""
-    form = Product(True, (0, 1), _weight_shape(weight), lambda rank: range(rank))
-    return _Spelling(form, bias=2, tail="its queries, keys and values go on into the attention")
+    return _Spelling(
+        Product(True, _weight_shape(weight)),
+        bias=2,
+        tail="its queries, keys and values go on into the attention",
+    )
 
 
 def _recurrence(weight: FoundWeight) -> _Spelling:

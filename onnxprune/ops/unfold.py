@@ -9,58 +9,16 @@ Inputs are unfolded by strided views; nothing is copied before rows are taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.ops.windows import Windows
+
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """All rows of an input, as a view that repeats what overlaps.
-
-    Attributes:
-        view: ``[*groups, *rows, *inputs]``.
-        group_rank: how many axes number the groups.
-        row_rank: how many axes number the rows.
-    """
-
-    view: Array
-    group_rank: int
-    row_rank: int
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Sizes of the axes that number the rows; samples come first where the operator knows them."""
-        return self.view.shape[self.group_rank : self.group_rank + self.row_rank]
-
-    @property
-    def count(self) -> int:
-        """Rows of one group."""
-        return math.prod(self.row_shape)
-
-    def rows(self, numbers: npt.NDArray[np.intp] | None = None) -> npt.NDArray[np.float32]:
-        """Copy rows out.
-
-        Args:
-            numbers: which rows, counted in row-major order of ``row_shape``; None for all.
-
-        Returns:
-            float32 ``[groups, rows, inputs]``, contiguous.
-        """
-        view = self.view
-        if numbers is not None:
-            places = np.unravel_index(numbers, self.row_shape)
-            view = view[(slice(None),) * self.group_rank + places]
-        rows = len(numbers) if numbers is not None else self.count
-        groups = math.prod(self.view.shape[: self.group_rank])
-        inputs = math.prod(self.view.shape[self.group_rank + self.row_rank :])
-        copy = np.ascontiguousarray(view, np.float32)
-        return copy.reshape(groups, rows, inputs)
 
 
 class Form(Protocol):
@@ -75,8 +33,36 @@ class Form(Protocol):
     def windows(self, x: Array) -> Windows:
         """Return the rows of the input."""
 
+    def row_key(self) -> Hashable:
+        """Return what is equal for forms that make the same rows of the same input."""
+
+    def copied_elements(self, shape: Sequence[int]) -> int:
+        """Return how many numbers `windows` copies for an input of this shape."""
+
     def targets(self, y: Array) -> Array:
         """Return the result as ``[groups, rows, outputs]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixAxes:
+    """How the axes ``[..., rows, columns]`` of a formula are stored.
+
+    Attributes:
+        turned: rows and columns change places.
+        batch_behind: the rows stand before the stack.
+    """
+
+    turned: bool = False
+    batch_behind: bool = False
+
+    def order(self, rank: int) -> list[int]:
+        """Return which stored axis stands for each axis of the formula."""
+        axes = list(range(rank))
+        if rank > 2 and self.batch_behind:
+            axes = [*axes[1:-1], axes[0], axes[-1]]
+        if rank > 1 and self.turned:
+            axes[-2:] = axes[:-3:-1]
+        return axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +71,36 @@ class Product:
 
     Attributes:
         weight_right: the weight is the right factor ``[..., inputs, outputs]``, else the left one.
-        weight_axes: which axis of the weight stands for each axis of the formula.
         weight_shape: of the weight as the node sees it.
-        x_axes: from the rank of x to the same for x.
+        weight_axes: how it is stored there.
+        x_axes: how x is stored.
     """
 
     weight_right: bool
-    weight_axes: tuple[int, ...]
     weight_shape: tuple[int, ...]
-    x_axes: Callable[[int], Sequence[int]]
+    weight_axes: MatrixAxes = MatrixAxes()
+    x_axes: MatrixAxes = MatrixAxes()
+
+    @property
+    def _order(self) -> list[int]:
+        return self.weight_axes.order(len(self.weight_shape))
 
     @property
     def _stack(self) -> tuple[int, ...]:
-        return tuple(self.weight_shape[axis] for axis in self.weight_axes[:-2])
+        return tuple(self.weight_shape[axis] for axis in self._order[:-2])
+
+    def row_key(self) -> Hashable:
+        """Leading axes of size 1 change nothing."""
+        sizes = [number for number, size in enumerate(self._stack) if size > 1]
+        return "product", self.weight_right, self.x_axes, self._stack[sizes[0] :] if sizes else ()
+
+    def copied_elements(self, shape: Sequence[int]) -> int:
+        """Nothing: the rows are views."""
+        return 0
 
     def matrix(self, weight: Array) -> Array:
         """One group for each matrix of a stack."""
-        ordered = weight.transpose(self.weight_axes)
+        ordered = weight.transpose(self._order)
         if self.weight_right:
             ordered = ordered.swapaxes(-1, -2)
         return ordered.reshape(math.prod(self._stack), *ordered.shape[-2:])
@@ -111,11 +110,11 @@ class Product:
         ordered = matrix.reshape(*self._stack, *matrix.shape[-2:])
         if self.weight_right:
             ordered = ordered.swapaxes(-1, -2)
-        return ordered.transpose(np.argsort(self.weight_axes))
+        return ordered.transpose(np.argsort(self._order))
 
     def windows(self, x: Array) -> Windows:
         """Rows of a left factor or columns of a right one, for every place that the weight is repeated at."""
-        ordered = x.transpose(self.x_axes(x.ndim))
+        ordered = x.transpose(self.x_axes.order(x.ndim))
         if x.ndim == 1:
             ordered = ordered[None] if self.weight_right else ordered[:, None]
         if not self.weight_right:
@@ -147,6 +146,14 @@ class Recurrence:
     """gates = x w' for each direction of a recurrent layer: w ``[directions, gates, inputs]``."""
 
     directions: int
+
+    def row_key(self) -> Hashable:
+        """All layers with as many directions see the same rows."""
+        return "recurrence", self.directions
+
+    def copied_elements(self, shape: Sequence[int]) -> int:
+        """Nothing: the rows are views."""
+        return 0
 
     def matrix(self, weight: Array) -> Array:
         """One group for each direction."""
@@ -199,7 +206,22 @@ class Convolution:
 
     def windows(self, x: Array) -> Windows:
         """One row for each sample and place, in this order."""
-        return _windows(padded(x, self._margins(x.shape[2:])), self)
+        if not self._is_copied(x.shape[2:]):
+            return _windows(np.moveaxis(x, 1, -1), self)
+        return _windows(channels_last(x, self._margins(x.shape[2:])), self)
+
+    def row_key(self) -> Hashable:
+        """All fields count, and the outputs are none of them."""
+        return self
+
+    def copied_elements(self, shape: Sequence[int]) -> int:
+        """The padded input."""
+        space = [size + sum(ends) for size, ends in zip(shape[2:], self._margins(shape[2:]), strict=True)]
+        return math.prod(shape[:2]) * math.prod(space) if self._is_copied(shape[2:]) else 0
+
+    def _is_copied(self, space: Sequence[int]) -> bool:
+        """Return whether an input is padded, or read more than once."""
+        return math.prod(self.kernel) > 1 or any(map(any, self._margins(space)))
 
     def targets(self, y: Array) -> Array:
         """See `windows`."""
@@ -258,57 +280,70 @@ class TransposedConvolution:
 
     def windows(self, x: Array) -> Windows:
         """One row for each sample and place of the result, in this order."""
-        space = x.shape[2:]
-        spread = [(size - 1) * stride + 1 for size, stride in zip(space, self.strides, strict=True)]
+        spread = [(size - 1) * stride + 1 for size, stride in zip(x.shape[2:], self.strides, strict=True)]
         apart = np.zeros((*x.shape[:2], *spread), x.dtype)
         own = tuple(slice(None, None, stride) for stride in self.strides)
         apart[(slice(None), slice(None), *own)] = x
-        margins = []
+        ones = (1,) * len(self.kernel)
+        dense = Convolution(self.groups, self.kernel, ones, self.dilations, ones)
+        windows = _windows(channels_last(apart, self._margins()), dense)
+        taps = tuple(range(-1 - len(self.kernel), -1))
+        return replace(windows, view=np.flip(windows.view, taps))
+
+    def row_key(self) -> Hashable:
+        """All fields count, and the outputs are none of them."""
+        return self
+
+    def copied_elements(self, shape: Sequence[int]) -> int:
+        """The input with zeros between, and with what is added at the ends."""
+        spread = [(size - 1) * stride + 1 for size, stride in zip(shape[2:], self.strides, strict=True)]
+        wide = [size + sum(ends) for size, ends in zip(spread, self._margins(), strict=True)]
+        return math.prod(shape[:2]) * (math.prod(spread) + math.prod(wide))
+
+    def _margins(self) -> list[tuple[int, int]]:
+        rank, margins = len(self.kernel), []
         for axis, (taps, dilation) in enumerate(zip(self.kernel, self.dilations, strict=True)):
             reach = (taps - 1) * dilation
-            begin, end = self.pads[axis], self.pads[axis + len(space)]
+            begin, end = self.pads[axis], self.pads[axis + rank]
             margins.append((reach - begin, reach - end + self.output_padding[axis]))
-        ones = (1,) * len(space)
-        dense = Convolution(self.groups, self.kernel, ones, self.dilations, ones)
-        windows = _windows(padded(apart, margins), dense)
-        backwards = np.flip(windows.view, tuple(range(-len(space), 0)))
-        return Windows(backwards, windows.group_rank, windows.row_rank)
+        return margins
 
     def targets(self, y: Array) -> Array:
         """See `windows`."""
         return _by_group(y, self.groups)
 
 
-def padded(x: Array, margins: Sequence[tuple[int, int]]) -> Array:
-    """Add zeros at both ends of the axes of x ``[n, channels, ...]`` in space; cut where that is negative."""
-    cuts = [
-        slice(max(0, -begin), size + min(0, end))
-        for size, (begin, end) in zip(x.shape[2:], margins, strict=True)
-    ]
-    x = x[(slice(None), slice(None), *cuts)]
+def channels_last(x: Array, margins: Sequence[tuple[int, int]]) -> Array:
+    """Return a copy ``[n, *space, channels]`` of x ``[n, channels, *space]`` with zeros added in space.
+
+    Where a margin is negative, as much is cut off.
+    """
+    x = np.moveaxis(x, 1, -1)
+    sizes = x.shape[1:-1]
+    cuts = tuple(
+        slice(max(0, -begin), size + min(0, end)) for size, (begin, end) in zip(sizes, margins, strict=True)
+    )
+    x = x[(slice(None), *cuts)]
     added = [(max(0, begin), max(0, end)) for begin, end in margins]
-    if not any(map(any, added)):
-        return x
-    sizes = [size + begin + end for size, (begin, end) in zip(x.shape[2:], added, strict=True)]
-    wide = np.zeros((*x.shape[:2], *sizes), x.dtype)
-    middle = (slice(begin, begin + size) for size, (begin, _) in zip(x.shape[2:], added, strict=True))
-    wide[(slice(None), slice(None), *middle)] = x
-    return wide
+    wide = [size + begin + end for size, (begin, end) in zip(x.shape[1:-1], added, strict=True)]
+    copy = np.zeros((x.shape[0], *wide, x.shape[-1]), x.dtype)
+    middle = tuple(slice(b, b + size) for size, (b, _) in zip(x.shape[1:-1], added, strict=True))
+    copy[(slice(None), *middle)] = x
+    return copy
 
 
 def _windows(x: Array, convolution: Convolution) -> Windows:
-    """Return all windows of a padded input, as a view ``[g, n, *places, channels, *taps]``."""
-    rank = len(convolution.kernel)
+    """Return all windows of x ``[n, *space, channels]``, as a view ``[g, n, *places, *taps, channels]``."""
+    rank, groups = len(convolution.kernel), convolution.groups
     reach = tuple(
         (taps - 1) * d + 1 for taps, d in zip(convolution.kernel, convolution.dilations, strict=True)
     )
-    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(2, 2 + rank)))
-    places = (slice(None, None, stride) for stride in convolution.strides)
-    taps = (slice(None, None, dilation) for dilation in convolution.dilations)
-    view = view[(slice(None), slice(None), *places, *taps)]
-    samples, channels = view.shape[:2]
-    view = view.reshape(samples, convolution.groups, channels // convolution.groups, *view.shape[2:])
-    order = [1, 0, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank)]
+    x = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(1, 1 + rank)))
+    places = tuple(slice(None, None, stride) for stride in convolution.strides)
+    taps = tuple(slice(None, None, dilation) for dilation in convolution.dilations)
+    view = view[(slice(None), *places, slice(None), slice(None), *taps)]
+    order = [1 + rank, *range(1 + rank), *range(3 + rank, 3 + 2 * rank), 2 + rank]
     return Windows(view.transpose(order), 1, 1 + rank)
 
 

@@ -1,11 +1,16 @@
-"""Set weights to zero, tensor by tensor as they are written: the model is never in memory at once."""
+"""Set weights to zero, or to new numbers.
+
+Zeros are set tensor by tensor as they are written: the model is never in memory at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.errors import PlanError
@@ -44,6 +49,36 @@ def apply_masks(model: ir.Model, masks: Mapping[str, Mask]) -> None:
             metadata_props=dict(tensor.metadata_props),
         )
         replace_stored(value, masked)
+
+
+def replace_weights(model: ir.Model, weights: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Put other numbers into stored weights.
+
+    Args:
+        model: a working copy.
+        weights: by tensor name; each of the shape and type that is stored.
+
+    Raises:
+        PlanError: a name stands for no tensor, or several, or shape or type differ.
+    """
+    values = stored_values(model)
+    for name, array in weights.items():
+        _check_fits(name, Mask(array.shape, np.empty(0, np.uint8)), values.get(name, []))
+        tensor = tensor_of(values[name][0])
+        if array.dtype != tensor.dtype.numpy():
+            raise PlanError(
+                f"new weights for {name!r} are {array.dtype}, the tensor {tensor.dtype.name.lower()}"
+            )
+    for name, array in weights.items():
+        old = tensor_of(values[name][0])
+        new = ir.Tensor(
+            array,
+            dtype=old.dtype,
+            name=old.name,
+            doc_string=old.doc_string,
+            metadata_props=dict(old.metadata_props),
+        )
+        replace_stored(values[name][0], new)
 
 
 def _check_fits(name: str, mask: Mask, values: list[ir.Value]) -> None:

@@ -1,4 +1,4 @@
-"""Scores of single weights, from the weights alone: magnitude, and random as the control.
+"""Scores of single weights, from the weights alone: magnitude, LAMP, and random as the control.
 
 A scorer is started once for each tensor and then given its weights in order, a piece at a time, so that
 models larger than memory can be scored. Scores are not negative; higher is kept longer.
@@ -7,7 +7,7 @@ models larger than memory can be scored. Scores are not negative; higher is kept
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -21,17 +21,20 @@ Array: TypeAlias = npt.NDArray[Any]
 #: Scores the next piece of a tensor: float32 or float64, the shape of the piece.
 PieceScorer: TypeAlias = Callable[[Array], Array]
 
+#: Starts reading a tensor from the beginning, a piece at a time.
+Reader: TypeAlias = Callable[[], Iterator[Array]]
+
 
 @dataclass(frozen=True, slots=True)
 class WeightScorer:
     """A method that scores single weights.
 
     Attributes:
-        start: (tensor name, seed) -> the scorer of that tensor's pieces.
+        start: (tensor name, seed, reads its pieces) -> the scorer of these pieces.
         power: where several weights stand or fall together, they score as mean(score**power)**(1/power).
     """
 
-    start: Callable[[str, int], PieceScorer]
+    start: Callable[[str, int, Reader], PieceScorer]
     power: float = 1.0
 
 
@@ -43,11 +46,32 @@ def _magnitude(piece: Array) -> Array:
     return np.asarray(np.abs(piece.astype(np.float64 if piece.dtype == np.float64 else np.float32)))
 
 
-def _start_magnitude(tensor: str, seed: int) -> PieceScorer:  # noqa: ARG001 # depends on neither
+def _start_magnitude(tensor: str, seed: int, read: Reader) -> PieceScorer:  # noqa: ARG001 # on none of them
     return _magnitude
 
 
-def _start_random(tensor: str, seed: int) -> PieceScorer:
+def _start_lamp(tensor: str, seed: int, read: Reader) -> PieceScorer:  # noqa: ARG001 # depends on the weights
+    """score[i] = |w[i]| / sqrt(sum of w[j]**2 over all j of the tensor with |w[j]| >= |w[i]|)
+
+    The root of the score of Lee et al. 2021, "Layer-adaptive Sparsity for the Magnitude-based Pruning",
+    eq. 4, which ranks alike and does not underflow. Inside a tensor it ranks as the magnitude does; between
+    tensors it says how much of what would be left a weight is. Equal magnitudes score alike.
+    """
+    ascending = np.sort(np.concatenate([_magnitude(piece).reshape(-1) for piece in read()]))
+    largest = float(ascending[-1]) or 1.0 if ascending.size else 1.0
+    squares = np.square(ascending / ascending.dtype.type(largest), dtype=np.float64)
+    rest = np.sqrt(np.cumsum(squares[::-1])[::-1])
+
+    def score(piece: Array) -> Array:
+        magnitudes = _magnitude(piece)
+        share = magnitudes / largest
+        places = np.searchsorted(ascending, magnitudes)  # the first of equal ones
+        return np.asarray(np.divide(share, rest[places], out=np.zeros_like(share), where=share > 0))
+
+    return score
+
+
+def _start_random(tensor: str, seed: int, read: Reader) -> PieceScorer:  # noqa: ARG001 # not on the weights
     """score[i] is uniform in [0, 1), from a stream of its own for each tensor name and seed."""
     name = int.from_bytes(hashlib.sha256(tensor.encode()).digest()[:16], "little")
     bits = np.random.PCG64(np.random.SeedSequence([seed, name]))
@@ -63,6 +87,7 @@ def _start_random(tensor: str, seed: int) -> PieceScorer:
 for _names, _scorer in (
     (("l1", "magnitude"), WeightScorer(_start_magnitude)),
     (("l2",), WeightScorer(_start_magnitude, power=2.0)),
+    (("lamp",), WeightScorer(_start_lamp)),
     (("random",), WeightScorer(_start_random)),
 ):
     WEIGHT_SCORERS.register(*_names)(_scorer)

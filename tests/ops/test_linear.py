@@ -160,7 +160,33 @@ def test_rows_by_number_are_those_of_the_whole() -> None:
     linear = only(one("Conv", (4, 2, 3, 3), (3, 4, 6, 5), group=2, pads=[1, 1, 1, 1], strides=[2, 1]))
     x = numbers(3, 4, 6, 5)
     some = np.array([0, 7, 44, 13, 13])
-    np.testing.assert_array_equal(linear.windows(x).rows(some), linear.rows(x)[:, some])
+    windows = linear.windows(x)
+    np.testing.assert_array_equal(windows.rows(some), linear.rows(x)[:, some])
+    np.testing.assert_array_equal(windows.packed(some), windows.rows(some)[..., windows.columns])
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 15, 16, 44, 45, 1000])
+def test_pieces_are_the_rows_in_order(most: int) -> None:
+    linear = only(one("Conv", (4, 2, 3, 3), (3, 4, 6, 5), group=2, pads=[1, 1, 1, 1], strides=[2, 1]))
+    x = numbers(3, 4, 6, 5)
+    parts = [piece.rows() for piece in linear.windows(x).pieces(most)]
+    assert max(part.shape[1] for part in parts) <= most
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), linear.rows(x))
+
+
+def test_equal_keys_are_equal_rows() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["a"], name="a"),
+        helper.make_node("MatMul", ["x", "w"], ["b"], name="b"),
+        helper.make_node("Gemm", ["x", "w"], ["c"], name="c"),
+        helper.make_node("Gemm", ["x", "w"], ["d"], name="d", transA=1),
+        helper.make_node("MatMul", ["w", "x"], ["e"], name="e"),
+    ]
+    weights = {"v": numbers(1, 6, 4), "w": numbers(6, 6)}
+    found, _ = find_linear(model_of(nodes, weights, (6, 6)))
+    keys = {each.node.name: each.row_key for each in found}
+    assert keys["a"] == keys["b"] == keys["c"]
+    assert len({keys["a"], keys["d"], keys["e"]}) == 3
 
 
 # --- products ---------------------------------------------------------------------------------------------
