@@ -137,3 +137,39 @@ def provider() -> _Decorator:
 def seed() -> _Decorator:
     """``--seed`` of everything random."""
     return option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Of everything random.")
+
+
+def amounts() -> _Decorator:
+    """``--amounts``, which becomes a list of shares."""
+    return option(
+        "--amounts", default="0.1 0.25 0.5 0.75 0.9", callback=_amounts, metavar="SHARES",
+        help="Shares of each group to remove.",
+    )  # fmt: skip
+
+
+def _amounts(ctx: click.Context, param: click.Parameter, text: str) -> list[float]:
+    words = text.replace(",", " ").split()
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of shares such as 0.25,0.5", ctx, param) from None
+    if not numbers or not all(0 < number < 1 for number in numbers):
+        raise click.BadParameter(f"{text!r}: each share lies between 0 and 1", ctx, param)
+    return numbers
+
+
+def cache() -> _Decorator:
+    """``--cache``: a folder, or None."""
+    return click.option(
+        "--cache", type=FILE, metavar="DIR",
+        help="Keep what each trial found in this folder, and go on where an earlier run stopped. "
+        "[default: nothing is kept]",
+    )  # fmt: skip
+
+
+def jobs() -> _Decorator:
+    """``--jobs``: processes."""
+    return option(
+        "--jobs", type=click.IntRange(min=0), default=1, metavar="N",
+        help="Processes that run trials, each with one thread; 0 for one per core.",
+    )  # fmt: skip

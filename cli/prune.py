@@ -22,7 +22,7 @@ SCORES = (
 )
 SCOPES = (
     "uniform: the same share everywhere (default); global: one threshold (default for layers); isomorphic: "
-    "one for each structure of channels."
+    "one for each structure of channels; sensitivity: where it costs least, measured on --data."
 )
 
 
@@ -41,6 +41,8 @@ SCOPES = (
 @option("--allow-inexact", is_flag=True, help="Also cut what normalisation takes statistics over.")
 @share("--floor", default=0.1, help="Least share of a group, or kind of layers, that stays.")
 @option("--plan", type=options.FILE, metavar="DIR", help="Save what was decided, to apply it again.")
+@options.cache()
+@options.jobs()
 @options.input_shapes()
 @options.seed()
 @options.external_data()

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from onnxprune.plans import load_plan, save_plan
     from onnxprune.pruning import PruneResult
     from onnxprune.scores.magnitude import score
+    from onnxprune.survey import Sensitivity, measure_sensitivity
     from onnxprune.verification import verify
 
 #: Every public name, and the module it lives in.
 _HOMES = {
     "PruneResult": "onnxprune.pruning",
+    "Sensitivity": "onnxprune.survey",
     "apply_plan": "onnxprune.pipeline",
     "benchmark": "onnxprune.measure.latency",
     "find_groups": "onnxprune.analyze",
@@ -39,6 +41,7 @@ _HOMES = {
     "load": "onnxprune.model.io",
     "load_data": "onnxprune.data",
     "load_plan": "onnxprune.plans",
+    "measure_sensitivity": "onnxprune.survey",
     "plan": "onnxprune.pipeline",
     "prune": "onnxprune.pipeline",
     "save": "onnxprune.model.io",
@@ -51,6 +54,7 @@ _HOMES = {
 
 __all__ = [
     "PruneResult",
+    "Sensitivity",
     "apply_plan",
     "benchmark",
     "find_groups",
@@ -58,6 +62,7 @@ __all__ = [
     "load",
     "load_data",
     "load_plan",
+    "measure_sensitivity",
     "plan",
     "prune",
     "save",

@@ -1,8 +1,8 @@
 """Trials -> curves: what each group alone costs at several amounts, from one run over all of them.
 
-The list of trials is fixed before the first of them is run: identical ones once, in the order of the graph and
-of what goes. The outputs of the original are computed once, and shared. What an earlier run found is taken
-from its cache.
+The list of trials is fixed before the first of them is run: identical ones once, in the order of the graph
+and of what goes. The outputs of the original are computed once, and shared. What an earlier run found is
+taken from its cache.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def run_trials(
 
     Raises:
         UsageError: an unknown metric or output.
-        DataError: the data does not fit the model, lacks what the metric needs, or the original is not finite.
+        DataError: the data does not fit the model or lacks what the metric needs, or outputs are not finite.
         RuntimeFailure: ONNX Runtime can't run the original.
         OutputError: the cache can't be written.
     """

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.allocate.channels import SENSITIVITY
 from onnxprune.allocate.masks import SCOPES, check_amount, choose_masks
 from onnxprune.cost import cost_of
+from onnxprune.curves import AMOUNTS, Setting, curve_rows
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.mask_trials import measure_masks, share_out
 from onnxprune.masks_on_data import MeasuredMasks, choose_masks_on_data, outlier_shares
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.prepare import prepare
 from onnxprune.ops.channels import Channels
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import parse_pattern
-from onnxprune.planning import Watch, unmatched, unused_samples, versions
+from onnxprune.planning import Watch, check_scope, unmatched, unused_samples, versions
 from onnxprune.registry import did_you_mean
 from onnxprune.scores.on_data import DATA_SCORERS
 from onnxprune.scores.weights import WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
-from onnxprune.types import Cost, Plan, WeightUse
+from onnxprune.types import Cost, Mask, Plan, Skipped, WeightUse
 
 Array = npt.NDArray[Any]
 
 
 def plan_masks(
-    model: ir.Model, recipe: Mapping[str, Any], data: Dataset | None, seed: int, watch: Watch
+    model: ir.Model,
+    recipe: Mapping[str, Any],
+    data: Dataset | None,
+    seed: int,
+    watch: Watch,
+    setting: Setting = Setting(),  # noqa: B008 # frozen
 ) -> tuple[Plan, Mapping[str, Array]]:
     """Choose the weights that become zero; arguments and errors as for `plan_channels`.
 
@@ -41,23 +49,15 @@ def plan_masks(
     _check(recipe, data)
     with watch.stage("find weights"):
         uses, unreachable = find_weights(model)
+    notes: Sequence[Skipped] = ()
+    shares = None
+    if data is not None and recipe["scope"] == SENSITIVITY:
+        with watch.stage("sensitivity"):
+            shares, notes = _shares_by_trials(model, uses, recipe, data, seed, watch, setting)
     with watch.stage("choose masks"):
-        if data is not None and recipe["score"] in DATA_WEIGHT_SCORERS:
-            found = choose_masks_on_data(
-                model,
-                uses,
-                data,
-                pattern=pattern,
-                amount=recipe.get("amount"),
-                score=recipe["score"],
-                scope=recipe["scope"],
-                protect=recipe.get("protect", ()),
-                progress=watch.progress,
-            )
-        else:
-            found = _choose_by_weights(model, uses, recipe, data, seed, watch)
+        found = masks_for(model, uses, recipe, data, seed, shares=shares, progress=watch.progress)
     masks = found.masks
-    skipped = [*found.skipped, *unused_samples(model, data)]
+    skipped = [*found.skipped, *notes, *unused_samples(model, data)]
     names = {name for use in uses for name in (use.tensor, use.consumer)}
     skipped = [*unreachable, *skipped, *unmatched(recipe, names)]
     if not masks:
@@ -91,51 +91,96 @@ def _check(recipe: Mapping[str, Any], data: Dataset | None) -> None:
                 f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount"
             )
     check_amount(wanted, recipe.get("amount"))
+    check_weight_score(score)
     measured = score in DATA_WEIGHT_SCORERS
-    if not measured and score not in WEIGHT_SCORERS:
-        known = [*WEIGHT_SCORERS, *DATA_WEIGHT_SCORERS]
-        elsewhere = " for zeros" if score in DATA_SCORERS else ""
-        raise UsageError(
-            f"unknown score {score!r}{elsewhere}{did_you_mean(score, known)}; known: {', '.join(known)}"
-        )
     if scope not in SCOPES:
         raise UsageError(f"unknown scope {scope!r}{did_you_mean(scope, SCOPES)}; known: {', '.join(SCOPES)}")
-    if scope == "owl" and wanted.kind == "N:M":
-        raise UsageError(f"pattern {pattern} removes the same share everywhere: leave scope 'owl' out")
+    if scope in ("owl", SENSITIVITY) and wanted.kind == "N:M":
+        raise UsageError(f"pattern {pattern} removes the same share everywhere: leave scope {scope!r} out")
     if data is None and measured:
         raise UsageError(f"score {score!r} is measured on samples: give --data calib.npz")
     if data is None and scope == "owl":
         raise UsageError("scope 'owl' looks for outliers on samples: give --data calib.npz")
-    if data is not None and not measured and scope != "owl" and recipe.get("recover") is None:
+    check_scope(scope, data)
+    unused = not measured and scope not in ("owl", SENSITIVITY) and recipe.get("recover") is None
+    if data is not None and unused:
         raise UsageError(
             f"score {score!r} goes by weights alone: leave the data out, repair with it, or take obs or wanda"
         )
 
 
-def _choose_by_weights(
+def check_weight_score(name: str) -> None:
+    """Refuse scores of single weights that nobody knows.
+
+    Raises:
+        UsageError: see above.
+    """
+    if name not in DATA_WEIGHT_SCORERS and name not in WEIGHT_SCORERS:
+        known = [*WEIGHT_SCORERS, *DATA_WEIGHT_SCORERS]
+        elsewhere = " for zeros" if name in DATA_SCORERS else ""
+        raise UsageError(
+            f"unknown score {name!r}{elsewhere}{did_you_mean(name, known)}; known: {', '.join(known)}"
+        )
+
+
+def masks_for(
     model: ir.Model,
     uses: Sequence[WeightUse],
     recipe: Mapping[str, Any],
     data: Dataset | None,
     seed: int,
-    watch: Watch,
+    *,
+    shares: Mapping[str, float] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> MeasuredMasks:
-    """Choose by scores from weights alone; only what each layer gives may depend on data."""
-    shares = None
-    if recipe["scope"] == "owl" and data is not None:
-        shares = outlier_shares(model, uses, data, recipe["amount"], watch.progress)
-    masks, skipped = choose_masks(
-        model,
-        uses,
-        pattern=recipe["pattern"],
-        amount=recipe.get("amount"),
-        scorer=WEIGHT_SCORERS.get(recipe["score"]),
-        scope=recipe["scope"],
-        seed=seed,
-        protect=recipe.get("protect", ()),
-        shares=shares,
-    )
+    """Choose masks by the score of a recipe.
+
+    Args:
+        model: not changed.
+        uses: the weights to consider.
+        recipe: with pattern, score and scope, and perhaps an amount and what is protected.
+        data: what scores and the scope are measured on.
+        seed: of random scores.
+        shares: what single tensors give, where that is known; the scope then decides nothing.
+        progress: called while something is measured, with the share that is done, in (0, 1].
+
+    Raises:
+        UsageError, DataError, ModelError: as `plan_masks`.
+    """
+    options = {name: recipe[name] for name in ("pattern", "scope")}
+    options |= {"amount": recipe.get("amount"), "protect": recipe.get("protect", ())}
+    if data is not None and recipe["score"] in DATA_WEIGHT_SCORERS:
+        return choose_masks_on_data(
+            model, uses, data, score=recipe["score"], shares=shares, progress=progress, **options
+        )
+    if shares is None and recipe["scope"] == "owl" and data is not None:
+        shares = outlier_shares(model, uses, data, recipe["amount"], progress)
+    scorer = WEIGHT_SCORERS.get(recipe["score"])
+    masks, skipped = choose_masks(model, uses, scorer=scorer, seed=seed, shares=shares, **options)
     return MeasuredMasks(masks, {}, skipped)
+
+
+def _shares_by_trials(
+    model: ir.Model,
+    uses: Sequence[WeightUse],
+    recipe: Mapping[str, Any],
+    data: Dataset,
+    seed: int,
+    watch: Watch,
+    setting: Setting,
+) -> tuple[dict[str, float], Sequence[Skipped]]:
+    """Return what each tensor gives such that the amount goes at the least predicted loss.
+
+    A trial has zeros alone: what a score writes into the weights that stay is left out of it.
+    """
+    even = {**recipe, "scope": "uniform"}
+
+    def masks_at(amount: float) -> Mapping[str, Mask]:
+        return masks_for(model, uses, {**even, "amount": amount}, data, seed).masks
+
+    measured = measure_masks(model, masks_at, AMOUNTS, data, setting, progress=watch.progress)
+    watch.sections["sensitivity"] = curve_rows(measured)
+    return share_out(measured.curves, recipe["amount"]), measured.skipped
 
 
 def _cost(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None) -> Cost:

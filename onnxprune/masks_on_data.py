@@ -84,6 +84,7 @@ def choose_masks_on_data(
     score: str,
     scope: str,
     protect: Sequence[str] = (),
+    shares: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> MeasuredMasks:
     """Choose which weights become zero, and what the others become.
@@ -97,6 +98,7 @@ def choose_masks_on_data(
         score: a name in `DATA_WEIGHT_SCORERS`.
         scope: uniform, global (what goes is lowest in `energies`), or owl.
         protect: globs over tensor and consumer names.
+        shares: what single tensors give, where that is known already; the scope then decides nothing.
         progress: called with the share that is done, in (0, 1].
 
     Raises:
@@ -109,15 +111,15 @@ def choose_masks_on_data(
     share = check_amount(wanted, amount)
     decide = DATA_WEIGHT_SCORERS.get(score)
     tensors, skipped = _measurable(model, uses, wanted, protect)
-    varied = scope != "uniform" and wanted.kind != "N:M"
+    varied = shares is None and scope != "uniform" and wanted.kind != "N:M"
     watched = (partial(_told, progress, 0.0), partial(_told, progress, 0.5)) if varied else (progress,) * 2
-    shares = {}
+    given = shares or {}
     if varied:
-        shares = _shares(model, tensors, data, scope, share, watched[0])
+        given = _shares(model, tensors, data, scope, share, watched[0])
     masks: dict[str, Mask] = {}
     weights: dict[str, Array] = {}
     for tensor, moments in _measure(model, tensors, data, watched[1]):
-        decision = decide(tensor.layer(moments), wanted, shares.get(tensor.name, share))
+        decision = decide(tensor.layer(moments), wanted, given.get(tensor.name, share))
         linear = tensor.linears[0]
         mask = Mask.pack(linear.stored_like(decision.kept))
         if is_full(mask):

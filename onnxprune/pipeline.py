@@ -114,9 +114,10 @@ def prune(
     wish.check(samples, pattern)
     if pattern == "layers":
         return prune_layers(model, recipe, samples, wish, seed, watch)
+    setting = trial_setting(cache, jobs)
     if pattern in STRUCTURED:
-        return prune_channels(model, recipe, samples, wish, seed, watch, trial_setting(cache, jobs))
-    return prune_weights(model, recipe, samples, wish, seed, watch)
+        return prune_channels(model, recipe, samples, wish, seed, watch, setting)
+    return prune_weights(model, recipe, samples, wish, seed, watch, setting)
 
 
 def plan(model: ir.Model, **options: Any) -> Plan:
@@ -141,7 +142,7 @@ def plan(model: ir.Model, **options: Any) -> Plan:
         return plan_layers(model, recipe, samples, seed, watch)[0]
     if recipe["pattern"] in STRUCTURED:
         return plan_channels(model, recipe, samples, seed, watch, setting).plan
-    return plan_masks(model, recipe, samples, seed, watch)[0]
+    return plan_masks(model, recipe, samples, seed, watch, setting)[0]
 
 
 def _samples(data: Dataset | DataReader | str | Path | None) -> Dataset | None:

@@ -243,12 +243,13 @@ def prune_weights(
     wish: Repair,
     seed: int,
     watch: Watch,
+    setting: Setting,
 ) -> PruneResult:
     """Set weights of a model to zero, in rounds if that is wished."""
     original = _named(model) if wish.method != "none" else model
     current = original
     for step in recipes_by_round(recipe, wish.rounds):
-        plan, weights = plan_masks(current, step, samples, seed, watch)
+        plan, weights = plan_masks(current, step, samples, seed, watch, setting)
         current = _mask(original, current, plan, weights, samples, wish, watch)
     plan = replace(
         plan,

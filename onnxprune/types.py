@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -197,6 +197,11 @@ class Report:
     def passed(self) -> bool:
         """True if no check failed."""
         return all(check.passed for check in self.checks)
+
+    def without(self, section: str) -> Report:
+        """Return the same report without one of its sections."""
+        sections = {name: rows for name, rows in self.sections.items() if name != section}
+        return replace(self, sections=sections)
 
 
 @dataclass(frozen=True, slots=True)

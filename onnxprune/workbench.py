@@ -110,7 +110,7 @@ class Workbench:
         self._original = maker.model
 
     def __call__(self, trial: Trial) -> Outcome:
-        """Return what a trial finds; a model that can't be run, or is not finite, has failed, with a reason."""
+        """Return what a trial finds; one whose model can't be run, or is not finite, fails with a reason."""
         name = self._question.loss.name
         try:
             model = self._maker.without(trial)

@@ -21,8 +21,8 @@ LAYERS = (
     ("activations", "cost", "layerwise", "moments", "runtime"),
     ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "recover", "report",
      "rewrite", "scores", "sensitivity", "verification"),
-    ("channel_trials", "curves", "layer_planning", "mask_planning", "masks_on_data", "planning",
-     "round_planning", "workbench"),
+    ("channel_trials", "curves", "layer_planning", "mask_planning", "mask_trials",
+     "masks_on_data", "planning", "round_planning", "workbench"),
     ("proving",),
     ("pruning",),
     ("inspection", "pipeline", "survey"),
@@ -39,6 +39,7 @@ CONFINED = {
     "onnxruntime": ("runtime",),
     "click": ("onnxprune_cli",),
     "rich": ("onnxprune_cli", "report"),
+    "matplotlib": ("report",),
     "pydantic": ("plans",),
 }
 

@@ -8,9 +8,20 @@ import sys
 
 import pytest
 
-HEAVY = ("ml_dtypes", "numpy", "onnx", "onnx_ir", "onnxruntime", "pydantic", "rich", "scipy", "torch")
+HEAVY = (
+    "matplotlib",
+    "ml_dtypes",
+    "numpy",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "pydantic",
+    "rich",
+    "scipy",
+    "torch",
+)
 
-COMMANDS = ("import", "inspect", "prune", "apply", "verify", "bench", "validate")
+COMMANDS = ("import", "inspect", "sensitivity", "prune", "apply", "verify", "bench", "validate")
 
 
 def heavy_after(code: str) -> list[str]:

@@ -3,8 +3,8 @@
 The prediction adds up what each group costs alone. Choosing one amount for each group under a limit is a
 multiple-choice knapsack, which is solved exactly. Where the costs of groups depend on each other (the
 multiply-accumulates of a layer are a product of kept inputs and outputs), they are taken as they are around
-the current choice, the knapsack is solved, and the exact cost decides; again until the prediction does not fall
-any more. At the end single steps are exchanged between groups, at their exact costs.
+the current choice, the knapsack is solved, and the exact cost decides; again until the prediction does not
+fall any more. At the end single steps are exchanged between groups, at their exact costs.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class _Search:
         return self._exchanged(self._given_back(best))
 
     def around(self, places: Places) -> Places | None:
-        """Solve with the costs of single groups around a choice, and correct the limit until the exact one holds."""
+        """Solve with the costs of single groups around a choice; correct the limit by the exact cost."""
         costs = [self._costs_along(places, number) for number in range(len(places))]
         limit, best = self._keep, None
         for _ in range(_CORRECTIONS):

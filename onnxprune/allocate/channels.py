@@ -111,7 +111,7 @@ def removed_at(
     first: Mapping[str, BoolArray],
     last: Mapping[str, BoolArray],
 ) -> dict[str, list[IntArray]]:
-    """Return what goes from each group that may lose channels at several amounts: each set once, small to large.
+    """Return what goes from each group that may lose channels, at several amounts: each set once.
 
     Args:
         groups: all groups of the model.

@@ -2,11 +2,11 @@
 
     minimise  sum_g loss[g, o_g]   such that  sum_g cost[g, o_g] <= limit
 
-A price for the cost (a Lagrange multiplier) gives a lower bound and, mostly, a choice that is close to it. Menu
-by menu, partial choices are then extended; what is dominated (dearer and worse than another), or can't beat the
-best choice known even at the lower bound of the menus to come, is dropped (Dyer, Riha and Walker 1995, "A hybrid
-dynamic programming/branch-and-bound algorithm for the multiple-choice knapsack problem"). What is left at the
-end is the optimum. Deterministic, and nothing but numpy.
+A price for the cost (a Lagrange multiplier) gives a lower bound and, mostly, a choice that is close to it.
+Menu by menu, partial choices are then extended; what is dominated (dearer and worse than another), or can't
+beat the best choice known even at the lower bound of the menus to come, is dropped (Dyer, Riha and Walker
+1995, "A hybrid dynamic programming/branch-and-bound algorithm for the multiple-choice knapsack problem").
+What is left at the end is the optimum. Deterministic, and nothing but numpy.
 """
 
 from __future__ import annotations

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Array: TypeAlias = npt.NDArray[Any]
-Scope: TypeAlias = Literal["uniform", "global", "owl"]
+Scope: TypeAlias = Literal["uniform", "global", "owl", "sensitivity"]
 
-#: How much each tensor gives: the same share, whatever lies below one threshold, or less where outliers are.
-SCOPES = ("uniform", "global", "owl")
+#: How much each tensor gives: the same share, whatever lies below one threshold, less where outliers are, or
+#: what costs least by trials.
+SCOPES = ("uniform", "global", "owl", "sensitivity")
 
 #: Why a tensor without zeros has no mask.
 NOTHING_GOES = "no weight of it is among those that go"
