@@ -17,14 +17,23 @@ EXAMPLE = options.example("onnxprune apply small.plan retrained.onnx -o small.on
 @click.argument("plan", type=options.FILE)
 @click.argument("model", type=options.FILE)
 @options.output_file()
-@options.name("--data", help="Real inputs for the proof: an .npz file, a folder, or module:function.")
+@options.name("--data", help="Samples to repair and prove on: an .npz file, a folder, or module:function.")
+@options.recover(None)
 @options.external_data()
 @options.sparse_storage()
 @reporting
-def apply(out: Output, plan: Path, model: Path, output: Path, data: str | None, **storage: Any) -> None:
+def apply(
+    out: Output,
+    plan: Path,
+    model: Path,
+    output: Path,
+    data: str | None,
+    recover: str | None,
+    **storage: Any,
+) -> None:
     """Remove from MODEL what PLAN says: the same model, or a re-trained one of the same graph.
 
-    PLAN is a folder that prune --plan wrote. As with prune, nothing is written unless it is proved and
+    PLAN is a folder that prune --plan wrote. With --data, what is left is repaired as it was then. As with prune, nothing is written unless it is proved and
     verified.
     """
     from onnxprune import apply_plan, load, load_plan, save_pruned
@@ -35,7 +44,7 @@ def apply(out: Output, plan: Path, model: Path, output: Path, data: str | None, 
     decided = load_plan(plan)
     original = load(model)
     out.step("removing and proving")
-    result = apply_plan(original, decided, data=data)
+    result = apply_plan(original, decided, data=data, recover=recover, progress=out.progress.share)
     out.step(f"verifying and writing {output}")
     report = save_pruned(result, output, against=model, **storage)
     out.show(report, title=f"apply {plan} to {model} -> {output}", written={"model": output})

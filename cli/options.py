@@ -134,6 +134,24 @@ def provider() -> _Decorator:
     return name("--provider", default="cpu", help=f"Where models run: {known}")
 
 
+def recover(default: str | None) -> _Decorator:
+    """``--recover``: how what is left is repaired with data."""
+    usual = "[default: as the plan was made, where --data is given]" if default is None else ""
+    return option(
+        "--recover", default=default, metavar="NAME",
+        help="Repair with --data, no labels needed: none, bias, statistics, or reconstruct (the best: weights "
+        f"and biases by least squares). {usual}",
+    )  # fmt: skip
+
+
+def rounds() -> _Decorator:
+    """``--rounds`` of removing and repairing."""
+    return option(
+        "--rounds", type=click.IntRange(min=1), default=1, metavar="N",
+        help="Remove and repair in so many rounds, much at first and little at the end.",
+    )  # fmt: skip
+
+
 def seed() -> _Decorator:
     """``--seed`` of everything random."""
     return option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Of everything random.")

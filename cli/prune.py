@@ -35,7 +35,9 @@ SCOPES = (
 @share("--target-params", help="Share of the parameters that may stay.")
 @name("--score", help=SCORES)
 @name("--scope", help=SCOPES)
-@name("--data", help="Samples to score and prove on: an .npz file, a folder, or module:function.")
+@name("--data", help="Samples to score, repair and prove on: an .npz file, a folder, or module:function.")
+@options.recover("none")
+@options.rounds()
 @options.alignment()
 @option("--protect", multiple=True, metavar="GLOB", help="Groups, branches or tensors that stay; repeatable.")
 @option("--allow-inexact", is_flag=True, help="Also cut what normalisation takes statistics over.")
@@ -65,7 +67,11 @@ def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: 
     check_target(output)  # rather now than after long work
     out.step(f"reading {model}")
     original = load(model)
-    out.step("deciding, removing and proving")
+    out.step(
+        "deciding, removing and proving"
+        if choices["recover"] == "none"
+        else "deciding, removing, proving and repairing"
+    )
     result = run(original, progress=out.progress.share, **choices)
     out.step(f"verifying and writing {output}")
     report = save_pruned(result, output, against=model, plan_folder=plan, **storage)
