@@ -48,10 +48,13 @@ class Rows:
         self._path = path
         self._stale = stale
         self._found: dict[str, dict[str, Row]] = {}
-        for line in path.read_text().splitlines() if path.exists() else ():
+        text = path.read_text() if path.exists() else ""
+        if text and not text.endswith("\n"):  # interrupted in the middle of a line: what comes goes below it
+            path.write_text(text + "\n")
+        for line in text.splitlines():
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:  # the last line, of a run that was interrupted while it wrote
+            except json.JSONDecodeError:
                 continue
             self._remember(entry)
 

@@ -37,6 +37,14 @@ def predictions(path: Path, data: Dataset) -> npt.NDArray[np.int64]:
     return np.concatenate(parts).astype(np.int64)
 
 
+def share_equal(predicted: npt.NDArray[np.int64], wanted: npt.NDArray[Any] | None) -> float:
+    """Return the share of samples that two arrays of classes [samples] agree on."""
+    if wanted is None or predicted.shape != wanted.shape:
+        shape = None if wanted is None else wanted.shape
+        raise ValueError(f"predictions have the shape {predicted.shape}, what they are compared with {shape}")
+    return float((predicted == wanted).mean())
+
+
 def peak_mib() -> float:
     """Return the largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -47,7 +55,7 @@ def measure_dense(task: Mapping[str, Any]) -> dict[str, Any]:
     data = onnxprune.load_data(task["evaluation"])
     predicted = predictions(Path(task["model"]), data)
     np.save(task["dense_predictions"], predicted)
-    return {"top1": float((predicted == data.labels).mean()), "samples": len(data)}
+    return {"top1": share_equal(predicted, data.labels), "samples": len(data)}
 
 
 def measure_pruned(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,8 +82,8 @@ def measure_pruned(task: Mapping[str, Any]) -> dict[str, Any]:
     dense = np.load(task["dense_predictions"])
     return {
         **row,
-        "top1": float((predicted == data.labels).mean()),
-        "agreement": float((predicted == dense).mean()),
+        "top1": share_equal(predicted, data.labels),
+        "agreement": share_equal(predicted, dense),
         "samples": len(data),
     }
 
