@@ -30,7 +30,8 @@ from accuracy.page import about, page
 from accuracy.table import Row, lines, rows_as_json, table
 
 HERE = Path(__file__).resolve().parent
-PACKAGE = HERE.parents[1] / "onnxprune"
+ROOT = HERE.parents[1]
+PACKAGE = ROOT / "onnxprune"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -108,7 +109,8 @@ def measure(run: Run, models: Path, timeout_s: float) -> Row:
         "seed": run.seed,
     }
     command = [sys.executable, str(HERE / "worker.py"), json.dumps(task)]
-    environment = {**os.environ, **ONE_THREAD}
+    path = os.pathsep.join((str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])))  # this very package
+    environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": path}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=timeout_s, check=False
