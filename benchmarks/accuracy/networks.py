@@ -51,7 +51,8 @@ class ResNet(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Map [batch, 1, 28, 28] to logits [batch, classes]."""
-        return self.classifier(self.stages(self.stem(image)).mean(dim=(2, 3)))
+        logits: torch.Tensor = self.classifier(self.stages(self.stem(image)).mean(dim=(2, 3)))
+        return logits
 
 
 class VisionTransformer(nn.Module):
@@ -75,4 +76,5 @@ class VisionTransformer(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Map [batch, 1, 28, 28] to logits [batch, classes]."""
         tokens = self.patches(image).flatten(2).transpose(1, 2) + self.position
-        return self.classifier(self.norm(self.layers(tokens)).mean(dim=1))
+        logits: torch.Tensor = self.classifier(self.norm(self.layers(tokens)).mean(dim=1))
+        return logits

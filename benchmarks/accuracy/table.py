@@ -131,8 +131,8 @@ def failed(found: Iterable[Line]) -> str:
         for error in line.errors:
             where.setdefault(error, Counter())[names + repair] += 1
     items = []
-    for error, names in where.items():
-        counted = "; ".join(f"{name} ({count})" for name, count in names.items())
+    for error, counts in where.items():
+        counted = "; ".join(f"{name} ({count})" for name, count in counts.items())
         items.append(f"- `{error.replace('`', chr(39))}`: {counted}\n")
     return "".join(items)
 
