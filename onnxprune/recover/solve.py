@@ -9,7 +9,7 @@ that were held out.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,7 @@ def reconstruct(
         held: rows that the ridge is chosen on.
         weight: float64 ``[groups, outputs]``: how an error of each output counts.
         support: bool ``[groups, inputs, outputs]``, where the weights may change; None for everywhere.
-        ridges: that are tried.
+        ridges: that may be chosen, the strongest first. Trials begin in the middle.
     """
     before = relative_error(held, None, np.zeros_like(weight), weight)
     best = Solution(None, np.zeros_like(weight), None, before, before)
@@ -79,12 +79,36 @@ def reconstruct(
     if support is not None and weight.shape[1] > _OUTPUTS_FOR_RIDGE and len(ridges) > 1:
         chosen = reconstruct(*_few_outputs(fit, held, weight, support), ridges).ridge
         ridges = () if chosen is None else (chosen,)
-    for ridge, change in _changes(fit, support, ridges):
-        intercept = fit.intercept(change)
-        after = relative_error(held, change, intercept, weight)
-        if after < best.after:
-            best = Solution(change, intercept, ridge, before, after)
+    problem = _Problem(fit, support)
+    errors: dict[int, float] = {}
+
+    def error(place: int) -> float:
+        nonlocal best
+        if place not in errors:
+            change = problem.solve(ridges[place])
+            errors[place] = np.inf
+            if change is not None:
+                intercept = fit.intercept(change)
+                errors[place] = relative_error(held, change, intercept, weight)
+            if change is not None and errors[place] < best.after:
+                best = Solution(change, intercept, ridges[place], before, errors[place])
+        return errors[place]
+
+    _descend(error, len(ridges))
     return best
+
+
+def _descend(error: Callable[[int], float], count: int) -> None:
+    """Walk from the middle of some places to a neighbour with a smaller error, until there is none."""
+    place = count // 2
+    while place > 0 and not np.isfinite(error(place)):
+        place -= 1
+    while count:
+        beside = [other for other in (place - 1, place + 1) if 0 <= other < count]
+        better = min(beside, key=error, default=place)
+        if error(better) >= error(place):
+            return
+        place = better
 
 
 def shift(fit: CrossMoments, held: CrossMoments, weight: FloatArray) -> Solution:
@@ -144,23 +168,27 @@ def relative_error(
     return left / whole if whole > 0 else 0.0 if left == 0 else np.inf
 
 
-def _changes(
-    fit: CrossMoments, support: BoolArray | None, ridges: Sequence[float]
-) -> Iterator[tuple[float, FloatArray]]:
-    """Yield each ridge with its solution; stop at the first that is too small for a factorisation."""
-    second, cross = fit.centred()
-    right = cross * (2.0 / max(1, fit.count))  # factors are of 2/n times the moments
-    for ridge in ridges:
-        change = np.empty_like(cross)
+class _Problem:
+    """The moments of a layer around their means, ready to be solved with any ridge."""
+
+    def __init__(self, fit: CrossMoments, support: BoolArray | None) -> None:
+        self.count = fit.count
+        self.support = support
+        self.second, cross = fit.centred()
+        self.right = cross * (2.0 / max(1, fit.count))  # factors are of 2/n times the moments
+
+    def solve(self, ridge: float) -> FloatArray | None:
+        """Return the change; None if the ridge is too small for a factorisation."""
+        change = np.empty_like(self.right)
         with warnings.catch_warnings():
             warnings.simplefilter("error", NotPositiveDefinite)
             try:
-                for group, moments in enumerate(second):
-                    inside = None if support is None else support[group]
-                    change[group] = _solve(moments, fit.count, ridge, right[group], inside)
+                for group, moments in enumerate(self.second):
+                    inside = None if self.support is None else self.support[group]
+                    change[group] = _solve(moments, self.count, ridge, self.right[group], inside)
             except (NotPositiveDefinite, np.linalg.LinAlgError):
-                return
-        yield ridge, change
+                return None
+        return change
 
 
 def _solve(
