@@ -134,12 +134,12 @@ def runs_on_data() -> _Decorator:
     return decorate
 
 
-_UNITS = {"": 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def _bytes(ctx: click.Context, param: click.Parameter, text: str) -> int:
     number = text.rstrip("BbKkMmGgTtIi ")
-    unit = text[len(number) :].strip().upper().replace("IB", "B")
+    unit = text[len(number) :].strip().upper().removesuffix("B").removesuffix("I")
     try:
         size = int(float(number) * _UNITS[unit])
     except (KeyError, ValueError, OverflowError):  # the last one: infinity

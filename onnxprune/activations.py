@@ -260,6 +260,15 @@ def _sum_along(graph: ir.Graph, value: ir.Value, axis: int, opset: int, fresh: N
     return ir.node("ReduceSum", [value, constant], {"keepdims": 0})
 
 
+def check_fits(model: ir.Model, data: Dataset) -> None:
+    """Check that data holds what a model takes, before long work begins.
+
+    Raises:
+        DataError: a name, rank, size or type differs.
+    """
+    data.check_against(_inputs(model, data))
+
+
 def left_out(model: ir.Model, data: Dataset) -> int:
     """Return how many samples at the end of the data fill no whole batch of a model with a fixed batch."""
     fixed = fixed_batch(_inputs(model, data))

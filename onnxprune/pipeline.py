@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.activations import BATCH, LIMIT_BYTES, Running
+from onnxprune.activations import BATCH, LIMIT_BYTES, Running, check_fits
 from onnxprune.analyze import Analysis
 from onnxprune.data import DataReader, Dataset, load_data
 from onnxprune.errors import PlanError, UsageError, VerificationError
@@ -154,11 +154,13 @@ def _samples(
     seed: int,
     input_shapes: Mapping[str, Sequence[int]] | None,
 ) -> Dataset | None:
-    if data is None or isinstance(data, Dataset):
-        return data
+    if data is None:
+        return None
     if isinstance(data, str) and is_noise(data):
         return draw_noise(model, data, seed, input_shapes)
-    return load_data(data)
+    samples = data if isinstance(data, Dataset) else load_data(data)
+    check_fits(model, samples)
+    return samples
 
 
 def _running(batch: int, memory_limit: int, threads: int) -> Running:
