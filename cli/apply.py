@@ -19,23 +19,17 @@ EXAMPLE = options.example("onnxprune apply small.plan retrained.onnx -o small.on
 @options.output_file()
 @options.name("--data", help="Samples to repair and prove on: an .npz file, a folder, or module:function.")
 @options.recover(None)
+@options.runs_on_data()
 @options.external_data()
 @options.sparse_storage()
 @reporting
-def apply(
-    out: Output,
-    plan: Path,
-    model: Path,
-    output: Path,
-    data: str | None,
-    recover: str | None,
-    **storage: Any,
-) -> None:
+def apply(out: Output, plan: Path, model: Path, output: Path, **choices: Any) -> None:
     """Remove from MODEL what PLAN says: the same model, or a re-trained one of the same graph.
 
-    PLAN is a folder that prune --plan wrote. With --data, what is left is repaired as it was then. As with prune, nothing is written unless it is proved and
-    verified.
+    PLAN is a folder that prune --plan wrote. With --data, what is left is repaired as it was then. As with
+    prune, nothing is written unless it is proved and verified.
     """
+    storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}
     from onnxprune import apply_plan, load, load_plan, save_pruned
     from onnxprune.model.atomic import check_target
 
@@ -44,7 +38,7 @@ def apply(
     decided = load_plan(plan)
     original = load(model)
     out.step("removing and proving")
-    result = apply_plan(original, decided, data=data, recover=recover, progress=out.progress.share)
+    result = apply_plan(original, decided, progress=out.progress.share, **choices)
     out.step(f"verifying and writing {output}")
     report = save_pruned(result, output, against=model, **storage)
     out.show(report, title=f"apply {plan} to {model} -> {output}", written={"model": output})

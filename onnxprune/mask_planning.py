@@ -8,6 +8,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.activations import USUAL, Running
 from onnxprune.allocate.channels import SENSITIVITY
 from onnxprune.allocate.masks import SCOPES, check_amount, choose_masks
 from onnxprune.cost import cost_of
@@ -55,7 +56,9 @@ def plan_masks(
         with watch.stage("sensitivity"):
             shares, notes = _shares_by_trials(model, uses, recipe, data, seed, watch, setting)
     with watch.stage("choose masks"):
-        found = masks_for(model, uses, recipe, data, seed, shares=shares, progress=watch.progress)
+        found = masks_for(
+            model, uses, recipe, data, seed, shares=shares, running=watch.running, progress=watch.progress
+        )
     masks = found.masks
     skipped = [*found.skipped, *notes, *unused_samples(model, data)]
     names = {name for use in uses for name in (use.tensor, use.consumer)}
@@ -131,6 +134,7 @@ def masks_for(
     seed: int,
     *,
     shares: Mapping[str, float] | None = None,
+    running: Running = USUAL,
     progress: Callable[[float], None] | None = None,
 ) -> MeasuredMasks:
     """Choose masks by the score of a recipe.
@@ -142,6 +146,7 @@ def masks_for(
         data: what scores and the scope are measured on.
         seed: of random scores.
         shares: what single tensors give, where that is known; the scope then decides nothing.
+        running: batches, threads and memory of runs.
         progress: called while something is measured, with the share that is done, in (0, 1].
 
     Raises:
@@ -151,10 +156,17 @@ def masks_for(
     options |= {"amount": recipe.get("amount"), "protect": recipe.get("protect", ())}
     if data is not None and recipe["score"] in DATA_WEIGHT_SCORERS:
         return choose_masks_on_data(
-            model, uses, data, score=recipe["score"], shares=shares, progress=progress, **options
+            model,
+            uses,
+            data,
+            score=recipe["score"],
+            shares=shares,
+            running=running,
+            progress=progress,
+            **options,
         )
     if shares is None and recipe["scope"] == "owl" and data is not None:
-        shares = outlier_shares(model, uses, data, recipe["amount"], progress)
+        shares = outlier_shares(model, uses, data, recipe["amount"], running, progress)
     scorer = WEIGHT_SCORERS.get(recipe["score"])
     masks, skipped = choose_masks(model, uses, scorer=scorer, seed=seed, shares=shares, **options)
     return MeasuredMasks(masks, {}, skipped)
@@ -176,7 +188,7 @@ def _shares_by_trials(
     even = {**recipe, "scope": "uniform"}
 
     def masks_at(amount: float) -> Mapping[str, Mask]:
-        return masks_for(model, uses, {**even, "amount": amount}, data, seed).masks
+        return masks_for(model, uses, {**even, "amount": amount}, data, seed, running=watch.running).masks
 
     measured = measure_masks(model, masks_at, AMOUNTS, data, setting, progress=watch.progress)
     watch.sections["sensitivity"] = curve_rows(measured)

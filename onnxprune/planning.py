@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.activations import left_out
+from onnxprune.activations import USUAL, Running, left_out
 from onnxprune.allocate.channels import SENSITIVITY, Options, choose_channels, reason_to_skip
 from onnxprune.allocate.dead import choose_dead, find_dead
 from onnxprune.allocate.isomorphic import structures_of
@@ -25,6 +25,7 @@ from onnxprune.curves import AMOUNTS, Measured, Setting, curve_rows
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, PlanError, UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
+from onnxprune.noise import notes_on_noise
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
 from onnxprune.registry import did_you_mean
@@ -63,11 +64,12 @@ STRUCTURED: Mapping[str, frozenset[str]] = {
 
 @dataclass(slots=True)
 class Watch:
-    """Seconds and findings by stage, and who is told which share of long work is done, in (0, 1]."""
+    """Seconds and findings by stage, who is told which share of long work is done, and how models are run."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     sections: dict[str, Any] = field(default_factory=dict)  # tables for the report, of what was measured
     progress: Callable[[float], None] | None = None
+    running: Running = USUAL
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -219,7 +221,7 @@ def score_groups(
     kinds = STRUCTURED[recipe["pattern"]]
     groups = [group for group in analysis.groups if group.frozen is None and group.kind in kinds]
     subject = Subject(
-        analysis.model, analysis.channels, groups, analysis.units, data, progress=watch.progress
+        analysis.model, analysis.channels, groups, analysis.units, data, watch.running, watch.progress
     )
     return score_on_data(subject, recipe["score"])
 
@@ -344,11 +346,14 @@ def unmatched(recipe: Mapping[str, Any], names: set[str]) -> list[Skipped]:
 
 
 def unused_samples(model: ir.Model, data: Dataset | None) -> list[Skipped]:
-    """Say which samples nothing was measured on."""
+    """Say which samples nothing was measured on, and whether all of them are noise."""
     count = 0 if data is None else left_out(model, data)
     if data is None or count == 0:
-        return []
-    return [Skipped(data.source, f"the last {count} of {len(data)} samples fill no batch of the model")]
+        return notes_on_noise(data)
+    return [
+        *notes_on_noise(data),
+        Skipped(data.source, f"the last {count} of {len(data)} samples fill no batch of the model"),
+    ]
 
 
 def planned(choice: Choice) -> PlannedGroup:

@@ -318,6 +318,9 @@ def _repair(
             trials.samples,
             method=wish.method,
             masks=masks,
+            batch=watch.running.batch,
+            limit_bytes=watch.running.limit_bytes,
+            threads=watch.running.threads,
             seed=trials.seed,
             progress=watch.progress,
         )

@@ -33,7 +33,7 @@ def change_of_outputs(subject: Subject) -> Mapping[str, FloatArray]:
     forward-only counterpart of the gradients of Michel et al. 2019, "Are Sixteen Heads Really Better than
     One?": measured instead of extrapolated, without labels, at one run for each channel and batch. Channels
     are taken out one at a time, so two that do the same both look dispensable. Batches are made smaller where
-    their outputs would exceed ``subject.limit_bytes``.
+    their outputs would exceed ``subject.running.limit_bytes``.
 
     Raises:
         UsageError: there are more than `MOST_CHANNELS` channels.
@@ -51,7 +51,7 @@ def change_of_outputs(subject: Subject) -> Mapping[str, FloatArray]:
         return {}
     lost = {group.name: np.zeros((group.size, len(masked.outputs))) for group in masked.groups}
     whole = np.zeros(len(masked.outputs))
-    session = open_session(masked.model)
+    session = open_session(masked.model, threads=subject.running.threads)
     size = _batch_within_limit(masked, session, subject)
     batches = list(feeds_by_batch(subject.model, subject.data, batch=size))
     for done, (_, feeds) in enumerate(batches):
@@ -73,12 +73,13 @@ def _batch_within_limit(masked: _Masked, session: Session, subject: Subject) -> 
     _, feeds = next(iter(feeds_by_batch(subject.model, subject.data, batch=1)))
     outputs = masked.run(session, feeds, None, 0, subject)
     needed = _HELD * sum(output.nbytes for output in outputs)
-    if needed > subject.limit_bytes:
+    limit = subject.running.limit_bytes
+    if needed > limit:
         raise LimitMissed(
-            f"the outputs of one batch take {needed} bytes, more than the limit of {subject.limit_bytes}; "
-            "raise the limit to that"
+            f"the outputs of one batch take {needed} bytes, more than the limit of {limit}; raise the limit "
+            "to that"
         )
-    return max(1, min(subject.batch, subject.limit_bytes // max(1, needed)))
+    return max(1, min(subject.running.batch, subject.running.limit_bytes // max(1, needed)))
 
 
 @dataclass(frozen=True, slots=True)

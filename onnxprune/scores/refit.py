@@ -38,7 +38,7 @@ def loss_after_refit(subject: Subject) -> Mapping[str, FloatArray | str]:
     are whole groups of a convolution, its outputs go as well, and count where they are consumed.
 
     Operations: for each consumer of n inputs and o outputs O(n^2) for each row of data, and O(n^3 + n^2 o).
-    Groups whose second moments do not fit ``subject.limit_bytes`` together follow in further passes over
+    Groups whose second moments do not fit ``subject.running.limit_bytes`` together follow in further passes over
     the data; a group that does not fit alone has a reason in place of figures.
 
     Raises:
@@ -47,12 +47,14 @@ def loss_after_refit(subject: Subject) -> Mapping[str, FloatArray | str]:
     consumers = _consumers(subject)
     scores: dict[str, FloatArray | str] = {}
     for name, uses in consumers.items():
-        if _needed(uses) > subject.limit_bytes:
+        if _needed(uses) > subject.running.limit_bytes:
             scores[name] = (
                 f"score 'obs' needs {_needed(uses)} bytes for the second moments of its consumers, more than "
-                f"the limit of {subject.limit_bytes}; raise the limit to that"
+                f"the limit of {subject.running.limit_bytes}; raise the limit to that"
             )
-    passes = list(_passes([name for name in consumers if name not in scores], consumers, subject.limit_bytes))
+    passes = list(
+        _passes([name for name in consumers if name not in scores], consumers, subject.running.limit_bytes)
+    )
     sizes = {group.name: group.size for group in subject.groups}
     for number, names in enumerate(passes):
         inverses = _inverses(subject, [use for name in names for use in consumers[name]], number, len(passes))
@@ -138,8 +140,9 @@ def _inverses(
         subject.model,
         list(wanted.values()),
         subject.data,
-        batch=subject.batch,
-        limit_bytes=subject.limit_bytes - _bytes(uses),
+        batch=subject.running.batch,
+        threads=subject.running.threads,
+        limit_bytes=subject.running.limit_bytes - _bytes(uses),
         progress=None if progress is None else lambda done: progress((number + done) / passes),
     )
     return {

@@ -13,6 +13,7 @@ from cutting import graph
 from generated import generated_model
 
 from onnxprune import plan
+from onnxprune.activations import Running
 from onnxprune.analyze import analyze
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, LimitMissed, UsageError
@@ -28,7 +29,7 @@ def subject_of(model: ir.Model, samples: int = 11, batch: int = 4) -> Subject:
     groups = [group for group in analysis.groups if group.frozen is None]
     shapes = {name: (samples, *shape[1:]) for name, shape in analysis.shapes.input_shapes.items()}
     data = Dataset.from_arrays(random_feeds(model, shapes, 0), "calib.npz")
-    return Subject(analysis.model, analysis.channels, groups, analysis.units, data, batch)
+    return Subject(analysis.model, analysis.channels, groups, analysis.units, data, Running(batch))
 
 
 def by_twins(model: ir.Model, subject: Subject) -> dict[str, np.ndarray]:
@@ -146,7 +147,7 @@ def test_batches_shrink_to_the_limit(
         return feeds_by_batch(*arguments, batch=batch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ablation, "feeds_by_batch", watched)
-    limited = replace(subject, limit_bytes=int(samples_per_run * 4 * 8 * 5))
+    limited = replace(subject, running=Running(4, int(samples_per_run * 4 * 8 * 5)))
     for name, values in ablation.change_of_outputs(limited).items():
         np.testing.assert_allclose(values, whole[name], rtol=1e-5)
     assert sizes[-1] == most
@@ -155,4 +156,4 @@ def test_batches_shrink_to_the_limit(
 def test_a_limit_below_one_sample_is_missed() -> None:
     subject = subject_of(ir.from_proto(small_models.mlp(width=6)))
     with pytest.raises(LimitMissed, match="outputs of one batch take 160 bytes, more than the limit of 159"):
-        ablation.change_of_outputs(replace(subject, limit_bytes=159))
+        ablation.change_of_outputs(replace(subject, running=Running(4, 159)))

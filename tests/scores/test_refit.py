@@ -13,6 +13,7 @@ from cutting import graph
 from scipy.linalg import lstsq
 
 from onnxprune import plan, prune
+from onnxprune.activations import Running
 from onnxprune.analyze import analyze
 from onnxprune.cholesky import DAMPING
 from onnxprune.data import Dataset
@@ -187,7 +188,7 @@ def test_a_small_limit_takes_more_passes_for_the_same_scores(
     collect = refit.collect_moments
     monkeypatch.setattr(refit, "collect_moments", lambda *a, **k: calls.append(a) or collect(*a, **k))
     limit = int(matrices * 8 * (16 * 9) ** 2)
-    split = loss_after_refit(replace(subject, limit_bytes=limit, progress=done.append))
+    split = loss_after_refit(replace(subject, running=Running(limit_bytes=limit), progress=done.append))
     assert len(calls) == passes
     assert whole.keys() == split.keys()
     for name, values in whole.items():
@@ -199,7 +200,7 @@ def test_a_small_limit_takes_more_passes_for_the_same_scores(
 
 def test_groups_beyond_the_limit_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = ir.from_proto(small_models.mlp(width=64)), normal(60, 16)
-    found = loss_after_refit(subject_of(model, x, limit_bytes=4 * 8 * 64**2 - 1))
+    found = loss_after_refit(subject_of(model, x, running=Running(limit_bytes=4 * 8 * 64**2 - 1)))
     assert set(found.values()) == {
         "score 'obs' needs 131072 bytes for the second moments of its consumers, more than the limit of "
         "131071; raise the limit to that"
