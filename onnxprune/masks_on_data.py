@@ -287,7 +287,7 @@ def _shares(
     if scope != "global":
         raise UsageError(f"unknown scope {scope!r}; known: uniform, global, owl")
     factors = {}
-    for tensor, moments in _measure(model, tensors, data, progress):
+    for tensor, moments in _measure(model, tensors, data, running, progress):
         layer = tensor.layer(moments)
         factors[tensor.name] = layer.squares(), layer.energy()
     streams = {tensor.name: partial(_energies, tensor, *factors[tensor.name]) for tensor in tensors}

@@ -15,7 +15,8 @@ SOURCES = {"onnxprune": ROOT / "onnxprune", "onnxprune_cli": ROOT / "cli"}
 #: only the stages (the widest layer) do not import each other.
 LAYERS = (
     ("errors",),
-    ("cholesky", "data", "messages", "npz", "patterns", "registry", "resident", "types", "user_code"),
+    ("cholesky", "data", "messages", "npz", "patterns", "registry", "resident", "schedule", "types",
+     "user_code"),
     ("model",),
     ("ops",),
     ("activations", "cost", "layerwise", "moments", "noise", "runtime", "tapping"),

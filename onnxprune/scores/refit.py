@@ -38,8 +38,8 @@ def loss_after_refit(subject: Subject) -> Mapping[str, FloatArray | str]:
     are whole groups of a convolution, its outputs go as well, and count where they are consumed.
 
     Operations: for each consumer of n inputs and o outputs O(n^2) for each row of data, and O(n^3 + n^2 o).
-    Groups whose second moments do not fit ``subject.running.limit_bytes`` together follow in further passes over
-    the data; a group that does not fit alone has a reason in place of figures.
+    Groups whose second moments do not fit the limit of memory together follow in further passes over the
+    data; a group that does not fit alone has a reason in place of figures.
 
     Raises:
         UsageError, DataError, LimitMissed, RuntimeFailure: as of `onnxprune.moments.collect_moments`.
