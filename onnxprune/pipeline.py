@@ -78,9 +78,11 @@ def prune(
         target_params: share of the parameters that may stay, in (0, 1], instead of an amount.
         score: ``l1``, ``l2`` (the default) or ``random``, from the weights; for channels and heads also
             ``activation``, ``wanda`` or ``ablation``, measured on data; for layers ``influence`` (the
-            default, measured on data), ``l2`` or ``random``.
+            default, measured on data), ``l2`` or ``random``; for zeros also ``lamp``, from the weights, and
+            ``wanda`` or ``obs``, measured on data: the latter changes the weights that stay.
         scope: ``uniform`` (the same share everywhere) or ``global`` (one threshold for all; the default for
-            layers).
+            layers, and for zeros that are chosen on data); for zeros also ``owl`` (less from layers with
+            outliers, which takes data).
         align: kept channel counts are multiples of this; ``auto`` avoids counts that are slow on CPUs.
         protect: globs over group (or branch) and tensor names that must stay whole.
         allow_inexact: also remove channels that normalisation takes statistics over (the width of a
