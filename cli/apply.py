@@ -18,15 +18,17 @@ EXAMPLE = options.example("onnxprune apply small.plan retrained.onnx -o small.on
 @click.argument("model", type=options.FILE)
 @options.output_file()
 @options.name("--data", help="Real inputs for the proof: an .npz file, a folder, or module:function.")
+@options.runs_on_data()
 @options.external_data()
 @options.sparse_storage()
 @reporting
-def apply(out: Output, plan: Path, model: Path, output: Path, data: str | None, **storage: Any) -> None:
+def apply(out: Output, plan: Path, model: Path, output: Path, **choices: Any) -> None:
     """Remove from MODEL what PLAN says: the same model, or a re-trained one of the same graph.
 
     PLAN is a folder that prune --plan wrote. As with prune, nothing is written unless it is proved and
     verified.
     """
+    storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}
     from onnxprune import apply_plan, load, load_plan, save_pruned
     from onnxprune.model.atomic import check_target
 
@@ -35,7 +37,7 @@ def apply(out: Output, plan: Path, model: Path, output: Path, data: str | None, 
     decided = load_plan(plan)
     original = load(model)
     out.step("removing and proving")
-    result = apply_plan(original, decided, data=data)
+    result = apply_plan(original, decided, **choices)
     out.step(f"verifying and writing {output}")
     report = save_pruned(result, output, against=model, **storage)
     out.show(report, title=f"apply {plan} to {model} -> {output}", written={"model": output})

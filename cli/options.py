@@ -120,6 +120,35 @@ def sparse_storage() -> _Decorator:
     )  # fmt: skip
 
 
+def runs_on_data() -> _Decorator:
+    """``--batch``, ``--memory-limit`` and ``--threads``: how models are run on data, not what is done."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        limit = option(
+            "--memory-limit", default="1GB", callback=_bytes, metavar="SIZE",
+            help="What work on data may keep in memory, beside model and data: bytes, or as 512MB, 2GB.",
+        )  # fmt: skip
+        batch = count("--batch", default=32, help="Samples in one run on data, where the batch is free.")
+        return batch(limit(threads()(function)))
+
+    return decorate
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, text: str) -> int:
+    number = text.rstrip("BbKkMmGgTtIi ")
+    unit = text[len(number) :].strip().upper().removesuffix("B").removesuffix("I")
+    try:
+        size = int(float(number) * _UNITS[unit])
+    except (KeyError, ValueError, OverflowError):  # the last one: infinity
+        size = 0
+    if size < 1:
+        raise click.BadParameter(f"{text!r} is no size such as 512MB, 2GB, or a number of bytes", ctx, param)
+    return size
+
+
 def threads() -> _Decorator:
     """``--threads`` of ONNX Runtime."""
     return option(

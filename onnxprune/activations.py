@@ -7,14 +7,13 @@ taken inside the graph, and only that leaves ONNX Runtime.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
 from onnxprune.data import Dataset, Inputs, fixed_batch
 from onnxprune.errors import DataError, LimitMissed, UsageError
@@ -22,7 +21,8 @@ from onnxprune.messages import quoted
 from onnxprune.model.float32 import OTHER_FLOATS, in_float32
 from onnxprune.model.names import Names, add_constant
 from onnxprune.model.shapes import graph_inputs
-from onnxprune.runtime import Session, open_session
+from onnxprune.resident import return_freed_memory
+from onnxprune.tapping import Footprint, main_values, open_taps
 from onnxprune.types import FloatArray
 
 Array = npt.NDArray[Any]
@@ -30,8 +30,27 @@ Array = npt.NDArray[Any]
 #: Samples of one run, where the model leaves that open.
 BATCH = 32
 
-#: Of the tapped values of one run, beside what the model itself needs.
+#: Of what calibration keeps in memory at once, beside the model and the data.
 LIMIT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How a model is run over data; what comes out is the same but for rounding.
+
+    Attributes:
+        batch: samples of one run, where the model's first axis is symbolic.
+        limit_bytes: of what is kept in memory at once, beside the model and the data.
+        threads: of one operator; 0 for one per core.
+    """
+
+    batch: int = BATCH
+    limit_bytes: int = LIMIT_BYTES
+    threads: int = 1
+
+
+#: With the defaults of the command line.
+USUAL = Running()
 
 
 class Tapped(NamedTuple):
@@ -63,8 +82,9 @@ def each_batch(
 
     Every bundle comes once for every batch, in order of the data. Several bundles share a run as long as one
     batch of their values stays within the limit; the rest follows in further passes over the data. If one
-    bundle alone exceeds it, batches are made smaller. Memory stays bounded only if the caller lets go of the
-    arrays: it does not keep them, nor views of them.
+    bundle alone exceeds it, or what the model itself keeps between its nodes takes more than half of it,
+    batches are made smaller. Memory stays bounded only if the caller lets go of the arrays: it does not keep
+    them, nor views of them.
 
     A model with a fixed batch gets whole batches alone: `left_out` says how many samples at the end that
     leaves out.
@@ -75,7 +95,8 @@ def each_batch(
             come together.
         data: the samples; labels and segments are not fed.
         batch: samples of one run, where the model's first axis is symbolic.
-        limit_bytes: of all values that leave one run.
+        limit_bytes: of all values that are kept at once: in a run, and after it. A model that needs more than
+            half of it for a single sample (or fixed batch) gets what it needs.
         reserved_bytes: what the caller itself holds of that.
         threads: of one operator; 0 for one per core.
         progress: called after every run with the share that is done, in (0, 1].
@@ -88,20 +109,46 @@ def each_batch(
     """
     size, whole = _batch_size(model, data, batch)
     work = in_float32(model)
-    bytes_of = _measure(work, bundles, data, size, threads)
+    if not bundles:
+        return iter(())
+    names = [name for bundle in bundles for name in bundle]
+    footprint = Footprint(work, names, _first(data), size, whole, threads)
     room = limit_bytes - reserved_bytes
-    while max(map(bytes_of, bundles), default=0) > room:
-        largest = max(bundles, key=bytes_of)
-        if size == 1 or whole:
-            held = f" beside {reserved_bytes} for what is kept" if reserved_bytes else ""
-            raise LimitMissed(
-                f"{quoted(largest[0])} takes {bytes_of(largest)} bytes in a batch of {size}{held}, more than "
-                f"the limit of {limit_bytes}; raise the limit to {bytes_of(largest) + reserved_bytes}"
-            )
-        size = max(1, min(size - 1, size * room // bytes_of(largest)))
-        bytes_of = _measure(work, bundles, data, size, threads)
-    shares = list(_passes(bundles, bytes_of, room))
+
+    def own_bytes(count: int) -> int:
+        """What the model keeps between its nodes; no more than half of the limit is set aside for it."""
+        return min(footprint.alive(count), room // 2)
+
+    def fits(count: int) -> bool:
+        largest = max(footprint.of(bundle, count) for bundle in bundles)
+        return largest + own_bytes(count) <= room and footprint.alive(count) <= room // 2
+
+    if not whole:
+        size = _largest(fits, size)
+    left = room - own_bytes(size)
+    largest = max(bundles, key=lambda bundle: footprint.of(bundle, size))
+    wanted = footprint.of(largest, size)
+    if wanted > left:
+        others = limit_bytes - left
+        raise LimitMissed(
+            f"{quoted(largest[0])} takes {wanted} bytes in a batch of {size}, beside {others} for what else "
+            f"is kept: more than the limit of {limit_bytes}; raise it to {2 * wanted + 2 * reserved_bytes}"
+        )
+    shares = list(_passes(bundles, lambda some: footprint.of(some, size), left))
     return _run_all(work, bundles, shares, data, size, whole, threads, progress)
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """Return the largest number of samples up to ``most`` that fits, 1 if none does."""
+    low, high = 1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _first(data: Dataset) -> Callable[[int], dict[str, Array]]:
+    return lambda count: _feeds(data, slice(0, count))
 
 
 def feeds_by_batch(
@@ -124,6 +171,7 @@ def mean_squares(
     data: Dataset,
     *,
     batch: int = BATCH,
+    limit_bytes: int = LIMIT_BYTES,
     threads: int = 1,
     progress: Callable[[float], None] | None = None,
 ) -> list[FloatArray]:
@@ -136,6 +184,7 @@ def mean_squares(
         wanted: name of a value of floats, and the axes that the mean is taken over (not negative).
         data: the samples.
         batch: samples of one run, where the model's first axis is symbolic.
+        limit_bytes: of all values that a run keeps at once: batches are made smaller to stay below.
         threads: of one operator; 0 for one per core.
         progress: called after every run with the share that is done, in (0, 1].
 
@@ -147,13 +196,22 @@ def mean_squares(
         UsageError, DataError, RuntimeFailure: as for `each_batch`.
     """
     work = model.clone()
-    order = {name: place for place, name in enumerate(_values(work.graph))}
+    order = {name: place for place, name in enumerate(main_values(work.graph))}
     distinct = sorted(dict.fromkeys(wanted), key=lambda key: order.get(key[0], 0))
     bundles = _add_sums_of_squares(work.graph, distinct, _opset(model))
     totals: list[Any] = [0.0] * len(distinct)
     counts = [0] * len(distinct)
     size, whole = _batch_size(model, data, batch)
     shares = [range(len(bundles))] if bundles else []  # all in one pass: what leaves it is small
+    if bundles and not whole:
+        names = [name for name, _ in distinct]
+        footprint = Footprint(in_float32(model), names, _first(data), size, whole, threads)
+
+        def fits(count: int) -> bool:
+            square = max(footprint.of([name], count) for name in names)
+            return footprint.alive(count) + 2 * square <= limit_bytes  # a value may outlive its last reader
+
+        size = _largest(fits, size)
     runs = _run_all(in_float32(work), bundles, shares, data, size, whole, threads, progress)
     for number, _, (squares, elements) in runs:
         totals[number] = totals[number] + squares.astype(np.float64)
@@ -177,7 +235,7 @@ def _add_sums_of_squares(
     The last of the values come first: ONNX Runtime begins with the ends of a graph that were added last, and
     computes what each needs. So a value that comes early is tapped at once, and not kept until the end.
     """
-    values, fresh = _values(graph), Names(graph)
+    values, fresh = main_values(graph), Names(graph)
     bundles = []
     for number, (name, summed) in reversed(list(enumerate(wanted))):
         if name not in values:
@@ -200,6 +258,15 @@ def _sum_along(graph: ir.Graph, value: ir.Value, axis: int, opset: int, fresh: N
     name = fresh.fresh("summed_axis")
     constant = add_constant(graph, ir.tensor(np.array([axis], np.int64), name=name), name)
     return ir.node("ReduceSum", [value, constant], {"keepdims": 0})
+
+
+def check_fits(model: ir.Model, data: Dataset) -> None:
+    """Check that data holds what a model takes, before long work begins.
+
+    Raises:
+        DataError: a name, rank, size or type differs.
+    """
+    data.check_against(_inputs(model, data))
 
 
 def left_out(model: ir.Model, data: Dataset) -> int:
@@ -268,14 +335,15 @@ def _run_all(
 ) -> Iterator[Tapped]:
     batches = _batches(data, size, whole)
     for turn, share in enumerate(shares):
-        session, outputs = _open(model, [name for number in share for name in bundles[number]], threads)
+        session, outputs = open_taps(model, [name for number in share for name in bundles[number]], threads)
         for done, samples in enumerate(batches, start=1):
-            results = session.run(_feeds(data, samples))
+            results = session.run_in_place(_feeds(data, samples))
             for number in share:
                 arrays = tuple(results[outputs[name]] for name in bundles[number])
                 yield Tapped(number, samples, arrays)
                 del arrays
             del results  # before the next run makes as many
+            return_freed_memory()
             if progress is not None:
                 progress((turn + done / len(batches)) / len(shares))
 
@@ -290,55 +358,3 @@ def _feeds(data: Dataset, samples: slice) -> dict[str, Array]:
 
 def _is_other_float(array: Array) -> bool:
     return any(array.dtype == data_type.numpy() for data_type in OTHER_FLOATS)
-
-
-def _measure(
-    model: ir.Model, bundles: Sequence[Sequence[str]], data: Dataset, size: int, threads: int
-) -> Callable[[Sequence[str]], int]:
-    """Return what tells the bytes of several values of one batch: their shapes alone are computed for it."""
-    names = list(dict.fromkeys(name for bundle in bundles for name in bundle))
-    if not names:
-        return lambda _bundle: 0
-    session, outputs = _open(model, names, threads, "Shape")
-    shapes = session.run(_feeds(data, slice(0, size)))
-    itemsizes = _itemsizes(model, names, threads)
-    sizes = {name: math.prod(shapes[outputs[name]].tolist()) * itemsizes[name] for name in names}
-    return lambda bundle: sum(sizes[name] for name in set(bundle))
-
-
-def _itemsizes(model: ir.Model, names: Sequence[str], threads: int) -> dict[str, int]:
-    """Return the bytes of one element of each value; types that the graph leaves open are ONNX Runtime's."""
-    values = _values(model.graph)
-    types = {name: None if (dtype := values[name].dtype) is None else dtype.numpy() for name in names}
-    unknown = [name for name, dtype in types.items() if dtype is None]
-    if unknown:
-        session, outputs = _open(model, unknown, threads)
-        types.update({name: session.outputs[outputs[name]].dtype for name in unknown})
-    return {name: np.dtype(dtype).itemsize for name, dtype in types.items()}
-
-
-def _open(
-    model: ir.Model, names: Sequence[str], threads: int, op_type: str = "Identity"
-) -> tuple[Session, dict[str, str]]:
-    """Open a copy whose only outputs are those of a new node for each value; return these by value too."""
-    copy = model.clone()
-    values = _values(copy.graph)
-    fresh = Names(copy.graph)
-    outputs: dict[str, str] = {}
-    copy.graph.outputs.clear()
-    for name in dict.fromkeys(reversed(names)):  # see _add_sums_of_squares
-        if name not in values:
-            raise UsageError(f"the graph has no value {quoted(name)}")
-        node = ir.node(op_type, [values[name]])
-        node.outputs[0].name = outputs[name] = fresh.fresh(f"tap_{len(outputs)}")
-        node.outputs[0].type = ir.TensorType(ir.DataType.INT64) if op_type == "Shape" else values[name].type
-        copy.graph.append(node)
-        copy.graph.outputs.append(node.outputs[0])
-    passes.RemoveUnusedNodesPass()(copy)
-    return open_session(copy, threads=threads), outputs
-
-
-def _values(graph: ir.Graph) -> Mapping[str, ir.Value]:
-    """Return what can be tapped, by name: inputs, and all that nodes of the main graph compute."""
-    computed = [*graph.inputs, *(output for node in graph for output in node.outputs)]
-    return {value.name: value for value in computed if value.name}

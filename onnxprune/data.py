@@ -49,6 +49,7 @@ class Dataset:
         segments: text [samples], the segment each sample belongs to, or None.
         source: where it came from, for messages.
         digest: sha256 over names, types, shapes and contents.
+        noise: drawn at random, not taken from anywhere.
     """
 
     arrays: Mapping[str, Array]
@@ -56,6 +57,7 @@ class Dataset:
     segments: npt.NDArray[np.str_] | None
     source: str
     digest: str
+    noise: bool = False
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], source: str = "data") -> Dataset:

@@ -21,7 +21,7 @@ from onnxprune.model.functions import without_functions
 from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Channels
-from onnxprune.planning import Watch, budget_of, versions
+from onnxprune.planning import Watch, budget_of, unused_samples, versions
 from onnxprune.scores.influence import BRANCH_SCORERS
 from onnxprune.types import Branch, Cost, FloatArray, IntArray, Plan, PlannedBranch, PlannedGroup, Skipped
 
@@ -88,7 +88,7 @@ def plan_layers(
             first = f" ({reasons[0]})" if reasons else ""
             raise NothingToPrune(f"no residual branch can be removed{first}", reasons)
         with watch.stage("score"):
-            scores = scorer(layers.model, layers.branches, data, seed)
+            scores = scorer(layers.model, layers.branches, data, seed, watch.running)
         with watch.stage("allocate"):
             trial = _Trial(layers)
             limits = Limits(recipe["scope"], recipe.get("protect", ()), recipe.get("floor", 0.1))
@@ -101,7 +101,7 @@ def plan_layers(
                 cost=lambda numbers: trial.share_left(numbers, metric),
                 why_not=trial.why_not,
             )
-        skipped = _skipped(layers, removed, stay, recipe)
+        skipped = (*_skipped(layers, removed, stay, recipe), *unused_samples(model, data))
         if not len(removed):
             reasons = [f"{layers.branches[number].name}: {reason}" for number, reason in stay.items()]
             why = reasons[0] if reasons else "the share asked for is less than one of them"

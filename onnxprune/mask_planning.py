@@ -52,6 +52,7 @@ def plan_masks(
                 score=recipe["score"],
                 scope=recipe["scope"],
                 protect=recipe.get("protect", ()),
+                running=watch.running,
                 progress=watch.progress,
             )
         else:
@@ -121,7 +122,9 @@ def _choose_by_weights(
     """Choose by scores from weights alone; only what each layer gives may depend on data."""
     shares = None
     if recipe["scope"] == "owl" and data is not None:
-        shares = outlier_shares(model, uses, data, recipe["amount"], watch.progress)
+        shares = outlier_shares(
+            model, uses, data, recipe["amount"], running=watch.running, progress=watch.progress
+        )
     masks, skipped = choose_masks(
         model,
         uses,

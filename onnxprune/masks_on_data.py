@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.activations import USUAL, Running
 from onnxprune.allocate.layer_shares import owl_shares, shares_below_one_threshold
 from onnxprune.allocate.masks import NOTHING_GOES, check_amount, check_finite, is_full, select_weights
 from onnxprune.allocate.selection import Piece
@@ -84,6 +85,7 @@ def choose_masks_on_data(
     score: str,
     scope: str,
     protect: Sequence[str] = (),
+    running: Running = USUAL,
     progress: Progress | None = None,
 ) -> MeasuredMasks:
     """Choose which weights become zero, and what the others become.
@@ -97,6 +99,7 @@ def choose_masks_on_data(
         score: a name in `DATA_WEIGHT_SCORERS`.
         scope: uniform, global (what goes is lowest in `energies`), or owl.
         protect: globs over tensor and consumer names.
+        running: how the model is run.
         progress: called with the share that is done, in (0, 1].
 
     Raises:
@@ -113,10 +116,10 @@ def choose_masks_on_data(
     watched = (partial(_told, progress, 0.0), partial(_told, progress, 0.5)) if varied else (progress,) * 2
     shares = {}
     if varied:
-        shares = _shares(model, tensors, data, scope, share, watched[0])
+        shares = _shares(model, tensors, data, scope, share, running, watched[0])
     masks: dict[str, Mask] = {}
     weights: dict[str, Array] = {}
-    for tensor, moments in _measure(model, tensors, data, watched[1]):
+    for tensor, moments in _measure(model, tensors, data, running, watched[1]):
         decision = decide(tensor.layer(moments), wanted, shares.get(tensor.name, share))
         linear = tensor.linears[0]
         mask = Mask.pack(linear.stored_like(decision.kept))
@@ -137,7 +140,13 @@ def choose_masks_on_data(
 
 
 def outlier_shares(
-    model: ir.Model, uses: Sequence[WeightUse], data: Dataset, amount: float, progress: Progress | None = None
+    model: ir.Model,
+    uses: Sequence[WeightUse],
+    data: Dataset,
+    amount: float,
+    *,
+    running: Running = USUAL,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Return what each linear layer gives by its outliers, for scores that are not measured themselves.
 
@@ -145,7 +154,7 @@ def outlier_shares(
         DataError, LimitMissed: as of `choose_masks_on_data`.
     """
     tensors, _ = _measurable(model, uses, Pattern("unstructured"), ())
-    return _shares(model, tensors, data, "owl", amount, progress)
+    return _shares(model, tensors, data, "owl", amount, running, progress)
 
 
 # --- which tensors ------------------------------------------------------------------------------------------
@@ -222,12 +231,20 @@ def _fits(linear: Linear, pattern: Pattern) -> bool:
 
 
 def _measure(
-    model: ir.Model, tensors: Sequence[_Tensor], data: Dataset, progress: Progress | None
+    model: ir.Model, tensors: Sequence[_Tensor], data: Dataset, running: Running, progress: Progress | None
 ) -> Iterator[tuple[_Tensor, Moments]]:
     """Yield the moments of each tensor's inputs, those of all its uses together."""
     owners = [(tensor, linear) for tensor in tensors for linear in tensor.linears]
     waiting: dict[str, list[Moments]] = {}
-    found = collect_moments(model, [linear for _, linear in owners], data, progress=progress)
+    found = collect_moments(
+        model,
+        [linear for _, linear in owners],
+        data,
+        batch=running.batch,
+        limit_bytes=running.limit_bytes,
+        threads=running.threads,
+        progress=progress,
+    )
     for number, moments in found:
         tensor = owners[number][0]
         parts = waiting.setdefault(tensor.name, [])
@@ -251,6 +268,7 @@ def _shares(
     data: Dataset,
     scope: str,
     amount: float,
+    running: Running,
     progress: Progress | None,
 ) -> dict[str, float]:
     """Return what each tensor gives."""
@@ -258,13 +276,13 @@ def _shares(
     if scope == "owl":
         ratios = {
             tensor.name: outlier_ratio(tensor.layer(moments))
-            for tensor, moments in _measure(model, tensors, data, progress)
+            for tensor, moments in _measure(model, tensors, data, running, progress)
         }
         return owl_shares(ratios, sizes, amount)
     if scope != "global":
         raise UsageError(f"unknown scope {scope!r}; known: uniform, global, owl")
     factors = {}
-    for tensor, moments in _measure(model, tensors, data, progress):
+    for tensor, moments in _measure(model, tensors, data, running, progress):
         layer = tensor.layer(moments)
         factors[tensor.name] = layer.squares(), layer.energy()
     streams = {tensor.name: partial(_energies, tensor, *factors[tensor.name]) for tensor in tensors}

@@ -5,7 +5,7 @@ thousand rows up in float32, and these sums are added up in float64.
 
 Sums inside the graph (ONNX Runtime multiplies X^T and X) were measured beside this, in seconds of CPU of one
 thread with every row in use, the model's own among them: a vision transformer on 16 images took 4.2 in the
-graph and 4.8 here, a residual network 1.8 and 2.3. But a graph unfolds whole batches of convolutions. Here rows
+graph and 4.8 here, a residual network 1.8 and 2.3. But a graph unfolds whole batches of images. Here rows
 that are not drawn are never unfolded: on 32 images, the residual network took 3.9 in the graph, and here 4.5
 with all rows and 1.4 with 4096 for each node; what the rows cost stops to grow with the samples.
 """

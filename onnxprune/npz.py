@@ -62,10 +62,13 @@ def _read_members(archive: zipfile.ZipFile, label: str) -> dict[str, npt.NDArray
             raise DataError(f"{label}: holds {shown} twice")
         if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DataError(f"{label}: {shown} is encrypted or packed as numpy never does")
-        with archive.open(member) as stream:
-            _check_header(stream, member.file_size, f"{label}: {shown}")
-        with archive.open(member) as stream:
-            array = np.lib.format.read_array(stream, allow_pickle=False)
+        try:
+            with archive.open(member) as stream:
+                _check_header(stream, member.file_size, f"{label}: {shown}")
+            with archive.open(member) as stream:
+                array = np.lib.format.read_array(stream, allow_pickle=False)
+        except _DAMAGED as error:
+            raise DataError(f"{label}: {shown} cannot be read: {one_line(error)}") from None
         arrays[name] = np.asarray(array, array.dtype.newbyteorder("="), order="C")
     return arrays
 

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.activations import BATCH, LIMIT_BYTES, Running, check_fits
 from onnxprune.analyze import Analysis
 from onnxprune.data import DataReader, Dataset, load_data
 from onnxprune.errors import PlanError, UsageError, VerificationError
@@ -19,6 +20,7 @@ from onnxprune.layer_planning import Layers, find_layers, plan_layers, planned_b
 from onnxprune.mask_planning import plan_masks
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.io import save
+from onnxprune.noise import draw_noise, is_noise
 from onnxprune.ops.sums import Sums
 from onnxprune.planning import STRUCTURED, Watch, analyze_for, check_groups, plan_channels
 from onnxprune.plans import save_plan
@@ -62,6 +64,9 @@ def prune(
     data: Dataset | DataReader | str | Path | None = None,
     seed: int = 0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int = BATCH,
+    memory_limit: int = LIMIT_BYTES,
+    threads: int = 1,
     progress: Callable[[float], None] | None = None,
 ) -> PruneResult:
     """Decide what goes, remove it from a copy of the model, and prove the result.
@@ -89,9 +94,13 @@ def prune(
             transformer), which changes these statistics.
         floor: least share of every channel group, or kind of layers, that stays.
         data: the samples that scores are measured on, some of which the proof runs on too: see
-            `onnxprune.load_data`.
+            `onnxprune.load_data`. ``random`` (or ``random:256``, a number of samples) draws noise, which the
+            report says.
         seed: of every random choice.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
+        batch: samples of one run on the data, where the model's first axis is symbolic.
+        memory_limit: bytes that work on the data may keep at once, beside the model and the data.
+        threads: of ONNX Runtime, in work on the data; 0 for one per core.
         progress: called while scores are measured on data, with the share that is done, in (0, 1].
 
     Raises:
@@ -101,8 +110,8 @@ def prune(
         DataError: the data is damaged, or does not fit the model.
         ProofError: the cut model differs from its exact twin.
     """
-    watch = Watch(progress=progress)
-    samples = _samples(data)
+    watch = Watch(progress=progress, running=_running(batch, memory_limit, threads))
+    samples = _samples(data, model, seed, input_shapes)
     recipe = _recipe(
         {
             "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
@@ -133,8 +142,9 @@ def plan(model: ir.Model, **options: Any) -> Plan:
         raise UsageError(f"{error}; the options are those of prune") from None
     bound.apply_defaults()
     given = dict(bound.arguments)
-    seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"))
-    samples = _samples(given.pop("data"))
+    running = _running(given.pop("batch"), given.pop("memory_limit"), given.pop("threads"))
+    seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"), running=running)
+    samples = _samples(given.pop("data"), model, seed, given["input_shapes"])
     recipe = _recipe({name: value for name, value in given.items() if name != "model"}, samples)
     if recipe["pattern"] == "layers":
         return plan_layers(model, recipe, samples, seed, watch)[0]
@@ -143,10 +153,30 @@ def plan(model: ir.Model, **options: Any) -> Plan:
     return plan_masks(model, recipe, samples, seed, watch)[0]
 
 
-def _samples(data: Dataset | DataReader | str | Path | None) -> Dataset | None:
-    if data == "random":
-        raise UsageError("random inputs say nothing about what matters: give samples of the real inputs")
-    return data if data is None or isinstance(data, Dataset) else load_data(data)
+def _samples(
+    data: Dataset | DataReader | str | Path | None,
+    model: ir.Model,
+    seed: int,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+) -> Dataset | None:
+    if data is None:
+        return None
+    if isinstance(data, str) and is_noise(data):
+        return draw_noise(model, data, seed, input_shapes)
+    samples = data if isinstance(data, Dataset) else load_data(data)
+    check_fits(model, samples)
+    return samples
+
+
+def _running(batch: int, memory_limit: int, threads: int) -> Running:
+    for name, value, least in (
+        ("batch", batch, 1),
+        ("memory_limit", memory_limit, 1),
+        ("threads", threads, 0),
+    ):
+        if value < least:
+            raise UsageError(f"{name} must be at least {least}, not {value}")
+    return Running(batch, memory_limit, threads)
 
 
 #: score and scope where none are given
@@ -171,22 +201,31 @@ def _recipe(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str
 
 
 def apply_plan(
-    model: ir.Model, plan: Plan, *, data: Dataset | DataReader | str | Path | None = None
+    model: ir.Model,
+    plan: Plan,
+    *,
+    data: Dataset | DataReader | str | Path | None = None,
+    batch: int = BATCH,
+    memory_limit: int = LIMIT_BYTES,
+    threads: int = 1,
 ) -> PruneResult:
     """Remove from a copy of a model what a plan says: the same model, or a re-trained one of the same graph.
 
     Args:
         model: not changed.
         plan: from `prune` or `load_plan`.
-        data: real inputs for the proof, for models that do not run on random ones.
+        data: real inputs for the proof, for models that do not run on random ones; see `prune`.
+        batch: see `prune`.
+        memory_limit: see `prune`.
+        threads: see `prune`.
 
     Raises:
         PlanError: the plan was made for another graph, or contradicts itself.
         DataError: the data is damaged, or does not fit the model.
         ProofError: the cut model differs from its exact twin.
     """
-    watch = Watch()
-    samples = _samples(data)
+    watch = Watch(running=_running(batch, memory_limit, threads))
+    samples = _samples(data, model, plan.seed, plan.recipe.get("input_shapes"))
     with watch.stage("match"):
         digest = structure_digest(model)
         if digest != plan.structure_digest:

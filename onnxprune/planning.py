@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.activations import left_out
+from onnxprune.activations import USUAL, Running, left_out
 from onnxprune.allocate.channels import Options, choose_channels
 from onnxprune.allocate.dead import choose_dead, find_dead
 from onnxprune.analyze import Analysis, analyze
@@ -22,6 +22,7 @@ from onnxprune.cost import cost_of
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, PlanError, UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
+from onnxprune.noise import notes_on_noise
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
 from onnxprune.registry import did_you_mean
@@ -56,10 +57,11 @@ STRUCTURED: Mapping[str, frozenset[str]] = {
 
 @dataclass(slots=True)
 class Watch:
-    """Seconds by stage, and who is told which share of long work is done, in (0, 1]."""
+    """Seconds by stage, who is told which share of long work is done, in (0, 1], and how models are run."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     progress: Callable[[float], None] | None = None
+    running: Running = USUAL
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -158,7 +160,7 @@ def _score(
     kinds = STRUCTURED[recipe["pattern"]]
     groups = [group for group in analysis.groups if group.frozen is None and group.kind in kinds]
     subject = Subject(
-        analysis.model, analysis.channels, groups, analysis.units, data, progress=watch.progress
+        analysis.model, analysis.channels, groups, analysis.units, data, watch.running, watch.progress
     )
     return score_on_data(subject, recipe["score"])
 
@@ -255,11 +257,14 @@ def unmatched(recipe: Mapping[str, Any], names: set[str]) -> list[Skipped]:
 
 
 def unused_samples(model: ir.Model, data: Dataset | None) -> list[Skipped]:
-    """Say which samples nothing was measured on."""
+    """Say which samples nothing was measured on, and whether all of them are noise."""
     count = 0 if data is None else left_out(model, data)
     if data is None or count == 0:
-        return []
-    return [Skipped(data.source, f"the last {count} of {len(data)} samples fill no batch of the model")]
+        return notes_on_noise(data)
+    return [
+        *notes_on_noise(data),
+        Skipped(data.source, f"the last {count} of {len(data)} samples fill no batch of the model"),
+    ]
 
 
 def _planned(choice: Choice) -> PlannedGroup:

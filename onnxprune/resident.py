@@ -16,6 +16,8 @@ from pathlib import Path
 _MADV_DONTNEED = 4
 _INTERVAL_SECONDS = 0.002
 
+_C_LIBRARY = ctypes.CDLL(None, use_errno=True) if sys.platform != "win32" else None
+
 
 @contextmanager
 def pages_dropped(files: Collection[Path]) -> Iterator[None]:
@@ -44,6 +46,16 @@ def pages_dropped(files: Collection[Path]) -> Iterator[None]:
         done.set()
         worker.join()
         drop_pages(mappings)
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it (glibc does).
+
+    Large arrays of changing sizes leave holes in its heap: several times what is in use at once.
+    """
+    trim = getattr(_C_LIBRARY, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def drop_pages(mappings: Collection[tuple[int, int]]) -> None:

@@ -10,11 +10,12 @@ import pytest
 import small_models
 from cutting import graph
 
-from onnxprune import activations
+from onnxprune import tapping
 from onnxprune.activations import each_batch, left_out, mean_squares
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, LimitMissed, UsageError
 from onnxprune.runtime import Session, open_session
+from onnxprune.tapping import Footprint
 
 NAMES = ("fc1", "fc1_relu", "fc2", "fc2_relu", "y")
 
@@ -69,15 +70,15 @@ def test_a_limit_splits_values_then_batches(monkeypatch, limit_bytes, runs):
     data = samples()
     expected = collected(mlp(), LIMITED, data)
     sizes = []
-    run = Session.run
+    run = Session.run_in_place
 
-    def weighed(self, feeds, outputs=None):
-        results = run(self, feeds, outputs)
-        if all(array.dtype == np.float32 for array in results.values()):  # not the shapes
-            sizes.append(sum(array.nbytes for array in results.values()))
+    def weighed(self, feeds):
+        results = run(self, feeds)
+        sizes.append(sum(array.nbytes for array in results.values()))
         return results
 
-    monkeypatch.setattr(Session, "run", weighed)
+    monkeypatch.setattr(Session, "run_in_place", weighed)
+    monkeypatch.setattr(Footprint, "alive", lambda *_: 0)
     found = collected(mlp(), LIMITED, data, limit_bytes=limit_bytes)
     assert max(sizes) <= limit_bytes
     assert len(sizes) == runs
@@ -86,7 +87,19 @@ def test_a_limit_splits_values_then_batches(monkeypatch, limit_bytes, runs):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_value_that_bundles_share_counts_once():
+def test_batches_are_smaller_where_the_model_itself_needs_more_than_half():
+    """Between two nodes of 32 numbers each, a sample takes 256 bytes; its result takes 16."""
+    data = samples(32)
+    limits = (512 * 32, 512 * 32 - 1, 512 * 3, 512, 100)
+    runs = [len(list(each_batch(mlp(), [("y",)], data, limit_bytes=limit))) for limit in limits]
+    assert runs == [1, 2, 11, 32, 32]
+    with pytest.raises(LimitMissed, match=r"'y' takes 16 bytes in a batch of 1, beside 15 .* raise it to 32"):
+        each_batch(mlp(), [("y",)], data, limit_bytes=30)
+    list(each_batch(mlp(), [("y",)], data, limit_bytes=32))
+
+
+def test_a_value_that_bundles_share_counts_once(monkeypatch):
+    monkeypatch.setattr(Footprint, "alive", lambda *_: 0)
     shares = []
     list(
         each_batch(
@@ -96,7 +109,8 @@ def test_a_value_that_bundles_share_counts_once():
     assert shares == [1.0]
 
 
-def test_a_single_sample_beyond_the_limit_is_refused():
+def test_a_single_sample_beyond_the_limit_is_refused(monkeypatch):
+    monkeypatch.setattr(Footprint, "alive", lambda *_: 0)
     with pytest.raises(LimitMissed, match=r"'fc1' takes 144 bytes in a batch of 1, .* limit of 143"):
         each_batch(mlp(), [("fc1", "y")], samples(), limit_bytes=143)
 
@@ -189,9 +203,11 @@ class TestMeanSquares:
             opened.append(model)
             return open_session(model, **options)
 
-        monkeypatch.setattr(activations, "open_session", spy)
+        monkeypatch.setattr(tapping, "open_session", spy)
         mean_squares(mlp(), [("y", (0,)), ("fc1", (0,)), ("fc2", (0,))], samples())
-        (model,) = opened  # in one pass, and without a run that measures sizes
+        model = opened[-1]
+        runs = [each for each in opened if any(node.op_type == "Mul" for node in each.graph)]
+        assert len(runs) == 1  # one pass
         order = [node.inputs[0].name for node in model.graph if node.op_type == "Mul"]
         assert order == ["y", "fc2", "fc1"]
         ends = [node for node in model.graph if node.op_type == "Identity"]

@@ -18,7 +18,7 @@ LAYERS = (
     ("cholesky", "data", "messages", "npz", "patterns", "registry", "resident", "types", "user_code"),
     ("model",),
     ("ops",),
-    ("activations", "cost", "layerwise", "moments", "runtime"),
+    ("activations", "cost", "layerwise", "moments", "noise", "runtime", "tapping"),
     ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "recover", "report",
      "rewrite", "scores", "sensitivity", "verification"),
     ("layer_planning", "mask_planning", "masks_on_data", "planning"),

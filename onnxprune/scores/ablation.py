@@ -46,8 +46,8 @@ def change_of_outputs(subject: Subject) -> Mapping[str, FloatArray]:
         return {}
     lost = {group.name: np.zeros((group.size, len(masked.outputs))) for group in masked.groups}
     whole = np.zeros(len(masked.outputs))
-    session = open_session(masked.model)
-    batches = list(feeds_by_batch(subject.model, subject.data, batch=subject.batch))
+    session = open_session(masked.model, threads=subject.running.threads)
+    batches = list(feeds_by_batch(subject.model, subject.data, batch=subject.running.batch))
     for done, (_, feeds) in enumerate(batches):
         reference = masked.run(session, feeds, None, 0, subject)
         whole += [float(np.square(output).sum()) for output in reference]

@@ -75,7 +75,12 @@ def _means(subject: Subject, wanted: Sequence[tuple[Sum, ir.Value, tuple[int, ..
     if not wanted:
         return []
     names = [(str(value.name), axes) for _, value, axes in wanted]
-    found = mean_squares(subject.model, names, subject.data, batch=subject.batch, progress=subject.progress)
+    running = subject.running
+    found = mean_squares(
+        subject.model, names, subject.data,
+        batch=running.batch, limit_bytes=running.limit_bytes, threads=running.threads,
+        progress=subject.progress,
+    )  # fmt: skip
     for (each, _, _), means in zip(wanted, found, strict=True):
         if not np.isfinite(means).all():
             raise DataError(

@@ -8,21 +8,23 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.activations import each_batch
+from onnxprune.activations import USUAL, Running, each_batch
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.model.streaming import read_pieces
 from onnxprune.registry import Registry
 from onnxprune.types import Branch, FloatArray
 
-#: model, branches, data, seed -> float64 [branch]; higher = keep
-BranchScorer = Callable[[ir.Model, Sequence[Branch], "Dataset | None", int], FloatArray]
+#: model, branches, data, seed, how it is run -> float64 [branch]; higher = keep
+BranchScorer = Callable[[ir.Model, Sequence[Branch], "Dataset | None", int, Running], FloatArray]
 
 BRANCH_SCORERS: Registry[BranchScorer] = Registry("score of layers")
 
 
 @BRANCH_SCORERS.register("influence")
-def influence(model: ir.Model, branches: Sequence[Branch], data: Dataset | None, _seed: int) -> FloatArray:
+def influence(
+    model: ir.Model, branches: Sequence[Branch], data: Dataset | None, _seed: int, running: Running = USUAL
+) -> FloatArray:
     """Score = 1 - E[cos(y - f, y)] for y = x + f(x): how far the branch turns what it is added to.
 
     The cosine is taken along the feature axis, the mean over samples and all other axes. This is the block
@@ -39,7 +41,11 @@ def influence(model: ir.Model, branches: Sequence[Branch], data: Dataset | None,
             "the influence of layers is measured on data: give --data calib.npz, or --score l2 for weights"
         )
     sums, counts = np.zeros(len(branches)), np.zeros(len(branches))
-    for tapped in each_batch(model, [(branch.value, branch.total) for branch in branches], data):
+    bundles = [(branch.value, branch.total) for branch in branches]
+    runs = each_batch(
+        model, bundles, data, batch=running.batch, limit_bytes=running.limit_bytes, threads=running.threads
+    )
+    for tapped in runs:
         value, total = tapped.values
         cosines = _cosines(total - value, total, branches[tapped.bundle].axis)
         sums[tapped.bundle] += cosines.sum()
@@ -58,7 +64,9 @@ def _cosines(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating], axis: int
 
 
 @BRANCH_SCORERS.register("l2")
-def weight_size(model: ir.Model, branches: Sequence[Branch], _data: Dataset | None, _seed: int) -> FloatArray:
+def weight_size(
+    model: ir.Model, branches: Sequence[Branch], _data: Dataset | None, _seed: int, _running: Running = USUAL
+) -> FloatArray:
     """Score = sqrt(mean of w**2) over the float weights of the branch: crude, but needs no data"""
     tensors = model.graph.initializers
     scores = np.zeros(len(branches))
@@ -76,7 +84,7 @@ def weight_size(model: ir.Model, branches: Sequence[Branch], _data: Dataset | No
 
 @BRANCH_SCORERS.register("random")
 def uniform_noise(
-    _model: ir.Model, branches: Sequence[Branch], _data: Dataset | None, seed: int
+    _model: ir.Model, branches: Sequence[Branch], _data: Dataset | None, seed: int, _running: Running = USUAL
 ) -> FloatArray:
     """Score is drawn uniformly from [0, 1): what a method has to beat"""
     return np.random.default_rng(seed).random(len(branches))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.activations import BATCH
+from onnxprune.activations import USUAL, Running
 from onnxprune.data import Dataset
 from onnxprune.model.shapes import graph_inputs
 from onnxprune.ops.channels import Channels, Contraction
@@ -28,7 +28,7 @@ class Subject:
         groups: the groups to score, none of them frozen.
         units: int32 [size] by group name: the label of each channel.
         data: samples that fit the model.
-        batch: samples of one run, where the model's first axis is symbolic.
+        running: batches, threads and memory of runs.
         progress: called after every run with the share that is done, in (0, 1].
     """
 
@@ -37,7 +37,7 @@ class Subject:
     groups: Sequence[ChannelGroup]
     units: Mapping[str, IntArray]
     data: Dataset
-    batch: int = BATCH
+    running: Running = USUAL
     progress: Callable[[float], None] | None = None
 
 

@@ -284,7 +284,7 @@ def test_heads_on_data(run, saved, tmp_path, calibration):
             1,
             "'x' has shape (20, 15), the model takes [samples, 16]",
         ),
-        (["--score", "wanda"], "random", 2, "random inputs say nothing"),
+        (["--score", "wanda"], "random:0", 2, "expected random or random:N with a number of samples"),
         (["--score", "wanda"], "missing.npz", 1, "missing.npz: no such file"),
         (["--pattern", "2:4"], {}, 2, "score 'l2' goes by weights alone"),
     ],

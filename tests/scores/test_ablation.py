@@ -11,6 +11,7 @@ from cutting import graph
 from generated import generated_model
 
 from onnxprune import plan
+from onnxprune.activations import Running
 from onnxprune.analyze import analyze
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, UsageError
@@ -26,7 +27,7 @@ def subject_of(model: ir.Model, samples: int = 11, batch: int = 4) -> Subject:
     groups = [group for group in analysis.groups if group.frozen is None]
     shapes = {name: (samples, *shape[1:]) for name, shape in analysis.shapes.input_shapes.items()}
     data = Dataset.from_arrays(random_feeds(model, shapes, 0), "calib.npz")
-    return Subject(analysis.model, analysis.channels, groups, analysis.units, data, batch)
+    return Subject(analysis.model, analysis.channels, groups, analysis.units, data, Running(batch))
 
 
 def by_twins(model: ir.Model, subject: Subject) -> dict[str, np.ndarray]:
