@@ -166,7 +166,7 @@ def masks_for(
             **options,
         )
     if shares is None and recipe["scope"] == "owl" and data is not None:
-        shares = outlier_shares(model, uses, data, recipe["amount"], running, progress)
+        shares = outlier_shares(model, uses, data, recipe["amount"], running=running, progress=progress)
     scorer = WEIGHT_SCORERS.get(recipe["score"])
     masks, skipped = choose_masks(model, uses, scorer=scorer, seed=seed, shares=shares, **options)
     return MeasuredMasks(masks, {}, skipped)

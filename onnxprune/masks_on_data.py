@@ -146,6 +146,7 @@ def outlier_shares(
     uses: Sequence[WeightUse],
     data: Dataset,
     amount: float,
+    *,
     running: Running = USUAL,
     progress: Progress | None = None,
 ) -> dict[str, float]:
@@ -232,11 +233,7 @@ def _fits(linear: Linear, pattern: Pattern) -> bool:
 
 
 def _measure(
-    model: ir.Model,
-    tensors: Sequence[_Tensor],
-    data: Dataset,
-    running: Running,
-    progress: Progress | None,
+    model: ir.Model, tensors: Sequence[_Tensor], data: Dataset, running: Running, progress: Progress | None
 ) -> Iterator[tuple[_Tensor, Moments]]:
     """Yield the moments of each tensor's inputs, those of all its uses together."""
     owners = [(tensor, linear) for tensor in tensors for linear in tensor.linears]

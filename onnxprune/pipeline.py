@@ -77,10 +77,12 @@ def prune(
         score: ``l1``, ``l2`` (the default) or ``random``, from the weights; for channels and heads also
             ``fpgm``, ``lamp`` (made for a global scope) or ``bn``, and ``activation``, ``wanda``, ``obs`` or
             ``ablation``, measured on data; for layers ``influence`` (the default, measured on data), ``l2``
-            or ``random``.
+            or ``random``; for zeros also ``lamp``, from the weights, and ``wanda`` or ``obs``, measured on
+            data: the latter changes the weights that stay.
         scope: ``uniform`` (the same share everywhere), ``global`` (one threshold for all; the default for
-            layers) or, for channels, ``isomorphic`` (one threshold for all groups of the same structure, the
-            same share of each structure).
+            layers, and for zeros that are chosen on data) or ``sensitivity`` (where it costs least, measured
+            on data); for channels also ``isomorphic`` (one threshold for all groups of the same structure, the
+            same share of each structure); for zeros ``owl`` (less from layers with outliers, on data).
         align: kept channel counts are multiples of this; ``auto`` avoids counts that are slow on CPUs.
         protect: globs over group (or branch) and tensor names that must stay whole.
         allow_inexact: also remove channels that normalisation takes statistics over (the width of a

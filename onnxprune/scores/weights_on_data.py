@@ -117,16 +117,15 @@ def wanda(layer: Layer, pattern: Pattern, share: float) -> Decision:
     Blocks compete by their mean inside a row of blocks.
     """
     norms = np.sqrt(np.einsum("gii->gi", layer.second) / max(layer.count, 1))
-    kept = np.empty(layer.weights.shape, dtype=np.bool_)
-    for mine, weights, norm in zip(kept, layer.weights, norms, strict=True):
-        scores = np.abs(weights) * norm.astype(weights.dtype)
-        if pattern.kind == "unstructured":
-            _keep_highest_of_rows(mine, scores, share)
-        elif pattern.kind == "N:M":
-            mine[...] = _runs(scores, pattern, layer.taps)
-        else:
-            mine[...] = _blocks(scores, pattern, layer.taps, share)
-    return Decision(kept)
+    scores = np.abs(layer.weights) * norms[:, None, :].astype(layer.weights.dtype)
+    if pattern.kind == "unstructured":
+        rows = scores.reshape(-1, scores.shape[2])  # of all groups: each may have a single row
+        kept = _highest_of_rows(rows, share)
+    elif pattern.kind == "N:M":
+        kept = np.stack([_runs(mine, pattern, layer.taps) for mine in scores])
+    else:
+        kept = np.stack([_blocks(mine, pattern, layer.taps, share) for mine in scores])
+    return Decision(kept.reshape(scores.shape))
 
 
 def energies(weights: Array, squares: FloatArray, energy: float) -> Array:
@@ -165,9 +164,10 @@ def _shares_of_groups(layer: Layer, share: float) -> list[float]:
     return [float(mine.mean()) for mine in gone.reshape(len(scores), -1)]
 
 
-def _keep_highest_of_rows(kept: BoolArray, scores: Array, share: float) -> None:
-    """Fill in which weights stay: each row loses its share, rounded so that all together lose theirs."""
+def _highest_of_rows(scores: Array, share: float) -> BoolArray:
+    """Return which weights stay: each row loses its share, rounded so that all together lose theirs."""
     rows, columns = scores.shape
+    kept = np.empty(scores.shape, dtype=np.bool_)
     ends = np.rint(share * columns * np.arange(1, rows + 1)).astype(np.int64)
     counts = np.diff(ends, prepend=0)
     places = np.arange(columns)
@@ -175,6 +175,7 @@ def _keep_highest_of_rows(kept: BoolArray, scores: Array, share: float) -> None:
         band = slice(start, start + _BAND_ROWS)
         order = np.argsort(scores[band], axis=1, kind="stable")
         np.put_along_axis(kept[band], order, places >= counts[band, None], axis=1)
+    return kept
 
 
 def _runs(scores: Array, pattern: Pattern, taps: int) -> BoolArray:
