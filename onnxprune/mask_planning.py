@@ -31,6 +31,9 @@ from onnxprune.types import Cost, Mask, Plan, Skipped, WeightUse
 
 Array = npt.NDArray[Any]
 
+#: Trials beyond those of channels: tensors stand far more zeros, and give as much only if it was measured.
+_BEYOND = (0.95, 0.98)
+
 
 def plan_masks(
     model: ir.Model,
@@ -190,7 +193,7 @@ def _shares_by_trials(
     def masks_at(amount: float) -> Mapping[str, Mask]:
         return masks_for(model, uses, {**even, "amount": amount}, data, seed, running=watch.running).masks
 
-    measured = measure_masks(model, masks_at, AMOUNTS, data, setting, progress=watch.progress)
+    measured = measure_masks(model, masks_at, (*AMOUNTS, *_BEYOND), data, setting, progress=watch.progress)
     watch.sections["sensitivity"] = curve_rows(measured)
     return share_out(measured.curves, recipe["amount"]), measured.skipped
 
