@@ -225,6 +225,19 @@ def test_batches_change_nothing_but_rounding(file):
         np.testing.assert_allclose(small.curves[name].increase, curve.increase, rtol=1e-4)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux lists them")
+def test_many_batches_leave_few_files_open(file):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 40, before[1]))
+    try:
+        result = onnxprune.measure_sensitivity(file, data=dataset(samples=200), amounts=[0.5], batch=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert set(result.curves) == {"a_w", "b_w"}
+
+
 def test_a_pattern_of_runs_has_one_amount(file):
     result = onnxprune.measure_sensitivity(file, data=dataset(), pattern="2:4")
     assert {name: curve.removed.tolist() for name, curve in result.curves.items()} == {
