@@ -218,5 +218,5 @@ def jobs() -> _Decorator:
     """``--jobs``: processes."""
     return option(
         "--jobs", type=click.IntRange(min=0), default=1, metavar="N",
-        help="Processes that run trials, each with one thread; 0 for one per core.",
+        help="Processes that run trials; 0 for one per core.",
     )  # fmt: skip

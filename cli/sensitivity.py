@@ -17,7 +17,9 @@ METRIC = "cross_entropy or mse (labels); divergence or kl (none). [default: what
 
 @click.command(short_help="Measure what removing from each group alone costs.", epilog=EXAMPLE)
 @click.argument("model", type=options.FILE)
-@click.option("--data", required=True, metavar="DATA", help="An .npz file, a folder, or module:function.")
+@click.option(
+    "--data", required=True, metavar="DATA", help="An .npz file, a folder, module:function, or random."
+)
 @option("--pattern", default="channels", metavar="PATTERN", help="As for prune, but for layers and dead.")
 @options.amounts()
 @name("--score", default="l2", help="What goes first from each group: as for prune.")
@@ -30,6 +32,7 @@ METRIC = "cross_entropy or mse (labels); divergence or kl (none). [default: what
 @options.jobs()
 @option("--plot", type=options.FILE, metavar="FILE", help="Draw the curves: .svg, .png or .pdf.")
 @options.input_shapes()
+@options.runs_on_data()
 @options.seed()
 @reporting
 def sensitivity(out: Output, model: Path, data: str, plot: Path | None, **choices: Any) -> None:
@@ -38,15 +41,13 @@ def sensitivity(out: Output, model: Path, data: str, plot: Path | None, **choice
     With labels that is the loss, without them how far the outputs move: 0 is the original, 1 as far as a
     model that always answers with the mean. prune --scope sensitivity removes where it costs least.
     """
-    from onnxprune import load_data, measure_sensitivity
+    from onnxprune import measure_sensitivity
     from onnxprune.report.plot import check_plot, draw_curves
 
     if plot is not None:
         check_plot(plot)  # rather now than after long work
-    out.step(f"reading {data}")
-    samples = load_data(data)
-    out.step("trying group by group")
-    found = measure_sensitivity(model, data=samples, progress=out.progress.share, **choices)
+    out.step(f"trying group by group on {data}")
+    found = measure_sensitivity(model, data=data, progress=out.progress.share, **choices)
     if plot is not None:
         draw_curves(found.report, plot)
     report = found.report if out.as_json or out.verbose else found.report.without("trials")

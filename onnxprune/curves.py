@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.activations import BATCH, feeds_by_batch
+from onnxprune.activations import USUAL, Running, feeds_by_batch
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
@@ -50,12 +50,14 @@ class Setting:
         output: the only output to look at; None for all.
         cache: folder for what was found; None for none.
         jobs: processes; 0 for one per core.
+        running: batches and threads of every model.
     """
 
     metric: str | None = None
     output: str | None = None
     cache: Path | None = None
     jobs: int = 1
+    running: Running = USUAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,11 @@ def curve_rows(measured: Measured) -> list[dict[str, Any]]:
 
 
 def trial_setting(
-    cache: str | Path | None, jobs: int, metric: str | None = None, output: str | None = None
+    cache: str | Path | None,
+    jobs: int,
+    running: Running,
+    metric: str | None = None,
+    output: str | None = None,
 ) -> Setting:
     """Return how trials are run, as users say it.
 
@@ -138,7 +144,7 @@ def trial_setting(
     if metric is not None and metric not in LOSSES:
         hint = did_you_mean(metric, LOSSES)
         raise UsageError(f"unknown metric {metric!r}{hint}; known: {', '.join(LOSSES)}")
-    return Setting(metric, output, None if cache is None else Path(cache), jobs)
+    return Setting(metric, output, None if cache is None else Path(cache), jobs, running)
 
 
 def check_amounts(amounts: Sequence[float]) -> None:
@@ -212,7 +218,18 @@ def _describe(source: Source, data: Dataset, setting: Setting) -> str:
     versions = [metadata.version(name) for name in ("onnxprune", "onnxruntime", "numpy")]
     model = (structure_digest(source.given), weights_digest(source.given))
     options = None if source.analysis_options is None else sorted(source.analysis_options.items(), key=str)
-    return repr((_SCHEMA, versions, model, options, data.digest, setting.metric, setting.output, BATCH))
+    return repr(
+        (
+            _SCHEMA,
+            versions,
+            model,
+            options,
+            data.digest,
+            setting.metric,
+            setting.output,
+            setting.running.batch,
+        )
+    )
 
 
 def _ask(source: Source, data: Dataset, setting: Setting, folder: Path) -> tuple[Question, list[Skipped]]:
@@ -220,10 +237,15 @@ def _ask(source: Source, data: Dataset, setting: Setting, folder: Path) -> tuple
     model = source.maker.model
     outputs = folder / "outputs"
     outputs.mkdir()
-    feeds = feeds_by_batch(model, data)  # checks that the data fits, before anything is opened
-    references, unfit = record(open_session(model), feeds, outputs, data.source, setting.output)
+    running = setting.running
+    feeds = feeds_by_batch(
+        model, data, batch=running.batch
+    )  # checks that the data fits, before anything is opened
+    references, unfit = record(
+        open_session(model, threads=running.threads), feeds, outputs, data.source, setting.output
+    )
     loss = choose_loss(setting.metric, data.labels, references, data.source)
-    return Question(data, loss, references), unfit
+    return Question(data, loss, references, running), unfit
 
 
 def _run(

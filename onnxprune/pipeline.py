@@ -81,8 +81,8 @@ def prune(
             data: the latter changes the weights that stay.
         scope: ``uniform`` (the same share everywhere), ``global`` (one threshold for all; the default for
             layers, and for zeros that are chosen on data) or ``sensitivity`` (where it costs least, measured
-            on data); for channels also ``isomorphic`` (one threshold for all groups of the same structure, the
-            same share of each); for zeros ``owl`` (less from layers with outliers, on data).
+            on data); for channels also ``isomorphic`` (one threshold for all groups of the same structure,
+            the same share of each); for zeros ``owl`` (less from layers with outliers, on data).
         align: kept channel counts are multiples of this; ``auto`` avoids counts that are slow on CPUs.
         protect: globs over group (or branch) and tensor names that must stay whole.
         allow_inexact: also remove channels that normalisation takes statistics over (the width of a
@@ -110,8 +110,8 @@ def prune(
         DataError: the data is damaged, or does not fit the model.
         ProofError: the cut model differs from its exact twin.
     """
-    watch = Watch(progress=progress, running=_running(batch, memory_limit, threads))
-    samples = _samples(data, model, seed, input_shapes)
+    watch = Watch(progress=progress, running=running_of(batch, memory_limit, threads))
+    samples = samples_of(data, model, seed, input_shapes)
     recipe = _recipe(
         {
             "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
@@ -125,7 +125,7 @@ def prune(
     wish.check(samples, pattern)
     if pattern == "layers":
         return prune_layers(model, recipe, samples, wish, seed, watch)
-    setting = trial_setting(cache, jobs)
+    setting = trial_setting(cache, jobs, watch.running)
     if pattern in STRUCTURED:
         return prune_channels(model, recipe, samples, wish, seed, watch, setting)
     return prune_weights(model, recipe, samples, wish, seed, watch, setting)
@@ -145,10 +145,10 @@ def plan(model: ir.Model, **options: Any) -> Plan:
         return prune(model, **options).plan
     bound.apply_defaults()
     given = dict(bound.arguments)
-    running = _running(given.pop("batch"), given.pop("memory_limit"), given.pop("threads"))
+    running = running_of(given.pop("batch"), given.pop("memory_limit"), given.pop("threads"))
     seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"), running=running)
-    samples = _samples(given.pop("data"), model, seed, given["input_shapes"])
-    setting = trial_setting(given.pop("cache"), given.pop("jobs"))
+    samples = samples_of(given.pop("data"), model, seed, given["input_shapes"])
+    setting = trial_setting(given.pop("cache"), given.pop("jobs"), running)
     recipe = _recipe({name: value for name, value in given.items() if name != "model"}, samples)
     if recipe["pattern"] == "layers":
         return plan_layers(model, recipe, samples, seed, watch)[0]
@@ -157,12 +157,17 @@ def plan(model: ir.Model, **options: Any) -> Plan:
     return plan_masks(model, recipe, samples, seed, watch, setting)[0]
 
 
-def _samples(
+def samples_of(
     data: Dataset | DataReader | str | Path | None,
     model: ir.Model,
     seed: int,
     input_shapes: Mapping[str, Sequence[int]] | None,
 ) -> Dataset | None:
+    """Return what users give as data, once it fits a model; random inputs where they ask for these by name.
+
+    Raises:
+        UsageError, DataError: the data is damaged, or does not fit.
+    """
     if data is None:
         return None
     if isinstance(data, str) and is_noise(data):
@@ -172,7 +177,12 @@ def _samples(
     return samples
 
 
-def _running(batch: int, memory_limit: int, threads: int) -> Running:
+def running_of(batch: int, memory_limit: int, threads: int) -> Running:
+    """Return how models are run on data, as users say it.
+
+    Raises:
+        UsageError: a number is too small.
+    """
     for name, value, least in (
         ("batch", batch, 1),
         ("memory_limit", memory_limit, 1),
@@ -238,8 +248,8 @@ def apply_plan(
         DataError: the data is damaged, or does not fit the model.
         ProofError: the cut model differs from its exact twin.
     """
-    watch = Watch(progress=progress, running=_running(batch, memory_limit, threads))
-    samples = _samples(data, model, plan.seed, plan.recipe.get("input_shapes"))
+    watch = Watch(progress=progress, running=running_of(batch, memory_limit, threads))
+    samples = samples_of(data, model, plan.seed, plan.recipe.get("input_shapes"))
     usual = plan.recipe.get("recover", "none")
     wish = Repair(recover or (usual if samples is not None else "none"))
     wish.check(samples, plan.pattern)

@@ -9,10 +9,11 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxprune.activations import BATCH, LIMIT_BYTES
 from onnxprune.allocate.channels import reason_to_skip
 from onnxprune.channel_trials import measure_channels
 from onnxprune.curves import AMOUNTS, Measured, Setting, check_amounts, curve_rows, trial_setting
-from onnxprune.data import DataReader, Dataset, load_data
+from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.mask_planning import check_weight_score, masks_for
 from onnxprune.mask_trials import measure_masks
@@ -20,6 +21,7 @@ from onnxprune.model.io import load
 from onnxprune.ops.sums import Sums
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import parse_pattern
+from onnxprune.pipeline import running_of, samples_of
 from onnxprune.planning import (
     DEAD,
     STRUCTURED,
@@ -64,6 +66,9 @@ def measure_sensitivity(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     cache: str | Path | None = None,
     jobs: int = 1,
+    batch: int = BATCH,
+    memory_limit: int = LIMIT_BYTES,
+    threads: int = 1,
     progress: Callable[[float], None] | None = None,
 ) -> Sensitivity:
     """Remove from one group at a time, at several amounts, and measure what that costs.
@@ -73,7 +78,8 @@ def measure_sensitivity(
 
     Args:
         model: a file, or from `onnxprune.load`; not changed.
-        data: samples, with labels or without: see `onnxprune.load_data`.
+        data: samples, with labels or without: see `onnxprune.load_data`; ``random`` or ``random:256`` for
+            noise, which says little.
         pattern: as for `onnxprune.prune`, but for ``layers`` and ``dead``.
         amounts: shares of each group, in (0, 1). N:M has one of its own.
         score: which channels or weights of a group go first.
@@ -86,7 +92,10 @@ def measure_sensitivity(
         seed: of every random choice.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
         cache: folder where every result is kept, so that a run goes on where an earlier one stopped.
-        jobs: processes, each with one thread; 0 for one per core.
+        jobs: processes, each with threads of its own; 0 for one per core.
+        batch: samples of one run, where the model's first axis is symbolic.
+        memory_limit: bytes that scores from data may keep at once, beside the model and the data.
+        threads: of ONNX Runtime; 0 for one per core.
         progress: called after every trial with the share that is done, in (0, 1].
 
     Raises:
@@ -97,12 +106,13 @@ def measure_sensitivity(
         OutputError: the cache can't be written.
     """
     check_amounts(amounts)
-    setting = trial_setting(cache, jobs, metric, output)
-    if data == "random":
-        raise UsageError("random inputs say nothing about what matters: give samples of the real inputs")
-    samples = data if isinstance(data, Dataset) else load_data(data)
+    running = running_of(batch, memory_limit, threads)
+    setting = trial_setting(cache, jobs, running, metric, output)
     path, given = (None, model) if isinstance(model, ir.Model) else (Path(model), load(model))
-    watch = Watch(progress=progress)
+    samples = samples_of(data, given, seed, input_shapes)
+    if samples is None:
+        raise UsageError("sensitivity is measured on samples: give data")
+    watch = Watch(progress=progress, running=running)
     recipe = {
         "pattern": pattern, "score": score, "scope": "uniform", "align": align, "protect": list(protect),
         "allow_inexact": allow_inexact, "input_shapes": input_shapes, "floor": 0.0,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.activations import feeds_by_batch
+from onnxprune.activations import USUAL, Running, feeds_by_batch
 from onnxprune.analyze import Analysis, analyze
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, RuntimeFailure
@@ -93,16 +93,18 @@ class Question:
     Attributes:
         data: the samples.
         loss: what is measured.
-        references: the outputs of the original.
+        references: the outputs of the original, in the batches of ``running``.
+        running: batches and threads of every model.
     """
 
     data: Dataset
     loss: Loss
     references: References
+    running: Running = USUAL
 
 
 class Workbench:
-    """Runs trials one after the other, with one thread of ONNX Runtime."""
+    """Runs trials one after the other."""
 
     def __init__(self, maker: Maker, question: Question) -> None:
         self._maker = maker
@@ -114,9 +116,8 @@ class Workbench:
         name = self._question.loss.name
         try:
             model = self._maker.without(trial)
-            session = open_session(
-                model, label=f"the model without {trial.removed} of {quoted(trial.subject)}"
-            )
+            label = f"the model without {trial.removed} of {quoted(trial.subject)}"
+            session = open_session(model, threads=self._question.running.threads, label=label)
             loss, top1 = self._judge(session)
         except (RuntimeFailure, DataError) as error:
             return Outcome(name, None, failure=one_line(error))
@@ -124,7 +125,8 @@ class Workbench:
 
     def _judge(self, session: Session) -> tuple[float, float | None]:
         judged = _Judged(self._question)
-        for number, (_, feeds) in enumerate(feeds_by_batch(self._original, self._question.data)):
+        batches = feeds_by_batch(self._original, self._question.data, batch=self._question.running.batch)
+        for number, (_, feeds) in enumerate(batches):
             check_stop()
             results = session.run(feeds, self._question.loss.outputs)
             for name, output in results.items():

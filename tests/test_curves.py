@@ -212,6 +212,32 @@ def test_masks_of_one_tensor_at_a_time(file):
     assert (result.curves["c_w"].increase[1:] > 0).all()
 
 
+def test_noise_is_taken_by_name_and_said(file):
+    result = onnxprune.measure_sensitivity(file, data="random:6", amounts=[0.5])
+    assert set(result.curves) == {"a_w", "b_w"}
+    assert any("random noise" in note.reason for note in result.report.skipped)
+
+
+def test_batches_change_nothing_but_rounding(file):
+    whole = onnxprune.measure_sensitivity(file, data=dataset(LABELS), amounts=[0.5])
+    small = onnxprune.measure_sensitivity(file, data=dataset(LABELS), amounts=[0.5], batch=2, threads=2)
+    for name, curve in whole.curves.items():
+        np.testing.assert_allclose(small.curves[name].increase, curve.increase, rtol=1e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux lists them")
+def test_many_batches_leave_few_files_open(file):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 40, before[1]))
+    try:
+        result = onnxprune.measure_sensitivity(file, data=dataset(samples=200), amounts=[0.5], batch=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert set(result.curves) == {"a_w", "b_w"}
+
+
 def test_a_pattern_of_runs_has_one_amount(file):
     result = onnxprune.measure_sensitivity(file, data=dataset(), pattern="2:4")
     assert {name: curve.removed.tolist() for name, curve in result.curves.items()} == {
@@ -229,7 +255,8 @@ def test_a_pattern_of_runs_has_one_amount(file):
         ({"output": "z"}, UsageError, "no output 'z'"),
         ({"pattern": "dead"}, UsageError, "nothing to measure"),
         ({"pattern": "layers"}, UsageError, "pattern"),
-        ({"data": "random"}, UsageError, "random"),
+        ({"data": "random:0"}, UsageError, "random"),
+        ({"batch": 0}, UsageError, "batch"),
         ({"metric": "cross_entropy"}, DataError, "needs labels"),
         ({"protect": ["*"]}, NothingToPrune, "no group to try"),
     ],

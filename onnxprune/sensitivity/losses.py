@@ -202,11 +202,14 @@ def _are_probabilities(references: References, place: int) -> bool:
 
 def _spread(references: References, place: int) -> float:
     """Return sum |y0 - mean(y0)|**2, sum |y0|**2 where that is zero, or 1 where both are."""
-    batches = [references.batch(number)[place] for number in range(len(references.parts))]
-    samples = sum(map(len, batches))
-    mean = sum(batch.sum(axis=0, dtype=np.float64) for batch in batches) / samples
-    spread = sum(float(np.square(batch - mean).sum()) for batch in batches)
-    energy = sum(float(np.square(batch.astype(np.float64)).sum()) for batch in batches)
+    total, samples = np.zeros(references.shapes[place]), references.parts[-1].stop
+    for number in range(len(references.parts)):
+        total += references.batch(number)[place].sum(axis=0, dtype=np.float64)
+    spread = energy = 0.0
+    for number in range(len(references.parts)):  # one file is open at a time
+        batch = references.batch(number)[place].astype(np.float64)
+        spread += float(np.square(batch - total / samples).sum())
+        energy += float(np.square(batch).sum())
     # rounding alone leaves about 1e-14 of the energy
     return spread if spread > 1e-12 * energy else energy or 1.0
 
