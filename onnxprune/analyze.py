@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.functions import without_functions
+from onnxprune.model.nodes import nodes_in
 from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Block, Channels, Use
@@ -92,7 +93,7 @@ def analyze(
     channels = Channels(shapes)
     link_graph(work.graph, channels)
     _tie_shared_weights(work.graph, channels)
-    for (node, index), what in fixed_transforms(work.graph.all_nodes(), work.graph.inputs).items():
+    for (node, index), what in fixed_transforms(nodes_in(work.graph), work.graph.inputs).items():
         use = Use(node, index)
         channels.freeze_all(use, f"{use.value.name} is left alone: it looks like {what}")
     _freeze_borders(work, channels)
@@ -127,7 +128,7 @@ def _tie_shared_weights(graph: ir.Graph, channels: Channels) -> None:
     Vectors, constant tensors and tables that are added are left alone: exporters store equal ones once,
     whoever they belong to, and the biases of positions that all layers add need not tie these together.
     """
-    nodes = set(graph.all_nodes())
+    nodes = set(nodes_in(graph))
     for value in graph.initializers.values():
         uses = [Use(node, index) for node, index in value.uses() if node in nodes]
         blocks = [channels.blocks.get(use, []) for use in uses]
@@ -191,20 +192,31 @@ def _make_rectangular(channels: Channels) -> None:
     while changed:
         changed = False
         labels.flush()
+        seen: set[tuple[tuple[int, ...], bytes]] = set()  # most blocks stand for the same positions as others
         for block in joint:
-            for column, axes in _ragged_columns(block, channels):
+            sets = _movable(block, channels)
+            key = (sets.shape, sets.tobytes())
+            if key in seen:
+                continue
+            ragged = _ragged_columns(sets)
+            for column, axes in ragged:
                 _couple(column, axes, channels)
                 changed = True
-            for column, _ in _ragged_columns(block, channels):
+            for column, _ in _ragged_columns(_movable(block, channels)) if ragged else ():
                 labels.freeze(column[..., None], "rows of one tensor would lose different positions")
+            seen.add(key)
     labels.flush()
 
 
-def _ragged_columns(block: Block, channels: Channels) -> list[tuple[IntArray, list[int]]]:
+def _movable(block: Block, channels: Channels) -> IntArray:
+    """Return the sets of a block without frozen labels: what never goes makes no row shorter."""
+    sets = channels.labels.resolve(block.labels)
+    return np.where(channels.labels.is_frozen(sets), 0, sets)
+
+
+def _ragged_columns(sets: IntArray) -> list[tuple[IntArray, list[int]]]:
     """Return the columns of a joint block that vary along several axes, and these axes."""
     found = []
-    sets = channels.labels.resolve(block.labels)
-    sets = np.where(channels.labels.is_frozen(sets), 0, sets)  # what never goes makes no row shorter
     for column in np.moveaxis(by_axis(sets), -1, 0):
         axes = [axis for axis in range(column.ndim) if not constant_along(column, axis)]
         if len(axes) > 1:

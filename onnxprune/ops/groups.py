@@ -6,12 +6,13 @@ import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import permutations
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.model.nodes import nodes_in
 from onnxprune.ops.channels import Block, Channels, Use
 from onnxprune.types import BoolArray, ChannelGroup, IntArray, Kind, Member
 
@@ -50,13 +51,13 @@ class _Grouping:
         self.channels = channels
         self.prefer = prefer
         self.places = self._places()
-        self.nodes = {str(node.name): node for node in graph.all_nodes()}
+        self.nodes = {str(node.name): node for node in nodes_in(graph)}
         self.tagged = {kind: self._marked([channels.tagged(kind)[:, None]]) for kind in _TAGS}
         self.inexact = self._marked([statistic.labels for statistic in channels.statistics])
 
     def _places(self) -> list[tuple[Use, int, IntArray]]:
         """Every axis of every weight that is labelled: the use, the axis, resolved labels ``[dim, k]``."""
-        order = {node: number for number, node in enumerate(self.graph.all_nodes())}
+        order = {node: number for number, node in enumerate(nodes_in(self.graph))}
         uses = [ref for ref in self.channels.blocks if isinstance(ref, Use) and ref.node in order]
         uses.sort(key=lambda use: (order[use.node], use.index))
         return [
@@ -129,10 +130,12 @@ class _Grouping:
             rows = labels.reshape(-1, labels.shape[-1])
             unique = np.unique(rows)
             signature[unique[unique > 0]] += generator.integers(1, 2**63, dtype=np.uint64)
-            for pair in permutations(range(rows.shape[1]), 2):
-                together = np.unique(rows[:, pair], axis=0)
-                together = together[(together > 0).all(axis=1)]
-                np.add.at(signature, together[:, 0], own[together[:, 1]])
+            for a, b in combinations(range(rows.shape[1]), 2):
+                pairs = np.unique(rows[:, a].astype(np.int64) << 32 | rows[:, b])
+                first, second = pairs >> 32, pairs & 0xFFFFFFFF
+                both = (first > 0) & (second > 0)
+                np.add.at(signature, first[both], own[second[both]])
+                np.add.at(signature, second[both], own[first[both]])
         first_seen = np.full(count, _NEVER, dtype=np.int64)
         for number, (_, _, labels) in enumerate(self.places):
             unique, first = np.unique(labels, return_index=True)

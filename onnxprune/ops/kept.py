@@ -132,7 +132,7 @@ class Kept:
         if copy.graph is None or self._names is None:
             raise ValueError(f"{copy.name} is not being cut")
         name = self._names.fresh(f"{copy.outputs[0].name or copy.name}_{purpose}")
-        return add_constant(copy.graph, ir.tensor(contents, name=name), name)
+        return add_constant(copy.graph, ir.Tensor(contents, name=name), name)
 
 
 def _rectangle(kept: BoolArray, ref: Ref) -> list[BoolArray]:

@@ -254,9 +254,11 @@ class Labels:
                 if not is_product.any():
                     columns.append(column[..., None])
                     continue
-                wide = np.zeros((*column.shape, MAX_FACTORS), dtype=np.int32)
+                factors = self._factors[self._product[column[is_product]]]
+                factors = factors[:, : int(np.flatnonzero(factors.any(axis=0))[-1]) + 1]
+                wide = np.zeros((*column.shape, factors.shape[1]), dtype=np.int32)
                 wide[..., 0] = column
-                wide[is_product] = self._factors[self._product[column[is_product]]]
+                wide[is_product] = factors
                 columns.append(wide)
             sets = _compact(self.find(np.concatenate(columns, axis=-1)))
         return _compact(sets) if sets.shape[-1] > 1 else sets
