@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.collector import collector_paused
 from onnxprune.model.functions import without_functions
 from onnxprune.model.nodes import nodes_in
 from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Block, Channels, Use
 from onnxprune.ops.groups import constant_along, group_labels
-from onnxprune.ops.labels import by_axis
+from onnxprune.ops.labels import by_axis, looked_up
 from onnxprune.ops.registry import link_graph, rule_for
 from onnxprune.ops.transforms import fixed_transforms
 from onnxprune.types import BoolArray, ChannelGroup, IntArray, Kind, Skipped
@@ -88,6 +89,13 @@ def analyze(
         prefer: what is offered where positions belong to heads and to places in a head: ``heads`` or
             ``head_dim``.
     """
+    with collector_paused():
+        return _analyze(model, input_shapes, allow_inexact, prefer)
+
+
+def _analyze(
+    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None, allow_inexact: bool, prefer: Kind
+) -> Analysis:
     original = without_functions(model)
     work, shapes = prepare(original, input_shapes)
     channels = Channels(shapes)
@@ -187,30 +195,31 @@ def _make_rectangular(channels: Channels) -> None:
     """
     labels = channels.labels
     blocks = [block for of_value in channels.blocks.values() for block in of_value if len(block.axes) > 1]
-    joint = {id(block.labels): block for block in blocks}.values()  # most values share their labels
+    joint = list({id(block.labels): block for block in blocks}.values())  # most values share their labels
     changed = True
     while changed:
         changed = False
         labels.flush()
+        table: IntArray | None = labels.table() if joint else None
         seen: set[tuple[tuple[int, ...], bytes]] = set()  # most blocks stand for the same positions as others
         for block in joint:
-            sets = _movable(block, channels)
+            sets = _movable(block, channels, table)
             key = (sets.shape, sets.tobytes())
             if key in seen:
                 continue
             ragged = _ragged_columns(sets)
             for column, axes in ragged:
                 _couple(column, axes, channels)
-                changed = True
+                changed, table = True, None
             for column, _ in _ragged_columns(_movable(block, channels)) if ragged else ():
                 labels.freeze(column[..., None], "rows of one tensor would lose different positions")
             seen.add(key)
     labels.flush()
 
 
-def _movable(block: Block, channels: Channels) -> IntArray:
+def _movable(block: Block, channels: Channels, table: IntArray | None = None) -> IntArray:
     """Return the sets of a block without frozen labels: what never goes makes no row shorter."""
-    sets = channels.labels.resolve(block.labels)
+    sets = channels.labels.resolve(block.labels) if table is None else looked_up(table, block.labels)
     return np.where(channels.labels.is_frozen(sets), 0, sets)
 
 
