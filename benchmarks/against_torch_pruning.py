@@ -178,9 +178,8 @@ def measure(python: Path, name: str, source: Path, folder: Path, rounds: int) ->
     row |= {f"their {key}": _median(theirs, key) for key in theirs[0]}
     for key in ("seconds", "cpu"):
         row[f"{key} ratio"] = _median(ours, key) / _median(theirs, key)
-    row["ratio with reading"] = (_median(ours, "seconds") + _median(ours, "read")) / _median(
-        theirs, "seconds"
-    )
+    with_reading = _median(ours, "seconds") + _median(ours, "read")
+    row["ratio with reading"] = with_reading / _median(theirs, "seconds")
     row["floor"] = _median(floor, "cpu") / _median(theirs, "cpu")
     return row
 

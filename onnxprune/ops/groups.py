@@ -117,15 +117,16 @@ class _Grouping:
         Groups, and labels within them, are in the order in which they are first seen.
         """
         present = np.flatnonzero(first_seen < _NEVER)
-        present = present[np.argsort(first_seen[present], kind="stable")].astype(np.int32)
+        present = present[np.argsort(first_seen[present], kind="stable")]
         if not len(present):
             return []
-        codes = self.channels.labels.reason_codes(present).astype(np.int64)
+        labels = present.astype(np.int32)
+        codes = self.channels.labels.reason_codes(labels).astype(np.int64)
         _, place = np.unique(signature[present], return_inverse=True)
         _, first, number = np.unique(place << 32 | codes, return_index=True, return_inverse=True)
         order = np.argsort(first[number], kind="stable")
         ends = np.flatnonzero(np.diff(number[order])) + 1
-        return np.split(present[order], ends)
+        return np.split(labels[order], ends)
 
     def _signatures(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
         """One number for where a label stands, and the place where it is first seen, both by label.
