@@ -13,18 +13,22 @@ from onnxprune.model import shape_values
 from onnxprune.model.shapes import _Walk, concretise
 
 
-def all_sizes(model: ir.Model) -> tuple[dict[str, object], dict[str, str]]:
-    shapes = concretise(model)
+def all_sizes(
+    model: ir.Model, inputs: dict[str, list[int]] | None = None
+) -> tuple[dict[str, object], dict[str, str]]:
+    shapes = concretise(model, inputs)
     dims = {str(v.name): [dim.label for dim in d] for v, d in shapes.dims.items()}
     sizes = {str(v.name): [dim.size for dim in d] for v, d in shapes.dims.items()}
     return {"dims": dims, "sizes": sizes}, {str(v.name): why for v, why in shapes.unknown.items()}
 
 
-def asked_each_time(model: ir.Model, patch: pytest.MonkeyPatch) -> tuple[dict[str, object], dict[str, str]]:
+def asked_each_time(
+    model: ir.Model, patch: pytest.MonkeyPatch, inputs: dict[str, list[int]] | None = None
+) -> tuple[dict[str, object], dict[str, str]]:
     with patch.context() as here:
         here.setattr(_Walk, "_repeats", lambda *_: False)
         here.setattr(_Walk, "_question", lambda *_: None)
-        return all_sizes(model)
+        return all_sizes(model, inputs)
 
 
 SIZES = ("N", "M", "1", "3")
@@ -34,10 +38,18 @@ SIZES = ("N", "M", "1", "3")
 @pytest.mark.parametrize(
     "shapes", ["{a},4|{b},4", "{a},{b}|{b},{a}", "{a}|2,{b}", "2,{a},1|{b},5", "{a}|{b}"]
 )
-def test_broadcasting(a: str, b: str, shapes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sizes", [(2, 2), (1, 3), (3, 1)])
+def test_broadcasting(
+    a: str, b: str, shapes: str, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, z = shapes.format(a=a, b=b).split("|")
     model = graph("s = Add(x, z) y = Relu(s)", inputs=f"float[{x}] x, float[{z}] z", outputs="y")
-    assert all_sizes(model) == asked_each_time(model, monkeypatch)
+    number = dict(zip("NM", sizes, strict=True))
+    given = {
+        name: [number[size] if size in number else int(size) for size in shape.split(",")]
+        for name, shape in (("x", x), ("z", z))
+    }
+    assert all_sizes(model, given) == asked_each_time(model, monkeypatch, given)
 
 
 @pytest.mark.parametrize("op", sorted(shape_values.LIKE_FIRST))
