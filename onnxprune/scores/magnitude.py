@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,14 +37,14 @@ def score(model: ir.Model, groups: Iterable[ChannelGroup], scorer: str = "l2", *
 @CHANNEL_SCORERS.register("l2")
 def l2_norm(model: ir.Model, groups: Iterable[ChannelGroup], _seed: int) -> Mapping[str, FloatArray]:
     """score[c] = sqrt(sum of w**2 over every weight that goes away with channel c)"""
-    energies = _reduce(model, groups, lambda weights, out: np.multiply(weights, weights, out=out))
+    energies = _reduce(model, groups, _energy)
     return {name: np.sqrt(energy) for name, energy in energies.items()}
 
 
 @CHANNEL_SCORERS.register("l1")
 def l1_norm(model: ir.Model, groups: Iterable[ChannelGroup], _seed: int) -> Mapping[str, FloatArray]:
     """score[c] = sum of |w| over every weight that goes away with channel c"""
-    return _reduce(model, groups, lambda weights, out: np.abs(weights, out=out))
+    return _reduce(model, groups, np.abs)
 
 
 @CHANNEL_SCORERS.register("random")
@@ -55,27 +54,14 @@ def uniform_noise(_model: ir.Model, groups: Iterable[ChannelGroup], seed: int) -
     return {group.name: generator.random(group.size) for group in groups}
 
 
-#: Writes a measure of single weights into an array, and returns that.
-_Measure: TypeAlias = Callable[[npt.NDArray[np.floating], npt.NDArray[np.floating]], npt.NDArray[np.floating]]
-
-
-class _Scratch:
-    """Memory that is used again: fresh pages cost more than what is computed in them."""
-
-    def __init__(self) -> None:
-        self._bytes = np.empty(0, dtype=np.uint8)
-
-    def like(self, array: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-        """Return an array of this type and shape, valid until the next call."""
-        if len(self._bytes) < array.nbytes:
-            self._bytes = np.empty(array.nbytes, dtype=np.uint8)
-        return self._bytes[: array.nbytes].view(array.dtype).reshape(array.shape)
+def _energy(weights: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    return np.asarray(np.multiply(weights, weights))
 
 
 def _reduce(
     model: ir.Model,
     groups: Iterable[ChannelGroup],
-    measure: _Measure,
+    measure: Callable[[npt.NDArray[np.floating]], npt.NDArray[np.floating]],
 ) -> dict[str, FloatArray]:
     """Sum a measure of single weights over all members of each channel; every tensor is read once."""
     totals = {group.name: np.zeros(group.size) for group in groups}
@@ -83,12 +69,11 @@ def _reduce(
     for group in groups:
         for member in group.members:
             wanted.setdefault(member.tensor, []).append((group.name, member.axis, member.channel_at))
-    scratch = _Scratch()
     for tensor_name, members in wanted.items():
         weights = real_numbers(model.graph.initializers[tensor_name])
         if weights is None:
             continue  # sizes, indices and scales are no measure of importance
-        sums = _sums_along(weights, sorted({axis for _, axis, _ in members}), measure, scratch)
+        sums = _sums_along(weights, sorted({axis for _, axis, _ in members}), measure)
         for name, axis, channel_at in members:
             mine = channel_at >= 0
             totals[name] += np.bincount(channel_at[mine], sums[axis][mine], minlength=len(totals[name]))
@@ -98,8 +83,7 @@ def _reduce(
 def _sums_along(
     array: npt.NDArray[np.floating],
     axes: Iterable[int],
-    measure: _Measure,
-    scratch: _Scratch,
+    measure: Callable[[npt.NDArray[np.floating]], npt.NDArray[np.floating]],
 ) -> dict[int, FloatArray]:
     """Return float64 ``[dim]`` for each axis: the measure summed over all other axes.
 
@@ -107,16 +91,15 @@ def _sums_along(
     """
     single = array.dtype == np.float32
     with np.errstate(over="ignore", invalid="ignore"):
-        exact = array if single else array.astype(np.float64)
-        values = measure(exact, scratch.like(exact))
+        values = measure(array if single else array.astype(np.float64))
         result = {axis: _sum_others(values, axis) for axis in axes}
     if single and not all(np.isfinite(sums).all() for sums in result.values()):
-        return _sums_along(array.astype(np.float64), axes, measure, scratch)
+        return _sums_along(array.astype(np.float64), axes, measure)
     return result
 
 
 def _sum_others(values: npt.NDArray[np.floating], axis: int) -> FloatArray:
     """Sum over all axes but one, in two steps over long rows: far faster than over short axes."""
     before = int(np.prod(values.shape[:axis], dtype=np.int64))
-    flat = values if before == 1 else values.reshape(before, -1).sum(axis=0)
+    flat = values if before == 1 else values.reshape(before, -1).sum(axis=0)  # no copy of the first axis
     return np.asarray(flat.reshape(values.shape[axis], -1).sum(axis=1), dtype=np.float64)
