@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.collector import collector_paused
 from onnxprune.model.functions import without_functions
+from onnxprune.model.nodes import nodes_in
 from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Block, Channels, Use
 from onnxprune.ops.groups import constant_along, group_labels
-from onnxprune.ops.labels import by_axis
+from onnxprune.ops.labels import by_axis, looked_up
 from onnxprune.ops.registry import link_graph, rule_for
 from onnxprune.ops.transforms import fixed_transforms
 from onnxprune.types import BoolArray, ChannelGroup, IntArray, Kind, Skipped
@@ -87,12 +89,19 @@ def analyze(
         prefer: what is offered where positions belong to heads and to places in a head: ``heads`` or
             ``head_dim``.
     """
+    with collector_paused():
+        return _analyze(model, input_shapes, allow_inexact, prefer)
+
+
+def _analyze(
+    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None, allow_inexact: bool, prefer: Kind
+) -> Analysis:
     original = without_functions(model)
     work, shapes = prepare(original, input_shapes)
     channels = Channels(shapes)
     link_graph(work.graph, channels)
     _tie_shared_weights(work.graph, channels)
-    for (node, index), what in fixed_transforms(work.graph.all_nodes(), work.graph.inputs).items():
+    for (node, index), what in fixed_transforms(nodes_in(work.graph), work.graph.inputs).items():
         use = Use(node, index)
         channels.freeze_all(use, f"{use.value.name} is left alone: it looks like {what}")
     _freeze_borders(work, channels)
@@ -127,7 +136,7 @@ def _tie_shared_weights(graph: ir.Graph, channels: Channels) -> None:
     Vectors, constant tensors and tables that are added are left alone: exporters store equal ones once,
     whoever they belong to, and the biases of positions that all layers add need not tie these together.
     """
-    nodes = set(graph.all_nodes())
+    nodes = set(nodes_in(graph))
     for value in graph.initializers.values():
         uses = [Use(node, index) for node, index in value.uses() if node in nodes]
         blocks = [channels.blocks.get(use, []) for use in uses]
@@ -186,25 +195,37 @@ def _make_rectangular(channels: Channels) -> None:
     """
     labels = channels.labels
     blocks = [block for of_value in channels.blocks.values() for block in of_value if len(block.axes) > 1]
-    joint = {id(block.labels): block for block in blocks}.values()  # most values share their labels
+    joint = list({id(block.labels): block for block in blocks}.values())  # most values share their labels
     changed = True
     while changed:
         changed = False
         labels.flush()
+        table: IntArray | None = labels.table() if joint else None
+        seen: set[tuple[tuple[int, ...], bytes]] = set()  # most blocks stand for the same positions as others
         for block in joint:
-            for column, axes in _ragged_columns(block, channels):
+            sets = _movable(block, channels, table)
+            key = (sets.shape, sets.tobytes())
+            if key in seen:
+                continue
+            ragged = _ragged_columns(sets)
+            for column, axes in ragged:
                 _couple(column, axes, channels)
-                changed = True
-            for column, _ in _ragged_columns(block, channels):
+                changed, table = True, None
+            for column, _ in _ragged_columns(_movable(block, channels)) if ragged else ():
                 labels.freeze(column[..., None], "rows of one tensor would lose different positions")
+            seen.add(key)
     labels.flush()
 
 
-def _ragged_columns(block: Block, channels: Channels) -> list[tuple[IntArray, list[int]]]:
+def _movable(block: Block, channels: Channels, table: IntArray | None = None) -> IntArray:
+    """Return the sets of a block without frozen labels: what never goes makes no row shorter."""
+    sets = channels.labels.resolve(block.labels) if table is None else looked_up(table, block.labels)
+    return np.where(channels.labels.is_frozen(sets), 0, sets)
+
+
+def _ragged_columns(sets: IntArray) -> list[tuple[IntArray, list[int]]]:
     """Return the columns of a joint block that vary along several axes, and these axes."""
     found = []
-    sets = channels.labels.resolve(block.labels)
-    sets = np.where(channels.labels.is_frozen(sets), 0, sets)  # what never goes makes no row shorter
     for column in np.moveaxis(by_axis(sets), -1, 0):
         axes = [axis for axis in range(column.ndim) if not constant_along(column, axis)]
         if len(axes) > 1:

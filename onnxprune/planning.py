@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -358,6 +359,8 @@ def unused_samples(model: ir.Model, data: Dataset | None) -> list[Skipped]:
 
 def planned(choice: Choice) -> PlannedGroup:
     """Return a choice down to the positions of every tensor."""
+    gone = np.zeros(choice.group.size + 1, dtype=np.bool_)  # the last for positions of other groups, -1
+    gone[choice.removed] = True
     members = tuple(
         PlannedMember(
             member.tensor,
@@ -365,7 +368,7 @@ def planned(choice: Choice) -> PlannedGroup:
             len(member.channel_at),
             member.consumer,
             member.contracted,
-            np.flatnonzero(np.isin(member.channel_at, choice.removed)).astype(np.int32),
+            np.flatnonzero(gone[member.channel_at]).astype(np.int32),
         )
         for member in choice.group.members
     )
@@ -406,5 +409,10 @@ def _same_members(a: PlannedGroup, b: PlannedGroup) -> bool:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that decide what a plan does."""
+    return dict(_installed())
+
+
+@cache
+def _installed() -> tuple[tuple[str, str], ...]:
     names = ("onnxprune", "numpy", "onnx", "onnx-ir", "onnxruntime")
-    return {name: metadata.version(name) for name in names}
+    return tuple((name, metadata.version(name)) for name in names)

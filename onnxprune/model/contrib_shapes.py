@@ -60,7 +60,7 @@ _STAND_INS = {
 
 def as_standard(node: ir.Node) -> onnx.NodeProto:
     """Return a node for ONNX to infer: itself, or the standard operator that it is a fused form of."""
-    proto: onnx.NodeProto = ir.serde.serialize_node(node)
+    proto = _serialize(node)
     stand_in = _STAND_INS.get((node.domain, node.op_type))
     if stand_in is not None:
         proto.op_type, proto.domain = stand_in.op_type, ""
@@ -68,6 +68,27 @@ def as_standard(node: ir.Node) -> onnx.NodeProto:
         kept = [attribute for attribute in proto.attribute if attribute.name not in stand_in.drops]
         del proto.attribute[:]
         proto.attribute.extend(kept)
+    return proto
+
+
+def _serialize(node: ir.Node) -> onnx.NodeProto:
+    """Return a node without its name and metadata, and missing outputs at its end."""
+    outputs = [value.name or "" for value in node.outputs]
+    while outputs and not outputs[-1]:
+        outputs.pop()
+    inputs = ["" if value is None else str(value.name) for value in node.inputs]
+    proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain, input=inputs, output=outputs)
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            ir.serde.serialize_reference_attribute_into(proto.attribute.add(), attribute)
+        elif attribute.type == ir.AttributeType.INTS:
+            kind = onnx.AttributeProto.INTS
+            proto.attribute.add(name=attribute.name, type=kind, ints=attribute.as_ints())
+        elif attribute.type == ir.AttributeType.INT:
+            kind = onnx.AttributeProto.INT
+            proto.attribute.add(name=attribute.name, type=kind, i=attribute.as_int())
+        else:
+            ir.serde.serialize_attribute_into(proto.attribute.add(), attribute)
     return proto
 
 

@@ -10,6 +10,7 @@ from onnx_ir.passes import common as passes
 
 from onnxprune.errors import ModelError
 from onnxprune.messages import one_line
+from onnxprune.model.nodes import nodes_in
 from onnxprune.model.scopes import name_values_apart
 from onnxprune.model.stored import all_nodes
 
@@ -43,7 +44,7 @@ def without_functions(model: ir.Model) -> ir.Model:
                 }
             )
         _return_own_values(function)
-        for node in function.all_nodes():
+        for node in nodes_in(function):
             node.name = node.name or node.op_type
     _name_all_outputs(copy)
     try:
@@ -82,7 +83,7 @@ def _of_other_opsets(model: ir.Model) -> set[ir.OperatorIdentifier]:
         for identifier, function in model.functions.items()
         if any(
             not _same_operator(node, function.opset_imports, model.opset_imports)
-            for node in function.all_nodes()
+            for node in nodes_in(function)
             if node.op_identifier() not in model.functions
         )
     }

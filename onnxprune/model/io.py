@@ -22,6 +22,7 @@ from onnx_ir import serde
 from onnxprune.errors import ModelError, OutputError
 from onnxprune.messages import visible
 from onnxprune.model.atomic import NewFile, check_room, check_target
+from onnxprune.model.collector import collector_paused
 from onnxprune.model.parse import MOST_MODEL_BYTES, parse
 from onnxprune.model.places import places
 from onnxprune.model.serialize import (
@@ -59,7 +60,8 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     with _named(Path(path)):
         parsed = parse(Path(path))
         try:
-            model = serde.deserialize_model(parsed.proto)
+            with collector_paused():
+                model = serde.deserialize_model(parsed.proto)
             if not parsed.found.sorted:
                 model.graph.sort()
                 for function in model.functions.values():

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.names import Names, add_constant
+from onnxprune.model.nodes import nodes_in
 from onnxprune.model.shape_values import Array, slice_bounds
 from onnxprune.model.shapes import Shapes
 
@@ -37,7 +38,7 @@ def join_pieces(graph: ir.Graph) -> None:
         if _is_weight(value) and (cutters := _cutters(value)):
             for node in cutters:
                 pieces.update(_take_apart(graph, node, names))
-    for node in list(graph.all_nodes()):
+    for node in list(nodes_in(graph)):
         inputs = [value for value in node.inputs if value is not None]
         if node.op_type == "Concat" and not node.domain:
             foldable = all(_is_weight(value) and len(value.uses()) == 1 for value in inputs)
@@ -181,7 +182,7 @@ def pick_before_joining(graph: ir.Graph, shapes: Shapes) -> None:
         shapes: of its values; complete afterwards too.
     """
     names = Names(graph)
-    for node in graph.all_nodes():
+    for node in nodes_in(graph):
         if node.op_type != "Gather" or node.domain or node.inputs[0] is None or node.inputs[1] is None:
             continue
         joined, positions = node.inputs[0].producer(), shapes.constant(node.inputs[1])
@@ -192,7 +193,7 @@ def pick_before_joining(graph: ir.Graph, shapes: Shapes) -> None:
             continue
         part, inside = found
         name = names.fresh(f"{node.inputs[1].name}_inside")
-        index = add_constant(graph, ir.tensor(inside, name=name), name)
+        index = add_constant(graph, ir.Tensor(inside, name=name), name)
         shapes.add_constant(index, inside)
         node.replace_input_with(0, part)
         node.replace_input_with(1, index)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxprune.model.nodes import nodes_in
+
 
 class Names:
     """The names taken in a graph and in the subgraphs that see them.
@@ -18,7 +20,7 @@ class Names:
     def _gather(self) -> None:
         graph = self._graph
         self._taken = {value.name for value in graph.inputs} | set(graph.initializers)
-        for node in graph.all_nodes():
+        for node in nodes_in(graph):
             self._taken.update(value.name for value in node.outputs)
         for subgraph in graph.subgraphs():
             self._taken.update(value.name for value in subgraph.inputs)

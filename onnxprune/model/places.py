@@ -9,6 +9,8 @@ from typing import TypeAlias
 import onnx
 import onnx_ir as ir
 
+from onnxprune.model.nodes import graphs_in
+
 Body: TypeAlias = "ir.Graph | ir.Function"
 
 
@@ -20,14 +22,9 @@ def bodies(model: ir.Model) -> Iterator[Body]:
         while waiting:
             body = waiting.pop()
             yield body
-            inner = [
-                graph
-                for node in body
-                for attribute in node.attributes.values()
-                for graph in _graphs(attribute)
-            ]
+            inner = [graph for node in body for graph in graphs_in(node)]
             if isinstance(body, ir.Function):
-                inner += [graph for default in body.attributes.values() for graph in _graphs(default)]
+                inner += graphs_in(body)
             waiting.extend(reversed(inner))
 
 
@@ -49,16 +46,6 @@ def graph_protos(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
                 elif attribute.type == onnx.AttributeProto.GRAPHS:
                     inner.extend(attribute.graphs)
             waiting.extend(reversed(inner))
-
-
-def _graphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
-    if attribute.is_ref() or attribute.value is None:
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    if attribute.type == ir.AttributeType.GRAPHS:
-        return tuple(attribute.as_graphs())
-    return ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from onnxprune.model.constant_statistics import fold_statistics
 from onnxprune.model.functions import without_functions
 from onnxprune.model.joins import join_pieces, pick_before_joining
 from onnxprune.model.names import Names, add_constant
+from onnxprune.model.nodes import nodes_in
 from onnxprune.model.scopes import (
     drop_identities,
     lift_constants,
@@ -73,9 +74,9 @@ def prepare(
 
 def name_nodes(graph: ir.Graph) -> None:
     """Give every node a name of its own: members of channel groups are told apart by their consumers."""
-    taken = {node.name for node in graph.all_nodes() if node.name}
+    taken = {node.name for node in nodes_in(graph) if node.name}
     seen: set[str] = set()
-    for number, node in enumerate(graph.all_nodes()):
+    for number, node in enumerate(nodes_in(graph)):
         if not node.name or node.name in seen:
             name = f"{node.op_type}_{number}"
             while name in taken:
@@ -91,7 +92,7 @@ def _lift_tensors(graph: ir.Graph) -> None:
     The pass of onnx_ir does this too (and the rest), but checks a protocol at run time for each, which took a
     third of the analysis of a model with 2,600 constants.
     """
-    for node in list(graph.all_nodes()):
+    for node in list(nodes_in(graph)):
         if (
             node.op_type != "Constant"
             or node.domain not in ("", "ai.onnx")
@@ -130,7 +131,7 @@ def _unshare_dequantized(graph: ir.Graph) -> None:
     So a constant that layers happen to share ties them no more than one that is not quantized.
     """
     names = Names(graph)
-    for node in list(graph.all_nodes()):
+    for node in list(nodes_in(graph)):
         if node.op_type != "DequantizeLinear" or node.outputs[0].is_graph_output():
             continue
         if not all(value is None or value.is_initializer() for value in node.inputs):
@@ -148,7 +149,7 @@ def _unshare_dequantized(graph: ir.Graph) -> None:
 
 def _open_decided(graph: ir.Graph, shapes: Shapes) -> None:
     """Put the nodes of a branch in the place of an If that takes it for every input."""
-    for node in list(graph.all_nodes()):
+    for node in list(nodes_in(graph)):
         outer = node.graph
         if node.op_type != "If" or not has_bodies(node) or not node.inputs:
             continue  # without inputs: it stands in a branch that is never taken
@@ -185,9 +186,9 @@ class _Sizes:
         self.names = Names(graph)
 
     def write(self) -> None:
-        for node in list(self.graph.all_nodes()):
+        for node in list(nodes_in(self.graph)):
             self._fold(node)
-        for node in list(self.graph.all_nodes()):
+        for node in list(nodes_in(self.graph)):
             if node.op_type == "Reshape" and not node.domain:
                 self._write_reshape_target(node)
             elif node.op_type == "Expand" and not node.domain:
@@ -197,7 +198,7 @@ class _Sizes:
 
     def _constant(self, wanted: str, contents: Array) -> ir.Value:
         name = self.names.fresh(wanted)
-        value = add_constant(self.graph, ir.tensor(contents, name=name), name)
+        value = add_constant(self.graph, ir.Tensor(contents, name=name), name)
         self.shapes.add_constant(value, contents)
         return value
 

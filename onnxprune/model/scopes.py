@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxprune.model.names import Names
+from onnxprune.model.nodes import nodes_in
 from onnxprune.model.places import bodies
 from onnxprune.model.stored import stored_tensor
 
@@ -36,13 +37,13 @@ def inner_graphs(model: ir.Model) -> list[ir.Graph]:
 
 def number_nodes(model: ir.Model) -> None:
     """Write its place in the graph into the metadata of every node, where copies of the model keep it."""
-    for number, node in enumerate(model.graph.all_nodes()):
+    for number, node in enumerate(nodes_in(model.graph)):
         node.meta[_ORIGIN] = number
 
 
 def numbered_nodes(model: ir.Model) -> dict[int, ir.Node]:
     """Return the nodes that `number_nodes` numbered, in this model or in one that it was copied from."""
-    return {node.meta[_ORIGIN]: node for node in model.graph.all_nodes() if _ORIGIN in node.meta}
+    return {node.meta[_ORIGIN]: node for node in nodes_in(model.graph) if _ORIGIN in node.meta}
 
 
 def number_of(node: ir.Node) -> int | None:
@@ -130,7 +131,7 @@ def _copied(graph: ir.Graph, value: ir.Value, names: Names) -> ir.Value:
 
 def drop_identities(model: ir.Model) -> None:
     """Remove Identity nodes, but those that return an input, a value of another graph, or one twice."""
-    for node in list(model.graph.all_nodes()):
+    for node in list(nodes_in(model.graph)):
         if node.op_type != "Identity" or node.domain not in ("", "ai.onnx") or node.graph is None:
             continue
         source, output = node.inputs[0], node.outputs[0]

@@ -46,6 +46,9 @@ class Dim:
         return "*".join(([str(self.factor)] if self.factor != 1 else []) + list(self.symbols))
 
 
+_ONE = Dim(1)
+
+
 @dataclass(frozen=True, slots=True)
 class ShapeValue:
     """Contents of a small tensor.
@@ -101,6 +104,39 @@ def evaluate(node: ir.Node, dims: Dims, contents: Contents, opset: int) -> Shape
     if constant:
         return ShapeValue(numbers)
     return ShapeValue(numbers, _symbolic(node, inputs, numbers))
+
+
+#: Operators whose output has the type and the sizes of their first input.
+LIKE_FIRST = frozenset({
+    "Abs", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity",
+    "LeakyRelu", "Log", "Neg", "Reciprocal", "Relu", "Sigmoid", "Softplus", "Sqrt", "Tanh",
+})  # fmt: skip
+
+#: Operators that broadcast two inputs of one type, which their output has too (from opset 7 on).
+BROADCAST = frozenset({"Add", "Div", "Mul", "Sub"})
+
+
+def broadcast(a: Sequence[Dim], b: Sequence[Dim], output: ir.Value) -> tuple[Dim, ...] | None:
+    """Return the sizes after a is broadcast against b as numpy does, None where they do not fit.
+
+    A constant size other than 1 wins over a symbol, which must be 1 or the same then. Two symbols that differ
+    give a third one.
+    """
+    rank = max(len(a), len(b))
+    padded = ((*(_ONE,) * (rank - len(dims)), *dims) for dims in (a, b))
+    result = []
+    for axis, (one, other) in enumerate(zip(*padded, strict=True)):
+        if one.size != other.size and 1 not in (one.size, other.size):
+            return None
+        if one == other or other == _ONE:
+            result.append(one)
+        elif one == _ONE:
+            result.append(other)
+        else:
+            size = one.size if other.size == 1 else other.size
+            constant = one.is_constant or other.is_constant
+            result.append(Dim(size) if constant else Dim(size, 1, (f"{output.name}.{axis}",)))
+    return tuple(result)
 
 
 def output_dims(

@@ -9,10 +9,10 @@ constant is symbolic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -29,6 +29,7 @@ from onnxprune.model import (
     sequence_shapes,
     shape_values,
 )
+from onnxprune.model.nodes import graphs_in
 from onnxprune.model.shape_values import Dim, ShapeValue
 
 #: Files of shape functions: importing one files its functions.
@@ -120,8 +121,9 @@ def concretise(model: ir.Model, overrides: Mapping[str, Sequence[int]] | None = 
         ModelError: an input has no rank and no override.
     """
     tried = []
+    answers: dict[Hashable, list[_Answer | None]] = {}
     for chosen in islice(_candidates(model, overrides or {}), _MOST_TRIALS):
-        tried.append(_Walk(model, chosen).run())
+        tried.append(_Walk(model, chosen, answers).run())
         if not any(DOES_NOT_FIT in reason for reason in tried[-1].unknown.values()):
             break  # other sizes would help no further
     return min(tried, key=lambda shapes: len(shapes.unknown))
@@ -223,10 +225,37 @@ def _symbol(value: ir.Value, axis: int) -> str | None:
     return named if named and named not in ("?", "-1") else f"{value.name}.{axis}"
 
 
-class _Walk:
-    """One pass over the nodes in topological order."""
+class _Answer(NamedTuple):
+    """What ONNX infers for an output: its element type, sizes, and these with names for symbolic ones."""
 
-    def __init__(self, model: ir.Model, chosen: Mapping[str, tuple[int, ...]]) -> None:
+    element_type: int
+    sizes: tuple[int, ...]
+    named: tuple[int | str | None, ...] | None
+
+
+#: Kinds of attributes that say everything by their value.
+_PLAIN = frozenset({
+    ir.AttributeType.FLOAT, ir.AttributeType.FLOATS, ir.AttributeType.INT, ir.AttributeType.INTS,
+    ir.AttributeType.STRING, ir.AttributeType.STRINGS,
+})  # fmt: skip
+
+
+class _Walk:
+    """One pass over the nodes in topological order.
+
+    Args:
+        model: not changed.
+        chosen: the shape of every input.
+        answers: what ONNX said before to the same questions: networks repeat their layers.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        chosen: Mapping[str, tuple[int, ...]],
+        answers: dict[Hashable, list[_Answer | None]],
+    ) -> None:
+        self.answers = answers
         self.graph = model.graph
         self.opsets = dict(model.graph.opset_imports or model.opset_imports)
         self.opset_ids = [
@@ -287,7 +316,7 @@ class _Walk:
             body_shapes.tell(node, self)
         elif function is not None:
             self._tell(node, function)
-        else:
+        elif not self._repeats(node):
             self._infer(node)
         if node.op_type == "Split" and not node.domain:
             parts = shape_values.split(node, self.shapes.dims, self.shapes.contents)
@@ -312,39 +341,103 @@ class _Walk:
             else:
                 self.shapes.dims[output] = dims
 
+    def _repeats(self, node: ir.Node) -> bool:
+        """Note the output of a node that keeps the sizes of its inputs; False where ONNX has to be asked."""
+        if node.domain not in ("", "ai.onnx") or len(node.outputs) != 1 or not node.inputs:
+            return False
+        first = node.inputs[0]
+        dims = None if first is None else self.shapes.dims.get(first)
+        if first is None or dims is None:
+            return False
+        if node.op_type in shape_values.LIKE_FIRST:
+            result: tuple[Dim, ...] | None = dims
+        elif node.op_type in shape_values.BROADCAST and len(node.inputs) == 2 and self._opset("") >= 7:
+            second = node.inputs[1]
+            other = None if second is None else self.shapes.dims.get(second)
+            result = None if other is None else shape_values.broadcast(dims, other, node.outputs[0])
+        else:
+            return False
+        if result is None or not onnx.defs.has(node.op_type, self._opset("")):
+            return False
+        self.types[node.outputs[0]] = self.element_type(first, self.shapes.contents.get(first))
+        self.shapes.dims[node.outputs[0]] = result
+        return True
+
     def _opset(self, domain: str) -> int:
         return self.opsets.get(domain, self.opsets.get("", 1))
 
     def _infer(self, node: ir.Node) -> None:
         """Ask ONNX for the output shapes, at the concrete sizes and with the symbols in place."""
-        concrete = self._ask(node, symbolic=False)
-        if isinstance(concrete, str):
-            self._fail(node, concrete)
-            return
         inputs = [value for value in node.inputs if value is not None]
-        symbolic_data = any(
-            value in self.shapes.contents and not self.shapes.contents[value].is_constant for value in inputs
-        )
-        symbolic = symbolic_data or any(
+        contents = [self.shapes.contents.get(value) for value in inputs]
+        symbolic = any(content is not None and not content.is_constant for content in contents) or any(
             not dim.is_constant for value in inputs for dim in self.shapes.dims.get(value, ())
         )
-        general = self._ask(node, symbolic=True) if symbolic else concrete
-        for position, output in enumerate(node.outputs):
+        question = self._question(node)
+        answers = None if question is None else self.answers.get(question)
+        if answers is None:
+            told = self._answers(node, symbolic)
+            if isinstance(told, str):
+                self._fail(node, told)
+                return
+            answers = told
+            if question is not None:
+                self.answers[question] = answers
+        for position, (output, answer) in enumerate(zip(node.outputs, answers, strict=True)):
             if not output.name:
                 continue
-            proto = concrete.get(output.name)
-            sizes = None if proto is None else _written_dims(proto)
-            if proto is None or sizes is None or not all(isinstance(size, int) for size in sizes):
+            if answer is None:
                 self.fail(output, f"the shape after {node.op_type} is not known")
                 continue
-            self.types[output] = proto.tensor_type.elem_type
-            named = (
-                _written_dims(general[output.name])
-                if isinstance(general, dict) and output.name in general
-                else None
+            self.types[output] = answer.element_type
+            self.shapes.dims[output] = self._dims(
+                node, output, answer.sizes, answer.named, symbolic, position
             )
+
+    def _question(self, node: ir.Node) -> Hashable | None:
+        """Return all that the answer of ONNX depends on, None where that is much or unusual."""
+        attributes = []
+        for name, attribute in node.attributes.items():
+            if attribute.is_ref() or attribute.type not in _PLAIN:
+                return None
+            value = attribute.value
+            attributes.append(
+                (name, attribute.type, tuple(value) if isinstance(value, list | tuple) else value)
+            )
+        inputs: list[Hashable] = []
+        for given in node.inputs:
+            if given is None:
+                inputs.append(None)
+                continue
+            content, dims = self.shapes.contents.get(given), self.shapes.dims.get(given)
+            if dims is None:
+                return None
+            numbers = None
+            if content is not None:
+                array = content.numbers
+                numbers = (content.is_constant, array.dtype.str, array.shape, array.tobytes())
+            inputs.append((self.element_type(given, content), dims, numbers))
+        outputs = tuple(bool(output.name) for output in node.outputs)
+        return node.domain, node.op_type, node.version, tuple(attributes), tuple(inputs), outputs
+
+    def _answers(self, node: ir.Node, symbolic: bool) -> list[_Answer | None] | str:
+        """Return what ONNX infers for each output, None where that is too little, or why it can't."""
+        proto = contrib_shapes.as_standard(node)
+        concrete = self._ask(node, proto, symbolic=False)
+        if isinstance(concrete, str):
+            return concrete
+        general = self._ask(node, proto, symbolic=True) if symbolic else concrete
+        answers: list[_Answer | None] = []
+        for output in node.outputs:
+            name = str(output.name)
+            sizes = _written_dims(concrete[name]) if output.name and name in concrete else None
+            if sizes is None or not all(isinstance(size, int) for size in sizes):
+                answers.append(None)
+                continue
+            named = _written_dims(general[name]) if isinstance(general, dict) and name in general else None
             whole = tuple(int(size) for size in sizes if size is not None)
-            self.shapes.dims[output] = self._dims(node, output, whole, named, symbolic, position)
+            answers.append(_Answer(concrete[name].tensor_type.elem_type, whole, named))
+        return answers
 
     def _dims(
         self,
@@ -379,21 +472,19 @@ class _Walk:
                 dims.append(Dim(size, 1, (f"{output.name}.{axis}",)))
         return tuple(dims)
 
-    def _ask(self, node: ir.Node, *, symbolic: bool) -> dict[str, onnx.TypeProto] | str:
+    def _ask(
+        self, node: ir.Node, proto: onnx.NodeProto, *, symbolic: bool
+    ) -> dict[str, onnx.TypeProto] | str:
         """Return the types ONNX infers for a node's outputs by name, or the reason why it can't.
 
         Symbolic axes are named in a symbolic question and have their chosen size in a concrete one.
         """
-        proto = contrib_shapes.as_standard(node)
         domain = "" if proto.domain == "ai.onnx" else proto.domain
         try:
             schema = _schema(proto.op_type, self._opset(domain), domain)
         except onnx.defs.SchemaError:
             return f"{node.domain + '.' if node.domain else ''}{node.op_type} is not a standard operator"
-        if any(
-            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for attribute in node.attributes.values()
-        ):
+        if graphs_in(node):
             return f"{node.op_type} runs a subgraph"
         types, data = {}, {}
         for value in node.inputs:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from onnxprune.errors import UsageError
+from onnxprune.model.nodes import nodes_in
 
 #: Tensors from this size on stay out of the proto.
 LARGE_BYTES = 1024
@@ -131,9 +132,9 @@ def _inner_graphs(model: ir.Model) -> Iterator[ir.Graph]:
 
 
 def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    yield from model.graph.all_nodes()
+    yield from nodes_in(model.graph)
     for function in model.functions.values():
-        yield from function.all_nodes()
+        yield from nodes_in(function)
 
 
 def _inner_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.nodes import nodes_in
+
 _RECURRENT = ("GRU", "LSTM", "RNN")
 _STATES = (5, 6)
 #: Operators that only move positions of their first input.
@@ -21,7 +23,7 @@ def leave_out_zero_states(graph: ir.Graph) -> None:
     Args:
         graph: a graph whose constants are initializers; changed in place.
     """
-    for node in graph.all_nodes():
+    for node in nodes_in(graph):
         if node.op_type in _RECURRENT and not node.domain:
             for index in _STATES:
                 state = node.inputs[index] if index < len(node.inputs) else None

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from onnxprune.model.nodes import nodes_in
+
 _ONNX_DOMAINS = ("", "ai.onnx")
 
 
 def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """Yield the nodes of every graph and function, those of a body after the node that holds it."""
-    yield from model.graph.all_nodes()
+    yield from nodes_in(model.graph)
     for function in model.functions.values():
-        yield from function.all_nodes()
+        yield from nodes_in(function)
 
 
 def consumer_name(node: ir.Node) -> str:

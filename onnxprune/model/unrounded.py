@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.names import Names, add_constant
+from onnxprune.model.nodes import nodes_in
 from onnxprune.model.stored import stored_tensor
 
 #: Operators that move the numbers of input 0, or pick the largest, whatever these stand for.
@@ -50,12 +51,12 @@ def without_rounding(model: ir.Model) -> ir.Model | None:
     Args:
         model: in float32; not changed.
     """
-    if not any(node.op_type in _QUANTIZERS for node in model.graph.all_nodes()):
+    if not any(node.op_type in _QUANTIZERS for node in nodes_in(model.graph)):
         return None
     copy = model.clone()
     rewriter = _Rewriter(copy.graph)
     try:
-        for node in list(copy.graph.all_nodes()):
+        for node in list(nodes_in(copy.graph)):
             rewriter.visit(node)
     except _NotFollowed:
         return None

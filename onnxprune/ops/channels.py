@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.shapes import Shapes
-from onnxprune.ops.labels import LabelArray, Labels
+from onnxprune.ops.labels import LabelArray, Labels, looked_up
 from onnxprune.types import Skipped
 
 
@@ -280,6 +280,7 @@ class Channels:
     def finish(self) -> None:
         """Solve everything, and store plain labels in all blocks. Labels are fixed from here on."""
         self.labels.flush()
+        table = self.labels.table()
         resolved: dict[int, LabelArray] = {}
         equal: dict[tuple[tuple[int, ...], bytes], LabelArray] = {}  # values of one width share one array
         originals = []  # keeps the arrays alive, so that no id is used twice
@@ -287,7 +288,7 @@ class Channels:
             for block in blocks:
                 if id(block.labels) not in resolved:
                     originals.append(block.labels)
-                    labels = np.ascontiguousarray(self.labels.resolve(block.labels))
+                    labels = np.ascontiguousarray(looked_up(table, block.labels))
                     resolved[id(block.labels)] = equal.setdefault((labels.shape, labels.tobytes()), labels)
             self.blocks[ref] = [Block(block.axes, resolved[id(block.labels)]) for block in blocks]
 

@@ -6,12 +6,13 @@ import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import permutations
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.model.nodes import nodes_in
 from onnxprune.ops.channels import Block, Channels, Use
 from onnxprune.types import BoolArray, ChannelGroup, IntArray, Kind, Member
 
@@ -50,13 +51,13 @@ class _Grouping:
         self.channels = channels
         self.prefer = prefer
         self.places = self._places()
-        self.nodes = {str(node.name): node for node in graph.all_nodes()}
+        self.nodes = {str(node.name): node for node in nodes_in(graph)}
         self.tagged = {kind: self._marked([channels.tagged(kind)[:, None]]) for kind in _TAGS}
         self.inexact = self._marked([statistic.labels for statistic in channels.statistics])
 
     def _places(self) -> list[tuple[Use, int, IntArray]]:
         """Every axis of every weight that is labelled: the use, the axis, resolved labels ``[dim, k]``."""
-        order = {node: number for number, node in enumerate(self.graph.all_nodes())}
+        order = {node: number for number, node in enumerate(nodes_in(self.graph))}
         uses = [ref for ref in self.channels.blocks if isinstance(ref, Use) and ref.node in order]
         uses.sort(key=lambda use: (order[use.node], use.index))
         return [
@@ -89,29 +90,43 @@ class _Grouping:
 
     def run(self) -> tuple[tuple[ChannelGroup, ...], dict[str, IntArray]]:
         signature, first_seen = self._signatures()
-        present = np.flatnonzero(first_seen < _NEVER)
-        present = present[np.argsort(first_seen[present], kind="stable")]
         # A frozen channel does not freeze those that stand beside it on the same axis: they form two groups.
-        reasons = self.channels.labels.frozen_reason(present.astype(np.int32))
-        by_key: dict[tuple[int, str | None], list[int]] = {}
-        for label, reason in zip(present.tolist(), reasons, strict=True):
-            by_key.setdefault((int(signature[label]), reason), []).append(label)
+        by_key = self._together(signature, first_seen)
         groups: list[ChannelGroup] = []
         units: dict[str, IntArray] = {}
         names: dict[str, int] = {}
-        members = self._members(by_key)
-        for (_, reason), labels in by_key.items():
-            mine = members[labels[0]]
+        leaders = np.array([labels[0] for labels in by_key], np.int32)
+        reasons = self.channels.labels.frozen_reason(leaders)
+        for labels, reason, mine in zip(by_key, reasons, self._members(by_key), strict=True):
             name = self._name(mine)
             names[name] = names.get(name, 0) + 1
             unique = name if names[name] == 1 else f"{name}#{names[name]}"
             if reason is None and len(labels) == 1:
                 reason = "a single channel is left"
-            kind = self._kind(np.array(labels, np.int32), mine)
+            kind = self._kind(labels, mine)
             exact = not self.inexact[labels].any()
             groups.append(ChannelGroup(unique, kind, len(labels), tuple(mine), reason, exact=exact))
-            units[unique] = np.array(labels, dtype=np.int32)
+            units[unique] = labels
         return self._choose_between_products(groups, units), units
+
+    def _together(
+        self, signature: npt.NDArray[np.uint64], first_seen: npt.NDArray[np.int64]
+    ) -> list[IntArray]:
+        """Return the labels of each group, int32: those with one signature and one reason to stay.
+
+        Groups, and labels within them, are in the order in which they are first seen.
+        """
+        present = np.flatnonzero(first_seen < _NEVER)
+        present = present[np.argsort(first_seen[present], kind="stable")]
+        if not len(present):
+            return []
+        labels = present.astype(np.int32)
+        codes = self.channels.labels.reason_codes(labels).astype(np.int64)
+        _, place = np.unique(signature[present], return_inverse=True)
+        _, first, number = np.unique(place << 32 | codes, return_index=True, return_inverse=True)
+        order = np.argsort(first[number], kind="stable")
+        ends = np.flatnonzero(np.diff(number[order])) + 1
+        return np.split(labels[order], ends)
 
     def _signatures(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
         """One number for where a label stands, and the place where it is first seen, both by label.
@@ -129,36 +144,45 @@ class _Grouping:
             rows = labels.reshape(-1, labels.shape[-1])
             unique = np.unique(rows)
             signature[unique[unique > 0]] += generator.integers(1, 2**63, dtype=np.uint64)
-            for pair in permutations(range(rows.shape[1]), 2):
-                together = np.unique(rows[:, pair], axis=0)
-                together = together[(together > 0).all(axis=1)]
-                np.add.at(signature, together[:, 0], own[together[:, 1]])
+            for a, b in combinations(range(rows.shape[1]), 2):
+                pairs = np.unique(rows[:, a].astype(np.int64) << 32 | rows[:, b])
+                first, second = pairs >> 32, pairs & 0xFFFFFFFF
+                both = (first > 0) & (second > 0)
+                np.add.at(signature, first[both], own[second[both]])
+                np.add.at(signature, second[both], own[first[both]])
         first_seen = np.full(count, _NEVER, dtype=np.int64)
+        known: set[int] = set()  # most places share their labels
         for number, (_, _, labels) in enumerate(self.places):
+            if id(labels) in known:
+                continue
+            known.add(id(labels))
             unique, first = np.unique(labels, return_index=True)
             place = (number << 32) + first // labels.shape[1]
             first_seen[unique] = np.minimum(first_seen[unique], place)
         first_seen[0] = _NEVER
         return signature, first_seen
 
-    def _members(self, by_key: Mapping[tuple[int, str | None], list[int]]) -> dict[int, list[Member]]:
-        """The members of each group, by the group's first label."""
+    def _members(self, by_key: Sequence[IntArray]) -> list[list[Member]]:
+        """The members of each group."""
         count = self.channels.labels.count
         group_of = np.full(count, -1, dtype=np.int32)
         channel_of = np.full(count, -1, dtype=np.int32)
-        leaders = []
-        for number, group in enumerate(by_key.values()):
+        for number, group in enumerate(by_key):
             group_of[group] = number
             channel_of[group] = np.arange(len(group))
-            leaders.append(group[0])
         contracted = {(c.node, c.operand, c.axis) for c in self.channels.contractions}
-        members: dict[int, list[Member]] = {leader: [] for leader in leaders}
+        members: list[list[Member]] = [[] for _ in by_key]
+        parts: dict[int, list[tuple[int, IntArray]]] = {}  # most places share their labels
         for use, axis, labels in self.places:
-            groups_here = group_of[labels] * (labels > 0) - (labels == 0)
-            for number in np.unique(groups_here[groups_here >= 0]).tolist():
-                mine = groups_here == number
-                channel_at = np.where(mine, channel_of[labels], -1).max(axis=1).astype(np.int32)
-                members[leaders[number]].append(
+            if id(labels) not in parts:
+                groups_here = np.where(labels > 0, group_of[labels], -1)
+                parts[id(labels)] = [
+                    (number, np.where(groups_here == number, channel_of[labels], -1).max(axis=1))
+                    for number in np.unique(groups_here).tolist()
+                    if number >= 0
+                ]
+            for number, channel_at in parts[id(labels)]:
+                members[number].append(
                     Member(
                         tensor=str(use.value.name),
                         axis=axis,
@@ -207,9 +231,11 @@ class _Grouping:
         for number, group in enumerate(groups):
             group_of[units[group.name]] = number
         rivals: dict[int, set[int]] = {}
+        known: set[int] = set()
         for _, _, labels in self.places:
-            if labels.shape[1] == 1:
+            if labels.shape[1] == 1 or id(labels) in known:
                 continue
+            known.add(id(labels))
             numbers = np.where(labels > 0, group_of[labels], -1)
             for row in np.unique(numbers, axis=0).tolist():
                 together = sorted({number for number in row if number >= 0})

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxprune.model.names import Names, add_constant
 from onnxprune.ops.channels import Channels, Ref
+from onnxprune.ops.labels import LabelArray
 from onnxprune.types import BoolArray, IntArray
 
 
@@ -35,12 +36,15 @@ class Kept:
         self._copies = copies or {}
         self._names = names
         self._masks: dict[Ref, dict[int, BoolArray]] = {}
-        self._by_labels: dict[int, list[BoolArray] | None] = {}
+        self._by_labels: dict[int, list[BoolArray | None]] = {}  # None: the axis stays whole
+        self._cuts = bool(removed.any())
 
     # --- reading --------------------------------------------------------------------------------------------
 
     def masks(self, ref: Ref) -> dict[int, BoolArray]:
         """Return bool ``[dim]`` for every axis that loses positions, True = kept."""
+        if not self._cuts:
+            return {}
         known = self._masks.get(ref)
         if known is None:
             known = {}
@@ -48,15 +52,21 @@ class Kept:
                 # Most values share the label array of another one.
                 key = id(block.labels)
                 if key not in self._by_labels:
-                    gone: BoolArray = np.asarray(self._removed[block.labels].any(axis=-1))
-                    self._by_labels[key] = _rectangle(~gone, ref) if gone.any() else None
-                masks = self._by_labels[key]
-                if masks is not None:
-                    known.update(
-                        (axis, mask) for axis, mask in zip(block.axes, masks, strict=True) if not mask.all()
-                    )
+                    self._by_labels[key] = self._find_masks(block.labels, ref)
+                for axis, mask in zip(block.axes, self._by_labels[key], strict=True):
+                    if mask is not None:
+                        known[axis] = mask
             self._masks[ref] = known
         return known
+
+    def _find_masks(self, labels: LabelArray, ref: Ref) -> list[BoolArray | None]:
+        """Return the mask of each axis of a block, None where all is kept."""
+        gone = self._removed[labels[..., 0]]
+        for column in range(1, labels.shape[-1]):
+            gone = gone | self._removed[labels[..., column]]
+        if not gone.any():
+            return [None] * gone.ndim
+        return [None if mask.all() else mask for mask in _rectangle(~gone, ref)]
 
     def input(self, node: ir.Node, index: int) -> dict[int, BoolArray]:
         """Return the masks of an input."""
@@ -132,17 +142,18 @@ class Kept:
         if copy.graph is None or self._names is None:
             raise ValueError(f"{copy.name} is not being cut")
         name = self._names.fresh(f"{copy.outputs[0].name or copy.name}_{purpose}")
-        return add_constant(copy.graph, ir.tensor(contents, name=name), name)
+        return add_constant(copy.graph, ir.Tensor(contents, name=name), name)
 
 
 def _rectangle(kept: BoolArray, ref: Ref) -> list[BoolArray]:
     """Return one mask for each axis; the kept positions must be exactly their product."""
+    if kept.ndim == 1:
+        return [kept]
     axes = range(kept.ndim)
     masks = [np.asarray(kept.any(axis=tuple(a for a in axes if a != axis))) for axis in axes]
-    if kept.ndim > 1:
-        product = np.ones(kept.shape, dtype=np.bool_)
-        for axis, mask in enumerate(masks):
-            product &= mask.reshape([-1 if a == axis else 1 for a in axes])
-        if not np.array_equal(product, kept):
-            raise AssertionError(f"ragged cut of {ref}: the analysis must couple these positions")
+    product = np.ones(kept.shape, dtype=np.bool_)
+    for axis, mask in enumerate(masks):
+        product &= mask.reshape([-1 if a == axis else 1 for a in axes])
+    if not np.array_equal(product, kept):
+        raise AssertionError(f"ragged cut of {ref}: the analysis must couple these positions")
     return masks

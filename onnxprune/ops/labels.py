@@ -43,6 +43,7 @@ class Labels:
         self._factors = np.zeros((1024, MAX_FACTORS), dtype=np.int32)  # one row for each product
         self._product_count = 0
         self._pending: list[tuple[LabelArray, LabelArray]] = []
+        self._codes: dict[str, int] = {}  # of all reasons so far
         self.reasons: list[str] = []
 
     # --- creation -------------------------------------------------------------------------------------------
@@ -67,9 +68,10 @@ class Labels:
 
     def freeze(self, labels: LabelArray, reason: str) -> None:
         """Record that no position carrying any of ``labels`` may be removed."""
-        if reason not in self.reasons:
+        code = self._codes.setdefault(reason, len(self.reasons))
+        if code == len(self.reasons):
             self.reasons.append(reason)
-        self._mark(np.unique(self.resolve(labels)), self.reasons.index(reason))
+        self._mark(self.resolve(labels).ravel(), code)
 
     def _mark(self, roots: LabelArray, reason: int) -> None:
         roots = roots[roots > 0]
@@ -88,7 +90,7 @@ class Labels:
             self._pending.append((a[:, 0], b[:, 0]))
             return
         a, b = self.resolve(a), self.resolve(b)
-        bare_a, bare_b = ~a.any(axis=1), ~b.any(axis=1)
+        bare_a, bare_b = ~_any_label(a), ~_any_label(b)
         if (bare_a & ~bare_b).any():
             self.freeze(b[bare_a], reason)
         if (bare_b & ~bare_a).any():
@@ -100,9 +102,10 @@ class Labels:
         """Equate resolved, non-empty sets, row by row; rows with equally large sets are solved at once."""
         differ = ~_same_sets(a, b)
         a, b = _left(a[differ]), _left(b[differ])
-        sizes = np.stack([(a > 0).sum(axis=1), (b > 0).sum(axis=1)], axis=1)
-        for size_a, size_b in np.unique(sizes, axis=0):
-            rows = (sizes == (size_a, size_b)).all(axis=1)
+        sizes = _set_sizes(a) << 16 | _set_sizes(b)
+        for both in np.unique(sizes).tolist():
+            rows = sizes == both
+            size_a, size_b = both >> 16, both & 0xFFFF
             small, large = sorted((a[rows, :size_a], b[rows, :size_b]), key=lambda sets: sets.shape[1])
             if large.shape[1] == 1:
                 self._pending.append((small[:, 0], large[:, 0]))
@@ -206,8 +209,7 @@ class Labels:
 
     def _union(self, a: LabelArray, b: LabelArray) -> None:
         roots, back = np.unique(np.concatenate([a, b]), return_inverse=True)
-        edges = coo_array((np.ones(len(a), bool), (back[: len(a)], back[len(a) :])), shape=(len(roots),) * 2)
-        count, component = connected_components(edges, directed=False)
+        count, component = _components(back[: len(a)], back[len(a) :], len(roots))
         is_product = self._product[roots] >= 0
         # A product leads its component, so that plain labels become that product.
         leader = np.full(count, _NO_REASON, dtype=np.int32)
@@ -239,14 +241,14 @@ class Labels:
         roots = self._parent[labels]
         while True:
             above = self._parent[roots]
-            if np.array_equal(above, roots):
+            if (above == roots).all():
                 return roots
             roots = above
 
     def resolve(self, labels: LabelArray) -> LabelArray:
         """Return the sets with every label replaced by what it stands for: plain roots, no duplicates."""
         sets = self.find(labels)
-        while (expanded := self._product[sets] >= 0).any():
+        while self._product_count and (expanded := self._product[sets] >= 0).any():
             columns = []
             for column, is_product in zip(
                 np.moveaxis(sets, -1, 0), np.moveaxis(expanded, -1, 0), strict=True
@@ -254,16 +256,26 @@ class Labels:
                 if not is_product.any():
                     columns.append(column[..., None])
                     continue
-                wide = np.zeros((*column.shape, MAX_FACTORS), dtype=np.int32)
+                factors = self._factors[self._product[column[is_product]]]
+                factors = factors[:, : int(np.flatnonzero(factors.any(axis=0))[-1]) + 1]
+                wide = np.zeros((*column.shape, factors.shape[1]), dtype=np.int32)
                 wide[..., 0] = column
-                wide[is_product] = self._factors[self._product[column[is_product]]]
+                wide[is_product] = factors
                 columns.append(wide)
             sets = _compact(self.find(np.concatenate(columns, axis=-1)))
         return _compact(sets) if sets.shape[-1] > 1 else sets
 
+    def table(self) -> LabelArray:
+        """Return what every label stands for, int32 ``[count, k]``, for `looked_up`; until the next fact."""
+        return self.resolve(np.arange(self._count, dtype=np.int32)[:, None])
+
     def frozen_reason(self, roots: LabelArray) -> list[str | None]:
         """Return why each of the resolved labels is frozen, None where it is not."""
         return [None if code == _NO_REASON else self.reasons[code] for code in self._reason[roots].tolist()]
+
+    def reason_codes(self, roots: LabelArray) -> LabelArray:
+        """Return a number for the reason of each resolved label, one and the same where it is not frozen."""
+        return np.asarray(self._reason[roots])
 
     def is_frozen(self, roots: LabelArray) -> npt.NDArray[np.bool_]:
         """Return which of the resolved labels are frozen, same shape."""
@@ -273,6 +285,18 @@ class Labels:
     def count(self) -> int:
         """Number of labels ever made, label 0 included."""
         return self._count
+
+
+def looked_up(table: LabelArray, labels: LabelArray) -> LabelArray:
+    """Return what `Labels.resolve` would, by a table of all labels: far faster for many small arrays."""
+    if labels.shape[-1] > 1:
+        sets = [table[labels[..., column]] for column in range(labels.shape[-1])]
+        return _compact(np.concatenate(sets, axis=-1))
+    resolved = table[labels[..., 0]]
+    if table.shape[1] == 1:
+        return resolved
+    used = [column for column in range(table.shape[1]) if resolved[..., column].any()]
+    return resolved[..., used or [0]]
 
 
 def by_axis(sets: LabelArray) -> LabelArray:
@@ -316,25 +340,54 @@ def _columns(columns: list[LabelArray], count: int) -> LabelArray:
 
 def _compact(sets: LabelArray) -> LabelArray:
     """Drop labels that stand twice in a set, then columns without labels; at least one column stays."""
-    for column in range(1, sets.shape[-1]):
-        twice = (sets[..., :column] == sets[..., column : column + 1]).any(axis=-1) & (sets[..., column] > 0)
+    columns = [sets[..., column] for column in range(sets.shape[-1])]
+    for number, column in enumerate(columns[1:], 1):
+        twice = np.logical_or.reduce([earlier == column for earlier in columns[:number]]) & (column > 0)
         if twice.any():
-            sets = sets.copy()
-            sets[..., column][twice] = 0
-    used = sets.reshape(-1, sets.shape[-1]).any(axis=0)
-    if used.all():
-        return sets
-    return sets[..., used] if used.any() else sets[..., :1]
+            columns[number] = np.where(twice, 0, column)
+    used = [column for column in columns if column.any()] or columns[:1]
+    return np.stack(used, axis=-1)
+
+
+def _any_label(sets: LabelArray) -> npt.NDArray[np.bool_]:
+    """Return bool ``[rows]``: which sets hold labels (numpy is slow along short axes)."""
+    return np.asarray(np.logical_or.reduce([column > 0 for column in sets.T]))
+
+
+def _set_sizes(sets: LabelArray) -> npt.NDArray[np.int64]:
+    """Return how many labels each row holds."""
+    return np.asarray(np.add.reduce([(column > 0).astype(np.int64) for column in sets.T]))
+
+
+def _components(a: npt.NDArray[np.intp], b: npt.NDArray[np.intp], count: int) -> tuple[int, LabelArray]:
+    """Return the number of connected components of ``count`` nodes, and which one each node is in.
+
+    Args:
+        a: one end of each edge, nodes by number; every node has an edge.
+        b: the other ends.
+        count: of nodes.
+    """
+    if count == 2 * len(a):  # no node has two edges
+        component = np.empty(count, dtype=np.int32)
+        component[a] = component[b] = np.arange(len(a), dtype=np.int32)
+        return len(a), component
+    edges = coo_array((np.ones(len(a), bool), (a, b)), shape=(count, count))
+    found: tuple[int, LabelArray] = connected_components(edges, directed=False)
+    return found
 
 
 def _left(sets: LabelArray) -> LabelArray:
     """Move the labels of each row before its empty places."""
+    if sets.shape[1] == 1 or sets.all():
+        return sets
     order = np.argsort(sets == 0, axis=1, kind="stable")
     return np.take_along_axis(sets, order, axis=1)
 
 
 def _same_sets(a: LabelArray, b: LabelArray) -> npt.NDArray[np.bool_]:
     width = max(a.shape[1], b.shape[1])
+    if width == 1:
+        return np.asarray(a[:, 0] == b[:, 0])
     padded = [np.sort(np.pad(sets, ((0, 0), (0, width - sets.shape[1]))), axis=1) for sets in (a, b)]
     return np.asarray((padded[0] == padded[1]).all(axis=1))
 

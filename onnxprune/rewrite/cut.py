@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.collector import collector_paused
 from onnxprune.model.names import Names, add_constant
+from onnxprune.model.nodes import nodes_in
 from onnxprune.model.scopes import graphs_of, inner_graphs
 from onnxprune.ops.channels import Channels, Use
 from onnxprune.ops.kept import Kept
@@ -23,9 +25,10 @@ def cut(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Model:
         channels: its labels.
         removed: bool ``[labels.count]``, True for each label that goes.
     """
-    copy = model.clone()
+    with collector_paused():
+        copy = model.clone()
     copy.meta.update(model.meta)
-    copies = dict(zip(model.graph.all_nodes(), copy.graph.all_nodes(), strict=True))
+    copies = dict(zip(nodes_in(model.graph), nodes_in(copy.graph), strict=True))
     names = Names(copy.graph)
     kept = Kept(channels, removed, copies, names)
     for node, after in copies.items():

@@ -127,5 +127,5 @@ def _sums_along(
 def _sum_others(values: npt.NDArray[np.floating], axis: int) -> FloatArray:
     """Sum over all axes but one, in two steps over long rows: far faster than over short axes."""
     before = int(np.prod(values.shape[:axis], dtype=np.int64))
-    flat = values.reshape(before, -1).sum(axis=0)
+    flat = values if before == 1 else values.reshape(before, -1).sum(axis=0)  # no copy of the first axis
     return np.asarray(flat.reshape(values.shape[axis], -1).sum(axis=1), dtype=np.float64)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.ops.labels import LabelArray, Labels
+from onnxprune.ops.labels import LabelArray, Labels, looked_up
 
 
 def removed(labels: Labels, sets: LabelArray, gone: np.ndarray) -> np.ndarray:
@@ -92,6 +92,34 @@ def test_every_choice_of_leaves_keeps_all_facts(seed: int, steps: int) -> None:
         for joint, own, rest in story.products:
             product = removed(story.labels, own, gone)[:, None] | removed(story.labels, rest, gone)[None]
             np.testing.assert_array_equal(removed(story.labels, joint, gone), product)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 14))
+def test_a_table_says_what_resolving_says(seed: int, steps: int) -> None:
+    story = Story(seed)
+    for _ in range(steps):
+        story.step()
+    story.labels.flush()
+    table = story.labels.table()
+    for array in (*story.pool, *(joint for joint, _, _ in story.products)):
+        np.testing.assert_array_equal(looked_up(table, array), story.labels.resolve(array))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=12))
+def test_equal_labels_have_one_root(pairs: list[tuple[int, int]]) -> None:
+    labels = Labels()
+    labels.fresh(20)
+    a, b = (np.array(side, np.int32)[:, None] for side in zip(*pairs, strict=True))
+    labels.equate(a, b, "")
+    labels.flush()
+    groups = [{number} for number in range(1, 21)]
+    for one, other in pairs:
+        joined = next(group for group in groups if one in group) | next(g for g in groups if other in g)
+        groups = [group for group in groups if not group & joined] + [joined]
+    for group in groups:
+        assert set(labels.find(np.array(sorted(group), np.int32)).tolist()) == {min(group)}
 
 
 def test_the_law_can_fail() -> None:

@@ -1,0 +1,40 @@
+"""The nodes of a graph and of the bodies within it.
+
+onnx_ir walks the same way, but asks every attribute of every node for its type through several layers; on a
+graph without bodies that took a tenth of the time of an analysis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+_GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
+
+
+def graphs_in(holder: ir.Node | ir.Function) -> tuple[ir.Graph, ...]:
+    """Return the graphs that a node, or a function as a default, has as attributes, in their order."""
+    attributes = holder.attributes
+    if not attributes:
+        return ()
+    found: list[ir.Graph] = []
+    for attribute in attributes.data.values():  # past the wrapper, which looks every name up again
+        kind = attribute.type
+        if kind is _GRAPH:
+            if not attribute.is_ref() and attribute.value is not None:
+                found.append(attribute.as_graph())
+        elif kind is _GRAPHS and not attribute.is_ref() and attribute.value is not None:
+            found.extend(attribute.as_graphs())
+    return tuple(found)
+
+
+def nodes_in(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
+    """Yield the nodes of a graph, those of a body after the node that holds it.
+
+    The graph may be changed meanwhile as onnx_ir allows it for a walk over a graph.
+    """
+    for node in graph:
+        yield node
+        for body in graphs_in(node):
+            yield from nodes_in(body)
