@@ -209,8 +209,7 @@ def cache() -> _Decorator:
     """``--cache``: a folder, or None."""
     return click.option(
         "--cache", type=FILE, metavar="DIR",
-        help="Keep what each trial found in this folder, and go on where an earlier run stopped. "
-        "[default: nothing is kept]",
+        help="Keep what each trial of sensitivity found in this folder, and go on where a run stopped.",
     )  # fmt: skip
 
 

@@ -11,8 +11,10 @@ from onnxprune_cli import options
 from onnxprune_cli.options import name, option
 from onnxprune_cli.output import Output, reporting
 
-EXAMPLE = options.example("onnxprune sensitivity model.onnx --data calib.npz --cache .trials --plot loss.svg")
-METRIC = "cross_entropy or mse (labels); divergence or kl (none). [default: what the labels allow]"
+EXAMPLE = options.example(
+    "onnxprune sensitivity model.onnx --data calib.npz", "--cache .trials --plot loss.svg"
+)
+METRIC = "cross_entropy or mse (default with labels, as they are); divergence (default without) or kl."
 
 
 @click.command(short_help="Measure what removing from each group alone costs.", epilog=EXAMPLE)
@@ -24,7 +26,7 @@ METRIC = "cross_entropy or mse (labels); divergence or kl (none). [default: what
 @options.amounts()
 @name("--score", default="l2", help="What goes first from each group: as for prune.")
 @name("--metric", help=METRIC)
-@name("--output", help="The only model output to look at. [default: all, or the one that labels fit]")
+@name("--output", help="The only model output to look at, instead of all or the one that labels fit.")
 @options.alignment()
 @option("--protect", multiple=True, metavar="GLOB", help="Groups or tensors that are not tried; repeatable.")
 @option("--allow-inexact", is_flag=True, help="Also try what normalisation takes statistics over.")

@@ -13,6 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from onnxprune.errors import MissingExtra, UsageError
 from onnxprune.messages import visible
 from onnxprune.model.atomic import check_target, write_whole
@@ -39,7 +41,7 @@ _LONGEST_NAME = 44
 #: Below this share of the largest figure, an axis is linear: the difference is no longer of interest.
 _LINEAR = 1e-3
 
-_STYLE = {
+_STYLE: Any = {
     "text.parse_math": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "onnxprune",  # the same curves give the same file
@@ -178,8 +180,9 @@ def _map(curves: Mapping[str, Points], metric: str, title: str) -> Figure:
     for line, points in enumerate(shown.values()):
         shares = [*(share for share, _ in points), 1.0]
         edges = [0.0, *((a + b) / 2 for a, b in pairwise(shares[1:-1])), 1.0]
-        for left, right, (_, loss) in zip(edges, edges[1:], points[1:], strict=False):
-            axes.barh(line, right - left, left=left, height=0.92, color=colours.to_rgba(loss), linewidth=0)
+        shades = colours.to_rgba(np.array([loss for _, loss in points[1:]]))
+        for left, right, shade in zip(edges, edges[1:], shades, strict=False):
+            axes.barh(line, right - left, left=left, height=0.92, color=shade, linewidth=0)
     axes.set_yticks(range(len(shown)), [shortened(visible(name), _LONGEST_NAME) for name in shown])
     axes.tick_params(axis="y", length=0, labelsize=6)
     axes.set_ylim(len(shown) - 0.5, -0.5)
