@@ -255,9 +255,21 @@ def candidates_of(recipe: Mapping[str, Any], analysis: Analysis, sums: Sums, sco
 
 
 def choose(
-    recipe: Mapping[str, Any], candidates: Candidates, whole: Cost, curves: Mapping[str, Curve] | None
+    recipe: Mapping[str, Any],
+    candidates: Candidates,
+    whole: Cost,
+    curves: Mapping[str, Curve] | None,
+    already: Mapping[str, IntArray] | None = None,
 ) -> tuple[tuple[Choice, ...], tuple[Skipped, ...]]:
-    """Return what goes from each group, and what is to be said beside it."""
+    """Return what goes from each group, and what is to be said beside it.
+
+    Args:
+        recipe: what is wished.
+        candidates: what is chosen from.
+        whole: cost of the original.
+        curves: what each group costs alone, where the scope goes by it.
+        already: int32 channel numbers by group name: what is gone in any case.
+    """
     dead, options, analysis = candidates.dead, candidates.options, candidates.analysis
     if recipe["pattern"] == DEAD:
         _check_no_amount(recipe)
@@ -265,7 +277,9 @@ def choose(
     budget, of = budget_of(recipe)
 
     def share_left(removed: Mapping[str, IntArray]) -> float:
-        return float(getattr(cost_after(analysis, removed), of) / max(getattr(whole, of), 1))
+        return float(
+            getattr(cost_after(analysis, {**(already or {}), **removed}), of) / max(getattr(whole, of), 1)
+        )
 
     choices = choose_channels(
         candidates.groups,

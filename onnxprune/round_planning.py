@@ -101,7 +101,7 @@ def plan_more_channels(
     )
     with watch.stage("allocate"):
         whole = earlier.plan.predicted[0]
-        chosen, _ = choose(recipe, candidates, whole, earlier.curves)
+        chosen, _ = choose(recipe, candidates, whole, earlier.curves, before)
         original = {group.name: group for group in earlier.candidates.groups}
         choices = [_with_earlier(choice, original, before) for choice in chosen]
         total = {choice.group.name: choice.removed for choice in choices}

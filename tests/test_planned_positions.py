@@ -13,7 +13,7 @@ def test_positions_of_other_groups_are_not_planned() -> None:
     member = Member(tensor="w", axis=0, channel_at=channel_at, contracted=False, consumer="n")
     group = ChannelGroup("g", "channels", 3, (member,), None)
     (found,) = planned(Choice(group, np.array([2], np.int32))).members
-    assert planned.removed.tolist() == [1, 5]
-    assert planned.removed.dtype == np.int32
+    assert found.removed.tolist() == [1, 5]
+    assert found.removed.dtype == np.int32
     (nothing,) = planned(Choice(group, np.zeros(0, np.int32))).members
     assert nothing.removed.tolist() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,32 @@ def test_checks_of_several_rounds_are_told_apart() -> None:
     checks = [Check("a", True, ""), Check("b", True, ""), Check("a", True, "")]
     assert [c.name for c in pruning._numbered(checks)] == ["a (round 1)", "b (round 1)", "a (round 2)"]
     assert [c.name for c in pruning._numbered(checks[:2])] == ["a", "b"]
+
+
+def test_what_can_not_be_scored_any_more_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that a later round does not find again stays as it is, and its removed channels are counted."""
+    look = round_planning.look
+
+    def lose(*arguments: Any) -> Any:
+        analysis, sums, scores = look(*arguments)
+        left = {name: values for name, values in scores.channels.items() if name != lost}
+        return analysis, sums, replace(scores, channels=left)
+
+    model, data = load("mlp"), samples("mlp")
+    lost = next(g.name for g in onnxprune.plan(model, amount=0.5).groups if len(g.removed))
+    monkeypatch.setattr(round_planning, "look", lose)
+    result = onnxprune.prune(model, target_params=0.4, data=data, recover="bias", rounds=2)
+    first = onnxprune.plan(model, target_params=1 - 0.6 * (1 - 0.5**3))
+    gone = {g.name: len(g.removed) for g in result.plan.groups}
+    assert gone[lost] == {g.name: len(g.removed) for g in first.groups}[lost]
+    before, after = result.plan.predicted
+    assert 0.3 < after.params / before.params <= 0.4
+
+
+def test_scope_sensitivity_in_rounds_brings_nothing_back() -> None:
+    model, data = load("residual_net"), samples("residual_net")
+    result = onnxprune.prune(
+        model, target_macs=0.4, scope="sensitivity", data=data, recover="bias", rounds=3, align=1
+    )
+    before, after = result.plan.predicted
+    assert 0.35 < after.macs / before.macs <= 0.4

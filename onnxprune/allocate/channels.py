@@ -211,10 +211,12 @@ class _Ranked:
         return np.sort(self.order[: self.size - self._allowed(self.size - wanted)])
 
     def counts(self) -> list[int]:
-        """Return how many channels may go."""
+        """Return how many channels may go: at least those that go before all others, if that may be."""
         lowest = self._lowest()
         kept = {*range(lowest, self.size, self.step), self.size}
-        return sorted(self.size - count for count in kept)
+        counts = sorted(self.size - count for count in kept)
+        first = int(np.isneginf(self.values).sum())
+        return [count for count in counts if count >= first] or counts[-1:]
 
     def _lowest(self) -> int:
         return min(self.size, math.ceil(self.least / self.step) * self.step)
