@@ -40,7 +40,7 @@ class Portion(NamedTuple):
 
 
 def portions_of(model: ir.Model, data: Dataset, batch: int, seed: int) -> tuple[Portion, ...]:
-    """Divide data into batches, a fifth of which, drawn at random, is held out.
+    """Divide data into batches, a fifth of which, drawn at random, is held out whatever the batch.
 
     A model with a fixed batch gets whole batches; what fills none is left out.
 
@@ -94,6 +94,15 @@ class Side:
         self.threads = threads
         self.limit_bytes = limit_bytes
         self._known: list[dict[str, Array]] = [{} for _ in portions]
+
+    @property
+    def remembered_bytes(self) -> int:
+        """Bytes of what is remembered."""
+        return sum(array.nbytes for by_name in self._known for array in by_name.values())
+
+    def forget(self) -> None:
+        """Let later runs begin at the inputs again."""
+        self._known = [{} for _ in self.portions]
 
     def run(self, taps: Collection[Tap]) -> Iterator[dict[Tap, Array]]:
         """Yield tapped values of one portion after the other.

@@ -28,27 +28,46 @@ def divergence(original: Side, *others: Side) -> list[float | None]:
     """
     portions = [number for number, portion in enumerate(original.portions) if portion.held_out]
     taps = [Tap(str(value.name)) for value in original.model.graph.outputs]
-    references = list(original.run_on(taps, portions))
-    return [_relative(references, list(other.run_on(taps, portions)), taps) for other in others]
+    sums = [{tap: _Sums() for tap in taps} for _ in others]
+    runs = [side.run_on(taps, portions) for side in (original, *others)]
+    for ours, *theirs in zip(*runs, strict=True):
+        for by_tap, outputs in zip(sums, theirs, strict=True):
+            for tap, gathered in by_tap.items():
+                gathered.add(ours[tap], outputs[tap])
+    return [_mean([gathered.relative for gathered in by_tap.values()]) for by_tap in sums]
 
 
-def _relative(ours: list[dict[Tap, Array]], theirs: list[dict[Tap, Array]], taps: list[Tap]) -> float | None:
-    figures = []
-    for tap in taps:
-        pairs = [(a[tap], b[tap]) for a, b in zip(ours, theirs, strict=True)]
-        if not all(a.dtype.kind == "f" and a.shape == b.shape for a, b in pairs):
-            continue
-        difference = sum(float(np.square(b - a, dtype=np.float64).sum()) for a, b in pairs)
-        energy = _energy([a for a, _ in pairs])
-        if energy > 0:
-            figures.append(difference / energy)
-    return float(np.mean(figures)) if figures else None
+class _Sums:
+    """Sums over portions for one output of one model."""
+
+    def __init__(self) -> None:
+        self.comparable = True
+        self.difference = 0.0
+        self.count = 0
+        self.total: Any = 0.0
+        self.squares: Any = 0.0
+
+    def add(self, ours: Array, theirs: Array) -> None:
+        """Add the output of the original, and of the model, for one portion."""
+        if ours.dtype.kind != "f" or ours.shape != theirs.shape:
+            self.comparable = False
+            return
+        self.difference += float(np.square(theirs - ours, dtype=np.float64).sum())
+        rows = ours.reshape(-1, ours.shape[-1] if ours.ndim else 1)
+        self.count += len(rows)
+        self.total = self.total + rows.sum(axis=0, dtype=np.float64)
+        self.squares = self.squares + np.square(rows, dtype=np.float64).sum(axis=0)
+
+    @property
+    def relative(self) -> float | None:
+        """Energy of the difference, relative to that of the output around its mean."""
+        if not self.comparable or not self.count:
+            return None
+        around = self.squares - np.square(self.total) / self.count
+        energy = float(np.where(around > 1e-9 * self.squares, around, self.squares).sum())
+        return self.difference / energy if energy > 0 else None
 
 
-def _energy(arrays: list[Array]) -> float:
-    rows = [array.reshape(-1, array.shape[-1] if array.ndim else 1) for array in arrays]
-    count = sum(len(array) for array in rows)
-    total = sum(array.sum(axis=0, dtype=np.float64) for array in rows)
-    squares = sum(np.square(array, dtype=np.float64).sum(axis=0) for array in rows)
-    around = squares - np.square(total) / max(1, count)
-    return float(np.where(around > 1e-9 * np.asarray(squares), around, squares).sum())
+def _mean(figures: list[float | None]) -> float | None:
+    known = [figure for figure in figures if figure is not None]
+    return float(np.mean(known)) if known else None

@@ -107,7 +107,7 @@ def _through(change: Array, step: Step, shapes: Shapes) -> Array:
 
 def values_ahead(linears: Sequence[Linear]) -> list[str]:
     """Return the names of all values whose shapes `find_targets` asks for."""
-    names = [str(linear.node.outputs[0].name) for linear in linears]
+    names = [str(value.name) for linear in linears for value in (linear.x, linear.node.outputs[0])]
     return names + [str(node.outputs[0].name) for linear in linears for node, _ in _behind(linear.node)]
 
 

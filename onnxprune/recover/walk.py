@@ -16,31 +16,22 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.activations import BATCH, LIMIT_BYTES
-from onnxprune.data import Dataset
+from onnxprune.activations import BATCH, inputs_of
+from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import UsageError
 from onnxprune.layerwise import Portion, Side, Tap, portions_of, settled_values
 from onnxprune.model.float32 import in_float32
 from onnxprune.ops.linear import Linear, find_linear
 from onnxprune.ops.weights import other_readers
-from onnxprune.recover.cross_moments import CrossMoments
 from onnxprune.recover.divergence import divergence
-from onnxprune.recover.solve import ROUNDING, Solution, match, reconstruct, shift
-from onnxprune.recover.targets import Target, find_targets, gains, values_ahead
+from onnxprune.recover.rows import Method, Rows, Samples, Task, compressed
+from onnxprune.recover.solve import ROUNDING
+from onnxprune.recover.targets import find_targets, gains, values_ahead
 from onnxprune.recover.write import Writer
-from onnxprune.types import BoolArray, FloatArray, Mask
+from onnxprune.types import BoolArray, Mask
 
 Array = npt.NDArray[Any]
-#: The methods, from the cheapest to the best.
-METHODS = ("bias", "statistics", "reconstruct")
 Kept = Callable[[str], Mapping[int, BoolArray]]
-
-#: Rows that a layer is solved on: this many, or this many for each of its inputs if that is more.
-ROWS = 1 << 15
-ROWS_PER_INPUT = 16
-
-#: Bytes of the rows that are unfolded at a time.
-_CHUNK_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +83,13 @@ class Repaired:
     outcome: str
 
 
+#: Of all that is gathered and remembered at a time; a layer of 4,096 inputs and outputs takes 1.1 GB of it.
+LIMIT_BYTES = 1 << 31
+
 _DONE = "repaired"
+
+#: Samples that shapes are looked at with.
+_FEW = 2
 
 
 def repair(
@@ -101,7 +98,7 @@ def repair(
     kept: Kept,
     data: Dataset,
     *,
-    method: str = "reconstruct",
+    method: Method = "reconstruct",
     masks: Mapping[str, Mask] | None = None,
     batch: int = BATCH,
     limit_bytes: int = LIMIT_BYTES,
@@ -131,47 +128,12 @@ def repair(
         DataError: the data does not fit the model, or is too little.
         RuntimeFailure: ONNX Runtime can't run a model.
     """
-    if method not in METHODS:
-        raise UsageError(f"unknown method of repair {method!r}; known: {', '.join(METHODS)}")
-    portions = portions_of(original, data, batch, seed)
-    result = pruned.clone()
-    result.meta.update(pruned.meta)
-    samples = _Samples(data, portions, threads, limit_bytes)
-    walk = _Walk(in_float32(original), Writer(result), kept, samples, masks or {}, method, seed)
+    if method not in ("bias", "statistics", "reconstruct"):
+        raise UsageError(f"unknown method of repair {method!r}; known: bias, statistics, reconstruct")
+    samples = Samples(data, portions_of(original, data, batch, seed), threads, limit_bytes)
+    walk = _Walk(in_float32(original), Writer(_copy(pruned)), kept, samples, masks or {}, method, seed)
     layers = walk.run(progress)
     return _judge(walk, in_float32(pruned), pruned, layers)
-
-
-@dataclass(frozen=True, slots=True)
-class _Samples:
-    data: Dataset
-    portions: tuple[Portion, ...]
-    threads: int
-    limit_bytes: int
-
-    def side(self, model: ir.Model) -> Side:
-        """Both sides together may remember as many bytes as half of the limit."""
-        return Side(model, self.data, self.portions, threads=self.threads, limit_bytes=self.limit_bytes // 4)
-
-    def count(self, held_out: bool) -> int:
-        return sum(len(portion.samples) for portion in self.portions if portion.held_out == held_out)
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """A layer that is to be repaired, and where it is compared."""
-
-    number: int
-    linear: Linear
-    target: Target
-    gains: FloatArray
-    support: BoolArray | None
-
-    @property
-    def size_bytes(self) -> int:
-        """What solving it takes: moments of both parts of the data, and a factor."""
-        linear = self.linear
-        return 3 * CrossMoments.bytes_for(linear.groups, linear.inputs, linear.outputs)
 
 
 class _Walk:
@@ -182,9 +144,9 @@ class _Walk:
         original: ir.Model,
         writer: Writer,
         kept: Kept,
-        samples: _Samples,
+        samples: Samples,
         masks: Mapping[str, Mask],
-        method: str,
+        method: Method,
         seed: int,
     ) -> None:
         self.writer = writer
@@ -196,6 +158,22 @@ class _Walk:
         self.original = samples.side(original)
         self.pruned = samples.side(writer.working)
         self.layers: list[RepairedLayer] = []
+
+    def _take_smaller_batches(self, tasks: Sequence[Task], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Divide the data anew where the values of one layer would take too much of the memory."""
+        original, data = self.original.model, self.samples.data
+        fixed = fixed_batch(inputs_of(original, data))
+        few = fixed or _FEW
+        # of both models, what is missing, what is wanted, and rows of them
+        numbers = [
+            math.prod(shapes[str(t.linear.x.name)]) + 6 * math.prod(shapes[t.target.value]) for t in tasks
+        ]
+        fits = self.samples.limit_bytes // 8 * few // max(4 * max(numbers, default=1), 1)
+        if fixed is None and fits < max(len(portion.samples) for portion in self.samples.portions):
+            portions = portions_of(original, data, max(1, fits), self.seed)
+            self.samples = replace(self.samples, portions=portions)
+            self.original = self.samples.side(original)
+            self.pruned = self.samples.side(self.writer.working)
 
     def run(self, progress: Callable[[float], None] | None) -> tuple[RepairedLayer, ...]:
         tasks = self._tasks()
@@ -212,7 +190,7 @@ class _Walk:
 
     # --- what there is to do --------------------------------------------------------------------------------
 
-    def _tasks(self) -> list[_Task]:
+    def _tasks(self) -> list[Task]:
         linears, skipped = find_linear(self.writer.working)
         self.layers += [RepairedLayer(s.name, s.name, None, None, None, s.reason) for s in skipped]
         usable = []
@@ -234,7 +212,8 @@ class _Walk:
                 self._leave(linear, "the original has no value to compare its result with")
                 continue
             self.writer.know_shape(linear, shapes[str(linear.node.outputs[0].name)])
-            tasks.append(_Task(number, linear, target, factors, self._support(linear)))
+            tasks.append(Task(number, linear, target, factors, self._support(linear)))
+        self._take_smaller_batches(tasks, shapes)
         return tasks
 
     def _reason_to_leave(self, linear: Linear, linears: Sequence[Linear]) -> str | None:
@@ -251,13 +230,11 @@ class _Walk:
         return None if mask is None else np.asarray(linear.matrix(mask.unpack())).swapaxes(1, 2)
 
     def _shapes(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of values for two samples, or one batch of a fixed size."""
-        first = self.samples.portions[0].samples
-        fixed = len(first) > 2 and len({len(p.samples) for p in self.samples.portions}) == 1
-        few = Portion(first if fixed else first[:2], False)
-        side = Side(
-            self.writer.working, self.samples.data, [few], threads=self.samples.threads, limit_bytes=0
-        )
+        """Return the shapes of values for a few samples, or one batch of a fixed size."""
+        fixed = fixed_batch(inputs_of(self.original.model, self.samples.data))
+        few = Portion(np.arange(fixed or _FEW), False)
+        working, data, threads = self.writer.working, self.samples.data, self.samples.threads
+        side = Side(working, data, [few], threads=threads, limit_bytes=0)
         taps = {name: Tap(name, "Shape") for name in dict.fromkeys(names)}
         (found,) = side.run(list(taps.values())) if taps else ({},)
         return {name: tuple(int(size) for size in found[tap]) for name, tap in taps.items()}
@@ -270,27 +247,34 @@ class _Walk:
 
     # --- one wave -------------------------------------------------------------------------------------------
 
-    def _repair_wave(self, wave: Sequence[_Task], changing: set[str]) -> None:
-        limit = self.samples.limit_bytes // 2
+    def _repair_wave(self, wave: Sequence[Task], changing: set[str]) -> None:
+        limit = self.samples.limit_bytes
         waiting = []
-        for task in wave:
-            if task.size_bytes > limit and self.method == "reconstruct":
-                needed = f"{2 * task.size_bytes} bytes, more than the limit of {self.samples.limit_bytes}"
+        for task in sorted(wave, key=self._bytes_of):
+            if self._bytes_of(task) > limit:
+                needed = f"{self._bytes_of(task)} bytes, more than the limit of {limit}"
                 self._leave(task.linear, f"its moments take {needed}")
             else:
                 waiting.append(task)
         settled = changing
         while waiting:
             share = [waiting.pop(0)]
-            while waiting and sum(task.size_bytes for task in (*share, waiting[0])) <= limit:
+            while waiting and sum(map(self._bytes_of, (*share, waiting[0]))) <= limit // 2:
                 share.append(waiting.pop(0))
+            if self._bytes_of(share[0]) > limit // 2:  # alone, and in place of what is remembered
+                self.original.forget()
+                self.pruned.forget()
+                settled = set()
             gathered = self._gather(share, settled)
             settled = set()  # the rest of the wave starts there
             for task, rows in zip(share, gathered, strict=True):
                 self._finish(task, rows)
 
-    def _gather(self, share: Sequence[_Task], changing: set[str]) -> list[_Rows]:
-        rows = [_Rows(task, self.method, self.seed, self.samples) for task in share]
+    def _bytes_of(self, task: Task) -> int:
+        return task.size_bytes if self.method == "reconstruct" else 0
+
+    def _gather(self, share: Sequence[Task], changing: set[str]) -> list[Rows]:
+        rows = [Rows(task, self.method, self.seed, self.samples) for task in share]
         original_taps = list(dict.fromkeys(Tap(task.target.value) for task in share))
         taps = dict.fromkeys(tap for gathered in rows for tap in gathered.taps)
         sides = []
@@ -300,10 +284,10 @@ class _Walk:
         for number, (ours, theirs) in enumerate(zip(*sides, strict=True)):
             for task, gathered in zip(share, rows, strict=True):
                 value = ours[Tap(task.target.value)]
-                gathered.add(number, _compressed(value, self.kept(task.target.value)), theirs)
+                gathered.add(number, compressed(value, self.kept(task.target.value)), theirs)
         return rows
 
-    def _finish(self, task: _Task, rows: _Rows) -> None:
+    def _finish(self, task: Task, rows: Rows) -> None:
         if rows.problem is not None:
             self._leave(task.linear, rows.problem)
             return
@@ -321,109 +305,6 @@ class _Walk:
         self.layers.append(
             RepairedLayer(use.consumer, use.tensor, solution.before, solution.after, solution.ridge, _DONE)
         )
-
-
-class _Rows:
-    """What is gathered for one layer."""
-
-    def __init__(self, task: _Task, method: str, seed: int, samples: _Samples) -> None:
-        self.task = task
-        self.method = method
-        self.seed = seed
-        self.samples = samples
-        linear = task.linear
-        squares = method == "reconstruct"
-        self.parts = {
-            held: CrossMoments(linear.groups, linear.inputs, linear.outputs, squares=squares)
-            for held in (False, True)
-        }
-        self.origin: Array | None = None
-        self.share = 1.0
-        self.problem: str | None = None
-        self.x_tap = Tap(str(linear.x.name))
-        self.value_tap = Tap(task.target.value)
-        self.shape_taps = {name: Tap(name, "Shape") for name in task.target.shaped}
-
-    @property
-    def taps(self) -> list[Tap]:
-        """What is needed of the pruned model."""
-        x = [] if self.method == "bias" else [self.x_tap]
-        return [*x, self.value_tap, *self.shape_taps.values()]
-
-    def add(self, number: int, wanted: Array, values: Mapping[Tap, Array]) -> None:
-        """Add one portion.
-
-        Args:
-            number: of the portion.
-            wanted: the original's value, at the positions that are left.
-            values: of the pruned model.
-        """
-        if self.problem is not None:
-            return
-        linear, target = self.task.linear, self.task.target
-        given = values[self.value_tap]
-        if given.shape != wanted.shape:
-            self.problem = f"its result is {list(given.shape)}, the original's {list(wanted.shape)}"
-            return
-        shapes = {name: tuple(int(s) for s in values[tap]) for name, tap in self.shape_taps.items()}
-        residual = linear.targets(target.back(wanted - given, shapes))
-        aim = linear.targets(target.back(wanted, shapes))
-        if not (np.isfinite(residual).all() and np.isfinite(aim).all()):
-            self.problem = "values of it are not finite on this data"
-            return
-        portion = self.samples.portions[number]
-        moments = self.parts[portion.held_out]
-        if self.method == "bias":
-            moments.add_rows(None, residual, aim)
-            return
-        if self.method == "statistics":
-            residual = aim - residual
-        windows = linear.windows(values[self.x_tap])
-        rows = self._drawn(number, windows.count)
-        step = max(64, _CHUNK_BYTES // (4 * linear.groups * linear.inputs))
-        for start in range(0, len(rows), step):
-            some = rows[start : start + step]
-            x = windows.rows(some)
-            if self.origin is None:
-                self.origin = x.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
-            x -= self.origin  # so that float32 is enough for products with a large mean
-            moments.add_rows(x, residual[:, some], aim[:, some])
-
-    def _drawn(self, number: int, count: int) -> npt.NDArray[np.intp]:
-        """Return which rows of a portion are used, ascending."""
-        inputs = self.task.linear.inputs
-        portion = self.samples.portions[number]
-        expected = count / len(portion.samples) * self.samples.count(held_out=False)
-        share = max(ROWS, ROWS_PER_INPUT * inputs) / max(1.0, expected)
-        if share >= 1:
-            return np.arange(count)
-        generator = np.random.default_rng([self.seed, self.task.number, number])
-        wanted = max(1, math.ceil(share * count))
-        return np.sort(generator.choice(count, wanted, replace=False))
-
-    def solve(self) -> Solution:
-        """Return the change that is best on the rows held out."""
-        fit, held = self.parts[False], self.parts[True]
-        if self.method == "reconstruct":
-            return reconstruct(fit, held, self.task.gains, self.task.support)
-        if self.method == "bias":
-            return shift(fit, held, self.task.gains)
-        linear = self.task.linear
-        matrix = linear.matrix(linear.found.tensor.numpy()).astype(np.float64)
-        return match(fit, held, self.task.gains, matrix)
-
-    def intercept(self, solution: Solution) -> FloatArray:
-        """Return the intercept for inputs that are counted from zero."""
-        if solution.change is None or self.origin is None:
-            return solution.intercept
-        moved = np.einsum("gn,gnm->gm", self.origin[:, 0].astype(np.float64), solution.change)
-        return np.asarray(solution.intercept - moved)
-
-
-def _compressed(array: Array, kept: Mapping[int, BoolArray]) -> Array:
-    for axis, mask in kept.items():
-        array = np.compress(mask, array, axis=axis)
-    return array
 
 
 def _judge(walk: _Walk, before: ir.Model, pruned: ir.Model, layers: tuple[RepairedLayer, ...]) -> Repaired:

@@ -1,0 +1,183 @@
+"""What is gathered for one layer: rows of its input, and what its result lacks, batch by batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.data import Dataset
+from onnxprune.layerwise import Portion, Side, Tap
+from onnxprune.ops.linear import Linear
+from onnxprune.recover.cross_moments import CrossMoments
+from onnxprune.recover.solve import Solution, match, reconstruct, shift
+from onnxprune.recover.targets import Target
+from onnxprune.types import BoolArray, FloatArray
+
+Array = npt.NDArray[Any]
+Method = Literal["bias", "statistics", "reconstruct"]
+
+#: Rows that a layer is solved on: this many, or this many for each of its inputs if that is more.
+ROWS = 1 << 15
+ROWS_PER_INPUT = 16
+
+#: Bytes of the rows that are unfolded at a time.
+_CHUNK_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The data, divided, and how it is run.
+
+    Attributes:
+        data: all of it.
+        portions: what is run at a time.
+        threads: of one operator.
+        limit_bytes: of all that is gathered and remembered.
+    """
+
+    data: Dataset
+    portions: tuple[Portion, ...]
+    threads: int
+    limit_bytes: int
+
+    def side(self, model: ir.Model) -> Side:
+        """Both sides together may remember as many bytes as half of the limit."""
+        return Side(model, self.data, self.portions, threads=self.threads, limit_bytes=self.limit_bytes // 4)
+
+    def count(self, held_out: bool) -> int:
+        """Return how many samples are held out, or are not."""
+        return sum(len(portion.samples) for portion in self.portions if portion.held_out == held_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A layer that is to be repaired, and where it is compared.
+
+    Attributes:
+        number: of the layer.
+        linear: the layer, in the pruned model.
+        target: what it aims at.
+        gains: float64 ``[groups, outputs]``, what its outputs are multiplied with on the way there.
+        support: bool ``[groups, inputs, outputs]``, where its weights may differ from 0; None: everywhere.
+    """
+
+    number: int
+    linear: Linear
+    target: Target
+    gains: FloatArray
+    support: BoolArray | None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that solving it takes: moments of both parts of the data, and as much again to solve."""
+        linear = self.linear
+        return 4 * CrossMoments.bytes_for(linear.groups, linear.inputs, linear.outputs)
+
+
+class Rows:
+    """What is gathered for one layer."""
+
+    def __init__(self, task: Task, method: Method, seed: int, samples: Samples) -> None:
+        self.task = task
+        self.method = method
+        self.seed = seed
+        self.samples = samples
+        linear = task.linear
+        squares = method == "reconstruct"
+        self.parts = {
+            held: CrossMoments(linear.groups, linear.inputs, linear.outputs, squares=squares)
+            for held in (False, True)
+        }
+        self.origin: Array | None = None
+        self.problem: str | None = None
+        self.x_tap = Tap(str(linear.x.name))
+        self.value_tap = Tap(task.target.value)
+        self.shape_taps = {name: Tap(name, "Shape") for name in task.target.shaped}
+
+    @property
+    def taps(self) -> list[Tap]:
+        """What is needed of the pruned model."""
+        x = [] if self.method == "bias" else [self.x_tap]
+        return [*x, self.value_tap, *self.shape_taps.values()]
+
+    def add(self, number: int, wanted: Array, values: Mapping[Tap, Array]) -> None:
+        """Add one portion.
+
+        Args:
+            number: of the portion.
+            wanted: the original's value, at the positions that are left.
+            values: of the pruned model.
+        """
+        if self.problem is not None:
+            return
+        linear, target = self.task.linear, self.task.target
+        given = values[self.value_tap]
+        if given.shape != wanted.shape:
+            self.problem = f"its result is {list(given.shape)}, the original's {list(wanted.shape)}"
+            return
+        shapes = {name: tuple(int(s) for s in values[tap]) for name, tap in self.shape_taps.items()}
+        residual = linear.targets(target.back(wanted - given, shapes))
+        aim = linear.targets(target.back(wanted, shapes))
+        if not (np.isfinite(residual).all() and np.isfinite(aim).all()):
+            self.problem = "values of it are not finite on this data"
+            return
+        portion = self.samples.portions[number]
+        moments = self.parts[portion.held_out]
+        if self.method == "bias":
+            moments.add_rows(None, residual, aim)
+            return
+        if self.method == "statistics":
+            residual = aim - residual
+        windows = linear.windows(values[self.x_tap])
+        rows = self._drawn(number, windows.count)
+        step = max(64, _CHUNK_BYTES // (4 * linear.groups * linear.inputs))
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
+            x = windows.rows(some)
+            if self.origin is None:
+                self.origin = x.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+            x -= self.origin  # so that float32 is enough for products with a large mean
+            moments.add_rows(x, residual[:, some], aim[:, some])
+
+    def _drawn(self, number: int, count: int) -> npt.NDArray[np.intp]:
+        """Return which rows of a portion are used, ascending."""
+        inputs = self.task.linear.inputs
+        portion = self.samples.portions[number]
+        expected = count / len(portion.samples) * self.samples.count(held_out=False)
+        share = max(ROWS, ROWS_PER_INPUT * inputs) / max(1.0, expected)
+        if share >= 1:
+            return np.arange(count)
+        generator = np.random.default_rng([self.seed, self.task.number, number])
+        wanted = max(1, math.ceil(share * count))
+        return np.sort(generator.choice(count, wanted, replace=False))
+
+    def solve(self) -> Solution:
+        """Return the change that is best on the rows held out."""
+        fit, held = self.parts[False], self.parts[True]
+        if self.method == "reconstruct":
+            return reconstruct(fit, held, self.task.gains, self.task.support)
+        if self.method == "bias":
+            return shift(fit, held, self.task.gains)
+        linear = self.task.linear
+        matrix = linear.matrix(linear.found.tensor.numpy()).astype(np.float64)
+        return match(fit, held, self.task.gains, matrix)
+
+    def intercept(self, solution: Solution) -> FloatArray:
+        """Return the intercept for inputs that are counted from zero."""
+        if solution.change is None or self.origin is None:
+            return solution.intercept
+        moved = np.einsum("gn,gnm->gm", self.origin[:, 0].astype(np.float64), solution.change)
+        return np.asarray(solution.intercept - moved)
+
+
+def compressed(array: Array, kept: Mapping[int, BoolArray]) -> Array:
+    """Return the positions of an array that are kept, by axis."""
+    for axis, mask in kept.items():
+        array = np.compress(mask, array, axis=axis)
+    return array
