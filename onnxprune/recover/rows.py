@@ -145,6 +145,13 @@ class Rows:
             x -= self.origin  # so that float32 is enough for products with a large mean
             moments.add_rows(x, residual[:, some], aim[:, some])
 
+    def join(self, other: Rows) -> None:
+        """Add the rows of another use of the same weight, which were counted from the same origin."""
+        self.problem = self.problem or other.problem
+        if self.problem is None:
+            for held, moments in self.parts.items():
+                moments.add(other.parts[held])
+
     def _drawn(self, number: int, count: int) -> npt.NDArray[np.intp]:
         """Return which rows of a portion are used, ascending."""
         inputs = self.task.linear.inputs
