@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,9 @@ from onnxprune.recover.targets import Target
 from onnxprune.types import BoolArray, FloatArray
 
 Array = npt.NDArray[Any]
-Method = Literal["bias", "statistics", "reconstruct"]
+
+#: The methods, from the cheapest to the best.
+METHODS = ("bias", "statistics", "reconstruct")
 
 #: Rows that a layer is solved on: this many, or this many for each of its inputs if that is more.
 ROWS = 1 << 15
@@ -83,7 +85,7 @@ class Task:
 class Rows:
     """What is gathered for one layer."""
 
-    def __init__(self, task: Task, method: Method, seed: int, samples: Samples) -> None:
+    def __init__(self, task: Task, method: str, seed: int, samples: Samples) -> None:
         self.task = task
         self.method = method
         self.seed = seed

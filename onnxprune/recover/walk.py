@@ -24,7 +24,7 @@ from onnxprune.model.float32 import in_float32
 from onnxprune.ops.linear import Linear, find_linear
 from onnxprune.ops.weights import other_readers
 from onnxprune.recover.divergence import divergence
-from onnxprune.recover.rows import Method, Rows, Samples, Task, compressed
+from onnxprune.recover.rows import METHODS, Rows, Samples, Task, compressed
 from onnxprune.recover.solve import ROUNDING, Solution
 from onnxprune.recover.targets import find_targets, gains, values_ahead
 from onnxprune.recover.write import Writer
@@ -98,7 +98,7 @@ def repair(
     kept: Kept,
     data: Dataset,
     *,
-    method: Method = "reconstruct",
+    method: str = "reconstruct",
     masks: Mapping[str, Mask] | None = None,
     batch: int = BATCH,
     limit_bytes: int = LIMIT_BYTES,
@@ -128,8 +128,8 @@ def repair(
         DataError: the data does not fit the model, or is too little.
         RuntimeFailure: ONNX Runtime can't run a model.
     """
-    if method not in ("bias", "statistics", "reconstruct"):
-        raise UsageError(f"unknown method of repair {method!r}; known: bias, statistics, reconstruct")
+    if method not in METHODS:
+        raise UsageError(f"unknown method of repair {method!r}; known: {', '.join(METHODS)}")
     samples = Samples(data, portions_of(original, data, batch, seed), threads, limit_bytes)
     walk = _Walk(in_float32(original), Writer(_copy(pruned)), kept, samples, masks or {}, method, seed)
     layers = walk.run(progress)
@@ -146,7 +146,7 @@ class _Walk:
         kept: Kept,
         samples: Samples,
         masks: Mapping[str, Mask],
-        method: Method,
+        method: str,
         seed: int,
     ) -> None:
         self.writer = writer
