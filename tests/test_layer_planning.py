@@ -184,7 +184,7 @@ def test_a_failed_proof_names_the_branch(monkeypatch: pytest.MonkeyPatch) -> Non
         more = [b for b in layers.branches if b.value == "d2"] if any(b.value == "d1" for b in given) else []
         return true_remove(model, [*given, *(b for b in more if b not in given)])
 
-    monkeypatch.setattr(pipeline, "remove_branches", faulty)
+    monkeypatch.setattr(pruning, "remove_branches", faulty)
     monkeypatch.setattr(proving, "remove_branches", faulty)
     with pytest.raises(ProofError, match=r"fails for branch n.*: protect it"):
         onnxprune.prune(network(weak=1), pattern="layers", amount=0.2, data=samples())

@@ -78,6 +78,17 @@ class CrossMoments:
             self.second[group] += rows.T @ rows  # numpy sees the same array twice: half of the work
             self.cross[group] += rows.T @ residual[group]
 
+    def add(self, other: CrossMoments) -> None:
+        """Add the sums over other rows."""
+        self.count += other.count
+        self.second += other.second
+        self.cross += other.cross
+        self.first += other.first
+        self.missing += other.missing
+        self.energy += other.energy
+        self.total += other.total
+        self.total_energy += other.total_energy
+
     def of_outputs(self, numbers: npt.NDArray[np.intp]) -> CrossMoments:
         """Return the sums for some of the outputs; those of x alone are shared."""
         part = CrossMoments(0, 0, 0)

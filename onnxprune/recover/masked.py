@@ -16,7 +16,7 @@ from onnxprune.cholesky import Factor
 from onnxprune.types import BoolArray, FloatArray
 
 #: Conjugate gradients stop when the norm of what is left, as the preconditioner sees it, is this share of
-#: what it was, for every output. What is missed of the best reduction goes with its square: 1e-3 or less.
+#: what it was, for every output. What is missed of the best reduction goes with its square: below 1e-3 of it.
 TOLERANCE = 3e-2
 
 #: Steps after which they stop all the same.

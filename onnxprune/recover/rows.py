@@ -21,6 +21,9 @@ from onnxprune.types import BoolArray, FloatArray
 
 Array = npt.NDArray[Any]
 
+#: The methods, from the cheapest to the best.
+METHODS = ("bias", "statistics", "reconstruct")
+
 #: Rows that a layer is solved on: this many, or this many for each of its inputs if that is more.
 ROWS = 1 << 15
 ROWS_PER_INPUT = 16
@@ -143,6 +146,13 @@ class Rows:
                 self.origin = x.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
             x -= self.origin  # so that float32 is enough for products with a large mean
             moments.add_rows(x, residual[:, some], aim[:, some])
+
+    def join(self, other: Rows) -> None:
+        """Add the rows of another use of the same weight, which were counted from the same origin."""
+        self.problem = self.problem or other.problem
+        if self.problem is None:
+            for held, moments in self.parts.items():
+                moments.add(other.parts[held])
 
     def _drawn(self, number: int, count: int) -> npt.NDArray[np.intp]:
         """Return which rows of a portion are used, ascending."""

@@ -24,15 +24,13 @@ from onnxprune.model.float32 import in_float32
 from onnxprune.ops.linear import Linear, find_linear
 from onnxprune.ops.weights import other_readers
 from onnxprune.recover.divergence import divergence
-from onnxprune.recover.rows import Rows, Samples, Task, compressed
-from onnxprune.recover.solve import ROUNDING
+from onnxprune.recover.rows import METHODS, Rows, Samples, Task, compressed
+from onnxprune.recover.solve import ROUNDING, Solution
 from onnxprune.recover.targets import find_targets, gains, values_ahead
 from onnxprune.recover.write import Writer
 from onnxprune.types import BoolArray, Mask
 
 Array = npt.NDArray[Any]
-#: The methods, from the cheapest to the best.
-METHODS = ("bias", "statistics", "reconstruct")
 Kept = Callable[[str], Mapping[int, BoolArray]]
 
 
@@ -215,16 +213,28 @@ class _Walk:
                 continue
             self.writer.know_shape(linear, shapes[str(linear.node.outputs[0].name)])
             tasks.append(Task(number, linear, target, factors, self._support(linear)))
+        tasks = self._without_chains(tasks)
         self._take_smaller_batches(tasks, shapes)
         return tasks
+
+    def _without_chains(self, tasks: Sequence[Task]) -> list[Task]:
+        """Leave alone the layers that share a weight and depend on each other."""
+        left = []
+        for task in tasks:
+            uses = [other for other in tasks if other.linear.found.stored is task.linear.found.stored]
+            same = {(t.target.level, t.linear.groups, t.linear.outputs, t.linear.inputs) for t in uses}
+            if len(same) == 1:
+                left.append(task)
+            else:
+                self._leave(task.linear, "its weight is shared with layers that depend on it")
+        return left
 
     def _reason_to_leave(self, linear: Linear, linears: Sequence[Linear]) -> str | None:
         if linear.tail is not None:
             return linear.tail
         stored = linear.found.stored
-        if sum(other.found.stored is stored for other in linears) > 1:
-            return "its weight is shared with other layers"
-        readers = other_readers(stored, [linear.found])
+        uses = [other.found for other in linears if other.found.stored is stored and other.tail is None]
+        readers = other_readers(stored, uses)
         return f"its weight is read by {readers[0]} too" if readers else None
 
     def _support(self, linear: Linear) -> BoolArray | None:
@@ -252,12 +262,13 @@ class _Walk:
     def _repair_wave(self, wave: Sequence[Task], changing: set[str]) -> None:
         limit = self.samples.limit_bytes
         waiting = []
-        for task in sorted(wave, key=self._bytes_of):
-            if self._bytes_of(task) > limit:
-                needed = f"{self._bytes_of(task)} bytes, more than the limit of {limit}"
-                self._leave(task.linear, f"its moments take {needed}")
+        for uses in sorted(_by_weight(wave), key=self._bytes_of):
+            if self._bytes_of(uses) > limit:
+                needed = f"{self._bytes_of(uses)} bytes, more than the limit of {limit}"
+                for task in uses:
+                    self._leave(task.linear, f"its moments take {needed}")
             else:
-                waiting.append(task)
+                waiting.append(uses)
         settled = changing
         while waiting:
             share = [waiting.pop(0)]
@@ -267,16 +278,19 @@ class _Walk:
                 self.original.forget()
                 self.pruned.forget()
                 settled = set()
-            gathered = self._gather(share, settled)
+            gathered = iter(self._gather([task for uses in share for task in uses], settled))
             settled = set()  # the rest of the wave starts there
-            for task, rows in zip(share, gathered, strict=True):
-                self._finish(task, rows)
+            for uses in share:
+                self._finish(uses, [next(gathered) for _ in uses])
 
-    def _bytes_of(self, task: Task) -> int:
-        return task.size_bytes if self.method == "reconstruct" else 0
+    def _bytes_of(self, uses: Sequence[Task]) -> int:
+        return sum(task.size_bytes for task in uses) if self.method == "reconstruct" else 0
 
     def _gather(self, share: Sequence[Task], changing: set[str]) -> list[Rows]:
         rows = [Rows(task, self.method, self.seed, self.samples) for task in share]
+        first = {
+            id(task.linear.found.stored): one for task, one in reversed(list(zip(share, rows, strict=True)))
+        }
         original_taps = list(dict.fromkeys(Tap(task.target.value) for task in share))
         taps = dict.fromkeys(tap for gathered in rows for tap in gathered.taps)
         sides = []
@@ -286,14 +300,23 @@ class _Walk:
         for number, (ours, theirs) in enumerate(zip(*sides, strict=True)):
             for task, gathered in zip(share, rows, strict=True):
                 value = ours[Tap(task.target.value)]
+                gathered.origin = first[id(task.linear.found.stored)].origin
                 gathered.add(number, compressed(value, self.kept(task.target.value)), theirs)
         return rows
 
-    def _finish(self, task: Task, rows: Rows) -> None:
-        if rows.problem is not None:
-            self._leave(task.linear, rows.problem)
+    def _finish(self, uses: Sequence[Task], gathered: Sequence[Rows]) -> None:
+        """Solve for a weight and write it; several uses of it are one problem with all of their rows."""
+        rows = gathered[0]
+        for other in gathered[1:]:
+            rows.join(other)
+        solution = None if rows.problem else rows.solve()
+        for place, task in enumerate(uses):
+            self._write(task, rows, solution, again=place > 0)
+
+    def _write(self, task: Task, rows: Rows, solution: Solution | None, *, again: bool) -> None:
+        if solution is None:
+            self._leave(task.linear, str(rows.problem))
             return
-        solution = rows.solve()
         if not solution.helps:
             reason = (
                 "nothing is missing"
@@ -302,11 +325,20 @@ class _Walk:
             )
             self._leave(task.linear, reason, solution.before, solution.before)
             return
-        self.writer.write(task.linear, solution.change, rows.intercept(solution), task.support)
+        change = None if again else solution.change  # the weight is written once
+        self.writer.write(task.linear, change, rows.intercept(solution), task.support)
         use = task.linear.found.use
         self.layers.append(
             RepairedLayer(use.consumer, use.tensor, solution.before, solution.after, solution.ridge, _DONE)
         )
+
+
+def _by_weight(wave: Sequence[Task]) -> list[list[Task]]:
+    """Return the layers that share a weight together."""
+    found: dict[int, list[Task]] = {}
+    for task in wave:
+        found.setdefault(id(task.linear.found.stored), []).append(task)
+    return list(found.values())
 
 
 def _judge(walk: _Walk, before: ir.Model, pruned: ir.Model, layers: tuple[RepairedLayer, ...]) -> Repaired:

@@ -360,7 +360,7 @@ def test_half_precision_is_repaired_in_its_own_type() -> None:
     assert after < 0.7 * before
 
 
-def test_a_weight_of_two_layers_is_left_alone() -> None:
+def test_a_weight_of_layers_that_depend_on_each_other_is_left_alone() -> None:
     proto = graph_proto(
         "a = MatMul(x, w) r = Relu(a) b = MatMul(r, w) s = Relu(b) y = MatMul(s, c_w)",
         inputs="float[N,6] x",
@@ -370,9 +370,37 @@ def test_a_weight_of_two_layers_is_left_alone() -> None:
     pair = masked_pair(proto, masks)
     result = repaired(pair, samples_for(pair.original), masks=masks)
     outcomes = {(layer.name, layer.tensor): layer.outcome for layer in result.layers}
-    assert outcomes["n0", "w"] == outcomes["n2", "w"] == "its weight is shared with other layers"
+    assert outcomes["n0", "w"] == outcomes["n2", "w"] == "its weight is shared with layers that depend on it"
     assert outcomes["n4", "c_w"] == "repaired"
     np.testing.assert_array_equal(stored(result.model)["w"], stored(pair.pruned)["w"])
+
+
+def test_a_weight_of_two_towers_is_solved_once_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = graph_proto(
+        "p = MatMul(x, w) q = MatMul(z, w) a = Add(p, b) c = Add(q, b) y = Sub(a, c)",
+        inputs="float[N,6] x, float[N,6] z",
+        outputs="y; a; c",
+        constants={"w": (6, 4), "b": (4,)},
+    )
+    masks = random_masks(proto, ["w"])
+    pair = masked_pair(proto, masks)
+    data = samples_for(pair.original, 60)
+    monkeypatch.setattr(solving.reconstruct, "__defaults__", (None, (1e-12,)))
+    result = repaired(pair, data, masks=masks)
+    assert [layer.outcome for layer in result.layers] == ["repaired", "repaired"]
+    fit = np.concatenate([p.samples for p in portions_of(pair.original, data, 32, 0) if not p.held_out])
+    samples = some(data, np.sort(fit))
+    rows = np.concatenate([samples.arrays["x"], samples.arrays["z"]]).astype(np.float64)
+    targets = np.concatenate(outputs(pair.original, samples)[1:]).astype(np.float64)
+    with_one = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
+    found, support = stored(result.model)["w"], masks["w"].unpack()
+    for output in range(4):
+        places = np.append(np.flatnonzero(support[:, output]), 6)
+        expected, *_ = lstsq(with_one[:, places], targets[:, output])
+        np.testing.assert_allclose(found[places[:-1], output], expected[:-1], rtol=1e-4, atol=1e-4)
+    assert not found[~support].any()
+    before, after = (distance(model, pair, data) for model in (pair.pruned, result.model))
+    assert after < 0.9 * before
 
 
 def test_progress_ends_at_one() -> None:

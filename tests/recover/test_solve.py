@@ -84,6 +84,16 @@ def test_nothing_missing_changes_nothing() -> None:
     assert not found.helps
 
 
+def test_rounding_is_not_repaired() -> None:
+    x, target = data()
+    rows = CrossMoments(1, INPUTS, OUTPUTS)
+    rows.add_rows(x, 1e-7 * target, target)
+    assert reconstruct(rows, rows, ones()).change is None
+    more = CrossMoments(1, INPUTS, OUTPUTS)
+    more.add_rows(x, 1e-4 * target, target)
+    assert reconstruct(more, more, ones()).change is not None
+
+
 def test_the_ridge_is_the_one_that_held_out_rows_like_best() -> None:
     """With few rows and much noise, a small ridge fits the noise."""
     x, residual = data(rows=300, noise=30.0)

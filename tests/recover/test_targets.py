@@ -144,6 +144,13 @@ def test_reshapes_turns_and_scales_between_a_layer_and_a_sum() -> None:
     check_back(body, constants, "y", inputs="float[2,4,6] x")
 
 
+def test_a_turn_that_is_not_its_own_inverse() -> None:
+    body = "a = MatMul(x, a_w) t = Transpose<perm = [1, 2, 0]>(a) y = Add(t, z)"
+    constants: dict[str, Constant] = {"a_w": (6, 6), "z": (4, 6, 2)}
+    sizes = "float[2,4,6] x"
+    check_back(body, constants, "y", inputs=sizes)
+
+
 def test_a_scale_that_differs_from_place_to_place_is_no_way() -> None:
     body = "a = MatMul(x, a_w) s = Mul(a, g) y = Add(s, x)"
     gain = np.arange(1, 5, dtype=np.float32).reshape(4, 1)
