@@ -165,11 +165,11 @@ def provider() -> _Decorator:
 
 def recover(default: str | None) -> _Decorator:
     """``--recover``: how what is left is repaired with data."""
-    usual = "[default: as the plan was made, where --data is given]" if default is None else ""
+    usual = " [default: with --data, as it was]" if default is None else ""
     return option(
         "--recover", default=default, metavar="NAME",
         help="Repair with --data, no labels needed: none, bias, statistics, or reconstruct (the best: "
-        f"weights and biases by least squares). {usual}",
+        f"weights and biases by least squares).{usual}",
     )  # fmt: skip
 
 

@@ -277,9 +277,8 @@ def choose(
     budget, of = budget_of(recipe)
 
     def share_left(removed: Mapping[str, IntArray]) -> float:
-        return float(
-            getattr(cost_after(analysis, {**(already or {}), **removed}), of) / max(getattr(whole, of), 1)
-        )
+        left = cost_after(analysis, {**(already or {}), **removed})
+        return float(getattr(left, of) / max(getattr(whole, of), 1))
 
     choices = choose_channels(
         candidates.groups,
