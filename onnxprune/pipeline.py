@@ -11,16 +11,16 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.activations import BATCH, LIMIT_BYTES, Running, check_fits
-from onnxprune.curves import trial_setting
+from onnxprune.calibration.activations import BATCH, LIMIT_BYTES, Running, check_fits
+from onnxprune.calibration.noise import draw_noise, is_noise
 from onnxprune.data import DataReader, Dataset, load_data
 from onnxprune.errors import PlanError, UsageError, VerificationError
-from onnxprune.layer_planning import plan_layers
-from onnxprune.mask_planning import plan_masks
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.io import save
-from onnxprune.noise import draw_noise, is_noise
-from onnxprune.planning import STRUCTURED, Watch, plan_channels
+from onnxprune.planning.channels import STRUCTURED, Watch, plan_channels
+from onnxprune.planning.curves import trial_setting
+from onnxprune.planning.layers import plan_layers
+from onnxprune.planning.masks import plan_masks
 from onnxprune.plans import save_plan
 from onnxprune.pruning import (
     PruneResult,

@@ -8,14 +8,14 @@ from itertools import islice
 
 import onnx_ir as ir
 
-from onnxprune.activations import feeds_by_batch
 from onnxprune.analyze import Analysis
+from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.data import Dataset
 from onnxprune.errors import ProofError
-from onnxprune.layer_planning import Layers
 from onnxprune.model.float32 import in_float32
 from onnxprune.model.shapes import trial_shapes
 from onnxprune.ops.sums import Sums
+from onnxprune.planning.layers import Layers
 from onnxprune.prove import ORIGINAL_REFUSES, TOLERANCE, prove
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.depth import make_depth_twin, remove_branches

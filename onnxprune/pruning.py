@@ -11,23 +11,23 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.analyze import Analysis
-from onnxprune.curves import Setting
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
-from onnxprune.layer_planning import Layers, find_layers, plan_layers, planned_branches
-from onnxprune.mask_planning import plan_masks
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.prepare import name_nodes
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
-from onnxprune.planning import DEAD, Watch, analyze_for, check_groups, plan_channels
+from onnxprune.planning.channels import DEAD, Watch, analyze_for, check_groups, plan_channels
+from onnxprune.planning.curves import Setting
+from onnxprune.planning.layers import Layers, find_layers, plan_layers, planned_branches
+from onnxprune.planning.masks import plan_masks
+from onnxprune.planning.rounds import plan_more_channels, recipes_by_round
 from onnxprune.proving import Trials, make_cut, prove_cut, prove_layers
 from onnxprune.recover import METHODS, Repaired, repair
 from onnxprune.registry import did_you_mean
 from onnxprune.rewrite.depth import remove_branches
 from onnxprune.rewrite.fold import Fold
 from onnxprune.rewrite.mask import apply_masks, replace_weights
-from onnxprune.round_planning import plan_more_channels, recipes_by_round
 from onnxprune.types import BoolArray, Check, IntArray, Mask, Plan, Report
 
 

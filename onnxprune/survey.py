@@ -9,20 +9,17 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.activations import BATCH, LIMIT_BYTES
 from onnxprune.allocate.channels import reason_to_skip
-from onnxprune.channel_trials import measure_channels
-from onnxprune.curves import AMOUNTS, Measured, Setting, check_amounts, curve_rows, trial_setting
+from onnxprune.calibration.activations import BATCH, LIMIT_BYTES
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import NothingToPrune, UsageError
-from onnxprune.mask_planning import check_weight_score, masks_for
-from onnxprune.mask_trials import measure_masks
 from onnxprune.model.io import load
 from onnxprune.ops.sums import Sums
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import parse_pattern
 from onnxprune.pipeline import running_of, samples_of
-from onnxprune.planning import (
+from onnxprune.planning.channel_trials import measure_channels
+from onnxprune.planning.channels import (
     DEAD,
     STRUCTURED,
     Watch,
@@ -33,6 +30,9 @@ from onnxprune.planning import (
     unmatched,
     unused_samples,
 )
+from onnxprune.planning.curves import AMOUNTS, Measured, Setting, check_amounts, curve_rows, trial_setting
+from onnxprune.planning.mask_trials import measure_masks
+from onnxprune.planning.masks import check_weight_score, masks_for
 from onnxprune.report.sensitivity import sensitivity_report
 from onnxprune.types import Curve, Mask, Report, Skipped
 

@@ -15,9 +15,10 @@ import small_models
 from cutting import graph, parameters
 
 import onnxprune
-from onnxprune import pruning, round_planning
+from onnxprune import pruning
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
+from onnxprune.planning import rounds as round_planning
 from onnxprune.runtime import open_session
 from onnxprune.types import Check
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.layerwise import Side, Tap
+from onnxprune.calibration.layerwise import Side, Tap
 
 Array = npt.NDArray[Any]
 

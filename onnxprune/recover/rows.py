@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.calibration.layerwise import Portion, Side, Tap
 from onnxprune.data import Dataset
-from onnxprune.layerwise import Portion, Side, Tap
 from onnxprune.ops.linear import Linear
 from onnxprune.recover.cross_moments import CrossMoments
 from onnxprune.recover.solve import Solution, match, reconstruct, shift

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.layerwise import reads_of
+from onnxprune.calibration.layerwise import reads_of
 from onnxprune.model.biases import is_fixed, numbers_of
 from onnxprune.ops.linear import Linear
 

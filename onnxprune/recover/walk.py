@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.activations import BATCH, inputs_of
+from onnxprune.calibration.activations import BATCH, inputs_of
+from onnxprune.calibration.layerwise import Portion, Side, Tap, portions_of, settled_values
 from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import UsageError
-from onnxprune.layerwise import Portion, Side, Tap, portions_of, settled_values
 from onnxprune.model.float32 import in_float32
 from onnxprune.ops.linear import Linear, find_linear
 from onnxprune.ops.weights import other_readers

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.activations import feeds_by_batch
+from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.errors import DataError, LimitMissed, UsageError
 from onnxprune.messages import quoted
 from onnxprune.model.float32 import in_float32

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.activations import mean_squares
+from onnxprune.calibration.activations import mean_squares
 from onnxprune.errors import DataError
 from onnxprune.messages import quoted
 from onnxprune.ops.constant_views import computed_constants

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.activations import USUAL, Running, each_batch
+from onnxprune.calibration.activations import USUAL, Running, each_batch
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.model.streaming import read_pieces

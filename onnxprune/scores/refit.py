@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxprune.calibration.moments import Moments, collect_moments
 from onnxprune.cholesky import factorize
-from onnxprune.moments import Moments, collect_moments
 from onnxprune.ops.labels import LabelArray
 from onnxprune.ops.linear import Linear, find_linear
 from onnxprune.scores.filters import places_of
@@ -42,7 +42,7 @@ def loss_after_refit(subject: Subject) -> Mapping[str, FloatArray | str]:
     data; a group that does not fit alone has a reason in place of figures.
 
     Raises:
-        UsageError, DataError, LimitMissed, RuntimeFailure: as of `onnxprune.moments.collect_moments`.
+        UsageError, DataError, LimitMissed, RuntimeFailure: as of `collect_moments`.
     """
     consumers = _consumers(subject)
     scores: dict[str, FloatArray | str] = {}

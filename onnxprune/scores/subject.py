@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.activations import USUAL, Running
+from onnxprune.calibration.activations import USUAL, Running
 from onnxprune.data import Dataset
 from onnxprune.model.shapes import graph_inputs
 from onnxprune.ops.channels import Channels, Contraction

@@ -15,9 +15,9 @@ from repairing import Pair, cut_pair, masked_pair, outputs, random_masks, sample
 from scipy.linalg import lstsq
 from small_models import attention, concat_net, depthwise_net, mlp, residual_net
 
+from onnxprune.calibration.layerwise import portions_of
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, UsageError
-from onnxprune.layerwise import portions_of
 from onnxprune.ops.linear import find_linear
 from onnxprune.recover import Repaired, repair, walk
 from onnxprune.recover import solve as solving

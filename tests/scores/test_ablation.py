@@ -13,8 +13,8 @@ from cutting import graph
 from generated import generated_model
 
 from onnxprune import plan
-from onnxprune.activations import Running
 from onnxprune.analyze import analyze
+from onnxprune.calibration.activations import Running
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, LimitMissed, UsageError
 from onnxprune.rewrite.twin import make_twin

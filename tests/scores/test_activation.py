@@ -11,8 +11,8 @@ import small_models
 from cutting import graph
 
 from onnxprune import plan, prune
-from onnxprune.activations import Running
 from onnxprune.analyze import analyze
+from onnxprune.calibration.activations import Running
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, NothingToPrune, UsageError
 from onnxprune.runtime import open_session

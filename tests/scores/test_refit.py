@@ -13,8 +13,8 @@ from cutting import graph
 from scipy.linalg import lstsq
 
 from onnxprune import plan, prune
-from onnxprune.activations import Running
 from onnxprune.analyze import analyze
+from onnxprune.calibration.activations import Running
 from onnxprune.cholesky import DAMPING
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune

@@ -10,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.allocate.by_sensitivity import make_menu, meet_amount
-from onnxprune.curves import Measured, Setting, Source, run_trials
 from onnxprune.data import Dataset
+from onnxprune.planning.curves import Measured, Setting, Source, run_trials
+from onnxprune.planning.workbench import Masker
 from onnxprune.sensitivity.trials import Trial
 from onnxprune.types import Curve, Mask
-from onnxprune.workbench import Masker
 
 #: From the share of weights to remove from every tensor to masks; what can't lose so much is absent.
 MasksAt: TypeAlias = Callable[[float], Mapping[str, Mask]]

@@ -13,9 +13,10 @@ import pytest
 from cutting import graph, parameters
 
 import onnxprune
-from onnxprune import layer_planning, proving, pruning
+from onnxprune import proving, pruning
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, LimitMissed, NothingToPrune, PlanError, ProofError, UsageError
+from onnxprune.planning import layers as layer_planning
 from onnxprune.types import Check, Plan
 
 BLOCKS, D, F = 4, 8, 16

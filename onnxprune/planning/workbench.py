@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.activations import USUAL, Running, feeds_by_batch
 from onnxprune.analyze import Analysis, analyze
+from onnxprune.calibration.activations import USUAL, Running, feeds_by_batch
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, RuntimeFailure
 from onnxprune.measure.metrics import METRICS

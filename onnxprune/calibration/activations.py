@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.calibration.tapping import Footprint, main_values, open_taps
 from onnxprune.data import Dataset, Inputs, fixed_batch
 from onnxprune.errors import DataError, LimitMissed, UsageError
 from onnxprune.messages import quoted
@@ -22,7 +23,6 @@ from onnxprune.model.float32 import OTHER_FLOATS, in_float32
 from onnxprune.model.names import Names, add_constant
 from onnxprune.model.shapes import graph_inputs
 from onnxprune.resident import return_freed_memory
-from onnxprune.tapping import Footprint, main_values, open_taps
 from onnxprune.types import FloatArray
 
 Array = npt.NDArray[Any]

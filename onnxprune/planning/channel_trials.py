@@ -10,12 +10,12 @@ from typing import Any
 from onnxprune.allocate.channels import Options, removed_at
 from onnxprune.allocate.dead import Dead
 from onnxprune.analyze import Analysis
-from onnxprune.curves import Measured, Setting, Source, run_trials
 from onnxprune.data import Dataset
 from onnxprune.ops.sums import Sums
+from onnxprune.planning.curves import Measured, Setting, Source, run_trials
+from onnxprune.planning.workbench import Cutter
 from onnxprune.sensitivity.trials import Trial
 from onnxprune.types import ChannelGroup, Curve, Scores
-from onnxprune.workbench import Cutter
 
 
 @dataclass(frozen=True, slots=True)

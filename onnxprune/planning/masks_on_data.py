@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.activations import USUAL, Running
 from onnxprune.allocate.layer_shares import owl_shares, shares_below_one_threshold
 from onnxprune.allocate.masks import NOTHING_GOES, check_amount, check_finite, is_full, select_weights
 from onnxprune.allocate.selection import Piece
+from onnxprune.calibration.activations import USUAL, Running
+from onnxprune.calibration.moments import Moments, collect_moments
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
-from onnxprune.moments import Moments, collect_moments
 from onnxprune.ops.linear import Linear, find_linear
 from onnxprune.ops.weights import FoundWeight
 from onnxprune.patterns import Pattern, count_bad_blocks, count_bad_runs, parse_pattern

@@ -8,21 +8,21 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.activations import USUAL, Running
 from onnxprune.allocate.channels import SENSITIVITY
 from onnxprune.allocate.masks import SCOPES, check_amount, choose_masks
+from onnxprune.calibration.activations import USUAL, Running
 from onnxprune.cost import cost_of
-from onnxprune.curves import AMOUNTS, Setting, curve_rows
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, UsageError
-from onnxprune.mask_trials import measure_masks, share_out
-from onnxprune.masks_on_data import MeasuredMasks, choose_masks_on_data, outlier_shares
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.prepare import prepare
 from onnxprune.ops.channels import Channels
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import parse_pattern
-from onnxprune.planning import Watch, check_scope, unmatched, unused_samples, versions
+from onnxprune.planning.channels import Watch, check_scope, unmatched, unused_samples, versions
+from onnxprune.planning.curves import AMOUNTS, Setting, curve_rows
+from onnxprune.planning.mask_trials import measure_masks, share_out
+from onnxprune.planning.masks_on_data import MeasuredMasks, choose_masks_on_data, outlier_shares
 from onnxprune.registry import did_you_mean
 from onnxprune.scores.on_data import DATA_SCORERS
 from onnxprune.scores.weights import WEIGHT_SCORERS

@@ -11,10 +11,10 @@ import pytest
 from cutting import graph
 
 import onnxprune
-from onnxprune import curves, workbench
 from onnxprune.analyze import analyze
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, NothingToPrune, UsageError
+from onnxprune.planning import curves, workbench
 from onnxprune.rewrite.cut import cut
 
 BODY = """

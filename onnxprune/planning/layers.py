@@ -21,7 +21,7 @@ from onnxprune.model.functions import without_functions
 from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Channels
-from onnxprune.planning import Watch, budget_of, unused_samples, versions
+from onnxprune.planning.channels import Watch, budget_of, unused_samples, versions
 from onnxprune.scores.influence import BRANCH_SCORERS
 from onnxprune.types import Branch, Cost, FloatArray, IntArray, Plan, PlannedBranch, PlannedGroup, Skipped
 

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.activations import USUAL, Running, feeds_by_batch
+from onnxprune.calibration.activations import USUAL, Running, feeds_by_batch
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.io import save
+from onnxprune.planning.workbench import Maker, Question, Workbench, judge_original, rebuild
 from onnxprune.registry import did_you_mean
 from onnxprune.runtime import open_session
 from onnxprune.sensitivity.cache import Cache
@@ -32,7 +33,6 @@ from onnxprune.sensitivity.pool import Died, Pool
 from onnxprune.sensitivity.references import record
 from onnxprune.sensitivity.trials import WHOLE, Outcome, Trial
 from onnxprune.types import Curve, Skipped
-from onnxprune.workbench import Maker, Question, Workbench, judge_original, rebuild
 
 #: Shares that are removed from each group, where nothing else is asked for.
 AMOUNTS = (0.1, 0.25, 0.5, 0.75, 0.9)

@@ -9,9 +9,9 @@ import small_models
 from cutting import graph
 
 import onnxprune
+from onnxprune.calibration.noise import draw_noise, is_noise, notes_on_noise
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
-from onnxprune.noise import draw_noise, is_noise, notes_on_noise
 
 
 def mlp() -> ir.Model:

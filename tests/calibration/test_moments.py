@@ -12,14 +12,14 @@ import pytest
 import small_models
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune import activations, moments
-from onnxprune.activations import each_batch
+from onnxprune.calibration import activations, moments
+from onnxprune.calibration.activations import each_batch
+from onnxprune.calibration.moments import Moments, collect_moments
+from onnxprune.calibration.tapping import Footprint
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, LimitMissed, UsageError
-from onnxprune.moments import Moments, collect_moments
 from onnxprune.ops.linear import Linear, find_linear
 from onnxprune.runtime import Session
-from onnxprune.tapping import Footprint
 
 RANDOM = np.random.default_rng(3)
 

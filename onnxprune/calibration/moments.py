@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from scipy.linalg.blas import ssyrk
 
-from onnxprune.activations import BATCH, LIMIT_BYTES, each_batch, left_out
+from onnxprune.calibration.activations import BATCH, LIMIT_BYTES, each_batch, left_out
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, LimitMissed, UsageError
 from onnxprune.messages import quoted

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxprune
-from onnxprune.activations import each_batch, mean_squares
+from onnxprune.calibration.activations import each_batch, mean_squares
 from onnxprune.data import Dataset
-from onnxprune.moments import collect_moments
+from onnxprune.calibration.moments import collect_moments
 from onnxprune.ops.linear import find_linear
 
 path, what, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])

@@ -10,12 +10,12 @@ import pytest
 import small_models
 from cutting import graph
 
-from onnxprune import tapping
-from onnxprune.activations import each_batch, left_out, mean_squares
+from onnxprune.calibration import tapping
+from onnxprune.calibration.activations import each_batch, left_out, mean_squares
+from onnxprune.calibration.tapping import Footprint
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, LimitMissed, UsageError
 from onnxprune.runtime import Session, open_session
-from onnxprune.tapping import Footprint
 
 NAMES = ("fc1", "fc1_relu", "fc2", "fc2_relu", "y")
 

@@ -15,10 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxprune
 from onnxprune.data import Dataset
 from onnxprune.errors import ModelError, PlanError, UsageError
-from onnxprune.masks_on_data import _fits
 from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.ops.linear import find_linear
 from onnxprune.patterns import count_bad_runs, parse_pattern
+from onnxprune.planning.masks_on_data import _fits
 from onnxprune.rewrite.mask import replace_weights
 from onnxprune.runtime import open_session
 

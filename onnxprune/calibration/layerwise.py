@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from onnxprune.activations import as_fed, inputs_of
+from onnxprune.calibration.activations import as_fed, inputs_of
 from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import DataError
 from onnxprune.model.names import Names

@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.activations import USUAL, Running, left_out
 from onnxprune.allocate.channels import SENSITIVITY, Options, choose_channels, reason_to_skip
 from onnxprune.allocate.dead import choose_dead, find_dead
 from onnxprune.allocate.isomorphic import structures_of
 from onnxprune.analyze import Analysis, analyze
-from onnxprune.channel_trials import Candidates, measure_channels, without_unmeasured
+from onnxprune.calibration.activations import USUAL, Running, left_out
+from onnxprune.calibration.noise import notes_on_noise
 from onnxprune.cost import cost_of
-from onnxprune.curves import AMOUNTS, Measured, Setting, curve_rows
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, PlanError, UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
-from onnxprune.noise import notes_on_noise
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
+from onnxprune.planning.channel_trials import Candidates, measure_channels, without_unmeasured
+from onnxprune.planning.curves import AMOUNTS, Measured, Setting, curve_rows
 from onnxprune.registry import did_you_mean
 from onnxprune.scores.magnitude import CHANNEL_SCORERS, score
 from onnxprune.scores.on_data import DATA_SCORERS, score_on_data

@@ -11,10 +11,10 @@ from cutting import graph
 from repairing import samples_for
 from small_models import attention, residual_net
 
-from onnxprune import layerwise
+from onnxprune.calibration import layerwise
+from onnxprune.calibration.layerwise import Portion, Side, Tap, portions_of, settled_values
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError
-from onnxprune.layerwise import Portion, Side, Tap, portions_of, settled_values
 
 DEEP = "a = MatMul(x, a_w) b = Relu(a) c = MatMul(b, c_w) d = Relu(c) s = Add(d, b) y = MatMul(s, y_w)"
 WEIGHTS: dict[str, Any] = {"a_w": (6, 6), "c_w": (6, 6), "y_w": (6, 6)}

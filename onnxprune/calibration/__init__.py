@@ -1,0 +1,1 @@
+"""Real inputs through models: inner values and their statistics, in bounded memory."""

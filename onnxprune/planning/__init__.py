@@ -1,0 +1,1 @@
+"""Wishes -> plans: what goes, decided before anything is changed."""
