@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxprune.analyze import Analysis
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
+from onnxprune.model.copies import copy_of
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.prepare import name_nodes
 from onnxprune.ops.kept import Kept
@@ -271,14 +272,8 @@ def apply_to_weights(
 
 def _named(model: ir.Model) -> ir.Model:
     """Return a copy in which every node has a name of its own, by which it is found again in other copies."""
-    copy = _copy(model)
+    copy = copy_of(model)
     name_nodes(copy.graph)
-    return copy
-
-
-def _copy(model: ir.Model) -> ir.Model:
-    copy = model.clone()
-    copy.meta.update(model.meta)
     return copy
 
 
@@ -291,7 +286,7 @@ def _mask(
     wish: Repair,
     watch: Watch,
 ) -> ir.Model:
-    masked = _copy(model)
+    masked = copy_of(model)
     with watch.stage("mask"):
         replace_weights(masked, weights)
         apply_masks(masked, plan.masks)

@@ -18,6 +18,7 @@ from onnxprune.calibration.activations import as_fed, inputs_of
 from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import DataError
 from onnxprune.model.names import Names
+from onnxprune.model.nodes import reads_of
 from onnxprune.runtime import open_session
 
 Array = npt.NDArray[Any]
@@ -94,11 +95,6 @@ class Side:
         self.threads = threads
         self.limit_bytes = limit_bytes
         self._known: list[dict[str, Array]] = [{} for _ in portions]
-
-    @property
-    def remembered_bytes(self) -> int:
-        """Bytes of what is remembered."""
-        return sum(array.nbytes for by_name in self._known for array in by_name.values())
 
     def forget(self) -> None:
         """Let later runs begin at the inputs again."""
@@ -200,27 +196,6 @@ def _shape(value: ir.Value, array: Array) -> ir.Shape:
             for axis, size in enumerate(declared)
         ]
     )
-
-
-def reads_of(node: ir.Node) -> list[ir.Value]:
-    """Return what a node reads, with what its bodies capture from outside."""
-    inside: set[ir.Value] = set()
-    read = [value for value in node.inputs if value is not None]
-    for attribute in node.attributes.values():
-        graphs = (
-            [attribute.as_graph()]
-            if attribute.type == ir.AttributeType.GRAPH
-            else list(attribute.as_graphs())
-            if attribute.type == ir.AttributeType.GRAPHS
-            else []
-        )
-        for graph in graphs:
-            nodes = list(graph.all_nodes())
-            inside.update(value for inner in nodes for value in inner.outputs)
-            inside.update(value for body in (graph, *graph.subgraphs()) for value in body.inputs)
-            read += [value for inner in nodes for value in inner.inputs if value is not None]
-            read += list(graph.outputs)
-    return [value for value in dict.fromkeys(read) if value not in inside]
 
 
 def settled_values(graph: ir.Graph, changing: Collection[str]) -> list[str] | None:

@@ -10,6 +10,7 @@ from onnx_ir.passes import common as passes
 
 from onnxprune.errors import ModelError
 from onnxprune.messages import one_line
+from onnxprune.model.copies import copy_of
 from onnxprune.model.nodes import nodes_in
 from onnxprune.model.scopes import name_values_apart
 from onnxprune.model.stored import all_nodes
@@ -32,8 +33,7 @@ def without_functions(model: ir.Model) -> ir.Model:
     """
     if not model.functions:
         return model
-    copy = model.clone()
-    copy.meta.update(model.meta)
+    copy = copy_of(model)
     kept = _graph_takers(copy) | _of_other_opsets(copy)
     for function in copy.functions.values():
         if function.identifier() not in kept:

@@ -6,15 +6,13 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
+from onnxprune.model.nodes import graphs_in, nodes_in
+
 
 def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
     """Yield the nodes of all subgraphs of a node, however deep."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield from attribute.as_graph().all_nodes()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                yield from graph.all_nodes()
+    for graph in graphs_in(node):
+        yield from nodes_in(graph)
 
 
 def owners(graph: ir.Graph) -> Mapping[ir.Node, ir.Node]:

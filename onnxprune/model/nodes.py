@@ -38,3 +38,16 @@ def nodes_in(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
         yield node
         for body in graphs_in(node):
             yield from nodes_in(body)
+
+
+def reads_of(node: ir.Node) -> list[ir.Value]:
+    """Return what a node reads, each once, with what its bodies capture from outside."""
+    read = [value for value in node.inputs if value is not None]
+    inside: set[ir.Value] = set()
+    for body in graphs_in(node):
+        inside.update(body.inputs, body.initializers.values())
+        for inner in body:
+            inside.update(inner.outputs)
+            read += reads_of(inner)
+        read += list(body.outputs)
+    return [value for value in dict.fromkeys(read) if value not in inside]

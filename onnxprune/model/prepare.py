@@ -18,6 +18,7 @@ from onnx_ir.passes import common as passes
 
 from onnxprune.model.body_shapes import branches, has_bodies, taken_branch
 from onnxprune.model.constant_statistics import fold_statistics
+from onnxprune.model.copies import copy_of
 from onnxprune.model.functions import without_functions
 from onnxprune.model.joins import join_pieces, pick_before_joining
 from onnxprune.model.names import Names, add_constant
@@ -49,8 +50,7 @@ def prepare(
     Raises:
         UsageError, ModelError: see `concretise`.
     """
-    work = without_functions(model).clone()
-    work.meta.update(model.meta)
+    work = copy_of(without_functions(model))
     number_nodes(work)
     name_values_apart(work)
     name_nodes(work.graph)

@@ -191,7 +191,6 @@ def _write_bounds(node: ir.Node, kept: Kept, axes: list[int], bounds: list[tuple
 
 
 _THROUGH_FIRST = -(2**62)
-_THROUGH_LAST = 2**62
 
 
 def _arguments(node: ir.Node, channels: Channels) -> list[np.ndarray[Any, Any]] | None:

@@ -16,6 +16,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import DataError, RuntimeFailure
 from onnxprune.measure.metrics import METRICS
 from onnxprune.messages import one_line, quoted
+from onnxprune.model.copies import copy_of
 from onnxprune.model.float32 import in_float32
 from onnxprune.model.io import load
 from onnxprune.ops.sums import Sums
@@ -79,8 +80,7 @@ class Masker:
 
     def without(self, trial: Trial) -> ir.Model:
         """Return a copy in float32 with the zeros of a trial."""
-        copy = self._model.clone()
-        copy.meta.update(self._model.meta)
+        copy = copy_of(self._model)
         if trial.mask is not None:
             apply_masks(copy, {trial.subject: trial.mask})
         return in_float32(copy)

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.calibration.layerwise import reads_of
 from onnxprune.model.biases import is_fixed, numbers_of
+from onnxprune.model.nodes import reads_of
 from onnxprune.ops.linear import Linear
 
 Array = npt.NDArray[Any]

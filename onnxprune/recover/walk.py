@@ -20,6 +20,7 @@ from onnxprune.calibration.activations import BATCH, inputs_of
 from onnxprune.calibration.layerwise import Portion, Side, Tap, portions_of, settled_values
 from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import UsageError
+from onnxprune.model.copies import copy_of
 from onnxprune.model.float32 import in_float32
 from onnxprune.ops.linear import Linear, find_linear
 from onnxprune.ops.weights import other_readers
@@ -131,7 +132,7 @@ def repair(
     if method not in METHODS:
         raise UsageError(f"unknown method of repair {method!r}; known: {', '.join(METHODS)}")
     samples = Samples(data, portions_of(original, data, batch, seed), threads, limit_bytes)
-    walk = _Walk(in_float32(original), Writer(_copy(pruned)), kept, samples, masks or {}, method, seed)
+    walk = _Walk(in_float32(original), Writer(copy_of(pruned)), kept, samples, masks or {}, method, seed)
     layers = walk.run(progress)
     return _judge(walk, in_float32(pruned), pruned, layers)
 
@@ -351,15 +352,9 @@ def _judge(walk: _Walk, before: ir.Model, pruned: ir.Model, layers: tuple[Repair
     sides = [samples.side(side) for side in (original, before, walk.writer.working)]
     far, near = divergence(*sides)
     if far is not None and near is not None and near > far:
-        model, near = _copy(pruned), far
+        model, near = copy_of(pruned), far
         outcome = f"left as it was: repaired, its outputs are further from the original's ({near:.3g})"
         layers = tuple(
             replace(layer, outcome="undone with the rest") if layer.repaired else layer for layer in layers
         )
     return Repaired(model, layers, far, near, held, outcome)
-
-
-def _copy(model: ir.Model) -> ir.Model:
-    copy = model.clone()
-    copy.meta.update(model.meta)
-    return copy

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.collector import collector_paused
+from onnxprune.model.copies import copy_of
 from onnxprune.model.names import Names, add_constant
 from onnxprune.model.nodes import nodes_in
 from onnxprune.model.scopes import graphs_of, inner_graphs
@@ -26,8 +27,7 @@ def cut(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Model:
         removed: bool ``[labels.count]``, True for each label that goes.
     """
     with collector_paused():
-        copy = model.clone()
-    copy.meta.update(model.meta)
+        copy = copy_of(model)
     copies = dict(zip(nodes_in(model.graph), nodes_in(copy.graph), strict=True))
     names = Names(copy.graph)
     kept = Kept(channels, removed, copies, names)

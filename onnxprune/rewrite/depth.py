@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import PlanError
+from onnxprune.model.copies import copy_of
 from onnxprune.model.names import Names, add_constant
 from onnxprune.model.needed import drop_unneeded
 from onnxprune.model.scopes import Origins
@@ -26,8 +27,7 @@ def remove_branches(model: ir.Model, branches: Sequence[Branch]) -> ir.Model:
         model: the prepared copy in which the branches were found; not changed. Tensors are shared.
         branches: from `find_branches`.
     """
-    copy = model.clone()
-    copy.meta.update(model.meta)
+    copy = copy_of(model)
     cut = _operands(copy.graph, branches)
     for node in list(copy.graph):
         if str(node.name) in cut:

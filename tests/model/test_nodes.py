@@ -8,7 +8,7 @@ import pytest
 from cutting import graph
 
 from onnxprune.model.collector import collector_paused
-from onnxprune.model.nodes import graphs_in, nodes_in
+from onnxprune.model.nodes import graphs_in, nodes_in, reads_of
 
 NESTED = """
     q = If(c) <then_branch = t () => (float a) {
@@ -55,3 +55,19 @@ def test_the_collector_is_afterwards_as_it_was(on: bool) -> None:
         assert gc.isenabled() is on
     finally:
         (gc.enable if was_on else gc.disable)()
+
+
+def test_a_node_reads_what_its_bodies_capture() -> None:
+    body = """
+        q = If(c) <then_branch = t () => (float a) {
+                       k = Neg(outer)
+                       a = If(c) <then_branch = tt () => (float b) { b = Add(k, deep) },
+                                  else_branch = te () => (float d) { d = Identity(x) }> },
+                   else_branch = f () => (float g) { g = Tanh(x) }>
+        y = Neg(q)
+    """
+    before = "outer = Exp(x) deep = Sin(x)"
+    model = graph(before + body, inputs="float[N,3] x, bool c", outputs="y")
+    *_, held, last = list(model.graph)
+    assert sorted(str(value.name) for value in reads_of(held)) == ["c", "deep", "outer", "x"]
+    assert [value.name for value in reads_of(last)] == ["q"]
