@@ -9,6 +9,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.calibration.activations import BATCH, LIMIT_BYTES, Running, check_fits
@@ -17,7 +18,7 @@ from onnxprune.data import DataReader, Dataset, load_data
 from onnxprune.errors import PlanError, UsageError, VerificationError
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.io import save
-from onnxprune.planning.channels import STRUCTURED, Watch, plan_channels
+from onnxprune.planning.channels import STRUCTURED, Watch, plan_channels, unused_samples
 from onnxprune.planning.curves import trial_setting
 from onnxprune.planning.layers import plan_layers
 from onnxprune.planning.masks import plan_masks
@@ -211,9 +212,12 @@ def _recipe(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str
         "scope": options["scope"] or scope,
         "data": None if data is None else data.source,
         "data_digest": None if data is None else data.digest,
-        "protect": list(options["protect"]),
-        "input_shapes": {name: list(shape) for name, shape in (options["input_shapes"] or {}).items()},
+        "protect": [protect] if isinstance(protect := options["protect"], str) else list(protect),
+        "input_shapes": {
+            name: [int(size) for size in shape] for name, shape in (options["input_shapes"] or {}).items()
+        },
     }
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in plain.items()}
     plain |= {name: None for name, usual in _USUAL.items() if plain.get(name) == usual}
     return {name: value for name, value in plain.items() if value not in (None, [], {})}
 
@@ -263,6 +267,8 @@ def apply_plan(
     if recover is None and wish.method != usual:
         unrepaired = Skipped("repair", f"the plan was made with --recover {usual}, which takes --data")
         plan = replace(plan, skipped=(*plan.skipped, unrepaired))
+    notes = [note for note in unused_samples(model, samples) if note not in plan.skipped]
+    plan = replace(plan, skipped=(*plan.skipped, *notes))
     if plan.pattern == "layers":
         return apply_to_layers(model, plan, samples, wish, watch)
     if plan.pattern in STRUCTURED:

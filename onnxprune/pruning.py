@@ -24,12 +24,13 @@ from onnxprune.planning.layers import Layers, find_layers, plan_layers, planned_
 from onnxprune.planning.masks import plan_masks
 from onnxprune.planning.rounds import plan_more_channels, recipes_by_round
 from onnxprune.proving import Trials, make_cut, prove_cut, prove_layers
-from onnxprune.recover import METHODS, Repaired, repair
+from onnxprune.pruning_report import RepairedRound, pruned_report, repair_sections
+from onnxprune.recover import METHODS, repair
 from onnxprune.registry import did_you_mean
 from onnxprune.rewrite.depth import remove_branches
 from onnxprune.rewrite.fold import Fold
 from onnxprune.rewrite.mask import apply_masks, replace_weights
-from onnxprune.types import BoolArray, Check, IntArray, Mask, Plan, Report
+from onnxprune.types import BoolArray, Check, Cost, IntArray, Mask, Plan, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Repair:
             raise UsageError(
                 f"unknown repair {self.method!r}{did_you_mean(self.method, known)}; known: {', '.join(known)}"
             )
-        if self.rounds < 1:
+        if not isinstance(self.rounds, (int, np.integer)) or self.rounds < 1:
             raise UsageError(f"rounds is a whole number from 1 on, not {self.rounds}")
         if self.method == "none":
             if self.rounds > 1:
@@ -80,6 +81,68 @@ class Repair:
             raise UsageError(f"repair {self.method!r} works on samples: give --data calib.npz")
         if pattern == DEAD:
             raise UsageError(f"pattern {DEAD!r} changes no result: there is nothing to repair")
+
+
+class _Repairs:
+    """Repairs of one model, one for each round, and what became of them."""
+
+    def __init__(self, wish: Repair, trials: Trials, watch: Watch) -> None:
+        self.wish = wish
+        self.trials = trials
+        self.watch = watch
+        self.rounds: list[RepairedRound] = []
+
+    def __call__(
+        self,
+        original: ir.Model,
+        pruned: ir.Model,
+        kept: Mapping[str, Mapping[int, BoolArray]],
+        left: Mapping[str, float],
+        *,
+        number: int = 1,
+        masks: Mapping[str, Mask] | None = None,
+    ) -> ir.Model:
+        """Repair a model if that is wished.
+
+        Args:
+            original: a prepared working copy.
+            pruned: what became of it.
+            kept: which positions of its values are left, by name and axis; all where nothing is said.
+            left: shares of the original that are left, for the report.
+            number: of the round.
+            masks: by name of the stored tensor: where weights may differ from zero.
+        """
+        if self.wish.method == "none" or self.trials.samples is None:
+            return pruned
+        running = self.watch.running
+        with self.watch.stage("repair"):
+            repaired = repair(
+                original,
+                pruned,
+                lambda name: kept.get(name, {}),
+                self.trials.samples,
+                method=self.wish.method,
+                masks=masks,
+                batch=running.batch,
+                limit_bytes=running.limit_bytes,
+                threads=running.threads,
+                seed=self.trials.seed,
+                progress=self.watch.progress,
+            )
+        self.rounds.append(RepairedRound(number, left, repaired))
+        return repaired.model
+
+    def report(
+        self,
+        plan: Plan,
+        checks: Sequence[Check] = (),
+        predicted: tuple[Cost, Cost] | None = None,
+        folds: Sequence[Fold] = (),
+    ) -> Report:
+        """Return the report of the model; its cost is that of the plan unless another one is given."""
+        sections = {**self.watch.sections, **repair_sections(self.wish.method, self.rounds)}
+        costs = predicted or plan.predicted
+        return pruned_report(plan, costs, checks, self.watch.seconds, folds=folds, sections=sections)
 
 
 def prune_channels(
@@ -96,12 +159,12 @@ def prune_channels(
     decision = plan_channels(model, steps[0], samples, seed, watch, setting)
     state = _Cutting(seed, samples, wish, watch)
     current = state.cut(decision.analysis, decision.sums, decision.removed)
-    current = state.repair(decision.analysis, decision.removed, current)
-    for step in steps[1:]:
+    current = state.repair(decision.analysis, decision.plan, current)
+    for number, step in enumerate(steps[1:], start=2):
         decision, then = plan_more_channels(decision, current, step, samples, seed, watch)
         if then.removed:
             current = state.cut(then.analysis, then.sums, then.removed)
-            current = state.repair(decision.analysis, decision.removed, current)
+            current = state.repair(decision.analysis, decision.plan, current, number)
     return state.result(replace(decision.plan, recipe=dict(recipe)), current)
 
 
@@ -118,9 +181,9 @@ def apply_to_channels(
     check_groups(analysis, plan)
     with watch.stage("find constants"):
         sums = Sums(analysis.model.graph, analysis.channels)
-    removed = {group.name: group.removed for group in plan.groups if len(group.removed)}
+    removed = plan.removed
     state = _Cutting(plan.seed, samples, wish, watch)
-    pruned = state.repair(analysis, removed, state.cut(analysis, sums, removed))
+    pruned = state.repair(analysis, plan, state.cut(analysis, sums, removed))
     return state.result(plan, pruned)
 
 
@@ -129,8 +192,8 @@ class _Cutting:
 
     def __init__(self, seed: int, samples: Dataset | None, wish: Repair, watch: Watch) -> None:
         self.trials = Trials(seed, samples)
-        self.wish = wish
         self.watch = watch
+        self.repairs = _Repairs(wish, self.trials, watch)
         self.checks: list[Check] = []
         self.folds: list[Fold] = []
         self.added = np.zeros(2, np.int64)  # numbers and bytes that the model gained
@@ -150,18 +213,24 @@ class _Cutting:
         self.added += made.added
         return made.pruned
 
-    def repair(self, analysis: Analysis, removed: Mapping[str, IntArray], pruned: ir.Model) -> ir.Model:
+    def repair(self, analysis: Analysis, plan: Plan, pruned: ir.Model, number: int = 1) -> ir.Model:
         """Repair what is left of a model.
 
         Args:
             analysis: of the original.
-            removed: by group name, what it lost in all.
+            plan: what it lost in all.
             pruned: what is left.
+            number: of the round.
         """
-        if self.wish.method == "none" or self.trials.samples is None:
+        if self.repairs.wish.method == "none":
             return pruned
-        masks = _masks_by_name(analysis, removed)
-        repaired = _repair(self.wish, analysis.model, pruned, masks, self.trials, self.watch)
+        masks = _masks_by_name(analysis, plan)
+        before, after = plan.predicted
+        left = {
+            "parameters share": after.params / max(before.params, 1),
+            "MACs share": after.macs / max(before.macs, 1),
+        }
+        repaired = self.repairs(analysis.model, pruned, masks, left, number=number)
         self.added += _size(repaired) - _size(pruned)
         return repaired
 
@@ -170,8 +239,8 @@ class _Cutting:
         before, after = plan.predicted
         numbers, size_bytes = self.added.tolist()
         after = replace(after, params=after.params + numbers, size_bytes=after.size_bytes + size_bytes)
-        shown = replace(plan, predicted=(before, after))
-        return PruneResult(pruned, plan, _report(shown, _numbered(self.checks), self.watch, self.folds))
+        checks = _numbered(self.checks)
+        return PruneResult(pruned, plan, self.repairs.report(plan, checks, (before, after), self.folds))
 
 
 def _numbered(checks: Sequence[Check]) -> tuple[Check, ...]:
@@ -185,9 +254,9 @@ def _numbered(checks: Sequence[Check]) -> tuple[Check, ...]:
     )
 
 
-def _masks_by_name(analysis: Analysis, removed: Mapping[str, IntArray]) -> dict[str, dict[int, BoolArray]]:
+def _masks_by_name(analysis: Analysis, plan: Plan) -> dict[str, dict[int, BoolArray]]:
     """Return the positions that are left of each value of the original, by axis."""
-    kept = Kept(analysis.channels, analysis.removed_labels(removed))
+    kept = Kept(analysis.channels, analysis.removed_labels(plan.removed))
     values = [*analysis.model.graph.inputs, *(o for node in analysis.model.graph for o in node.outputs)]
     return {str(value.name): masks for value in values if (masks := kept.masks(value))}
 
@@ -233,8 +302,9 @@ def _remove(plan: Plan, layers: Layers, samples: Dataset | None, wish: Repair, w
         pruned = remove_branches(layers.model, branches)
     with watch.stage("prove"):
         checks = prove_layers(layers, branches, pruned, trials)
-    pruned = _repair(wish, layers.model, pruned, {}, trials, watch)
-    return PruneResult(pruned, plan, _report(plan, checks, watch))
+    repairs = _Repairs(wish, trials, watch)
+    pruned = repairs(layers.model, pruned, {}, {})
+    return PruneResult(pruned, plan, repairs.report(plan, checks))
 
 
 def prune_weights(
@@ -249,16 +319,17 @@ def prune_weights(
     """Set weights of a model to zero, in rounds if that is wished."""
     original = _named(model) if wish.method != "none" else model
     current = original
-    for step in recipes_by_round(recipe, wish.rounds):
+    repairs = _Repairs(wish, Trials(seed, samples), watch)
+    for number, step in enumerate(recipes_by_round(recipe, wish.rounds), start=1):
         plan, weights = plan_masks(current, step, samples, seed, watch, setting)
-        current = _mask(original, current, plan, weights, samples, wish, watch)
+        current = _mask(original, current, plan, weights, repairs, number)
     plan = replace(
         plan,
         recipe=dict(recipe),
         structure_digest=structure_digest(model),
         weights_digest=weights_digest(model),
     )
-    return PruneResult(current, plan, _report(plan, (), watch))
+    return PruneResult(current, plan, repairs.report(plan))
 
 
 def apply_to_weights(
@@ -266,8 +337,9 @@ def apply_to_weights(
 ) -> PruneResult:
     """Set the weights of a plan to zero."""
     original = _named(model) if wish.method != "none" else model
-    masked = _mask(original, original, plan, {}, samples, wish, watch)
-    return PruneResult(masked, plan, _report(plan, (), watch))
+    repairs = _Repairs(wish, Trials(plan.seed, samples), watch)
+    masked = _mask(original, original, plan, {}, repairs)
+    return PruneResult(masked, plan, repairs.report(plan))
 
 
 def _named(model: ir.Model) -> ir.Model:
@@ -282,108 +354,14 @@ def _mask(
     model: ir.Model,
     plan: Plan,
     weights: Mapping[str, npt.NDArray[Any]],
-    samples: Dataset | None,
-    wish: Repair,
-    watch: Watch,
+    repairs: _Repairs,
+    number: int = 1,
 ) -> ir.Model:
+    """Set weights of a model to zero, give those that stay new values, and repair it."""
     masked = copy_of(model)
-    with watch.stage("mask"):
+    with repairs.watch.stage("mask"):
         replace_weights(masked, weights)
         apply_masks(masked, plan.masks)
-    return _repair(wish, original, masked, {}, Trials(plan.seed, samples), watch, plan.masks)
-
-
-def _repair(
-    wish: Repair,
-    original: ir.Model,
-    pruned: ir.Model,
-    kept: Mapping[str, Mapping[int, BoolArray]],
-    trials: Trials,
-    watch: Watch,
-    masks: Mapping[str, Mask] | None = None,
-) -> ir.Model:
-    """Repair a model as wished, and note what became of it."""
-    if wish.method == "none" or trials.samples is None:
-        return pruned
-    with watch.stage("repair"):
-        repaired = repair(
-            original,
-            pruned,
-            lambda name: kept.get(name, {}),
-            trials.samples,
-            method=wish.method,
-            masks=masks,
-            batch=watch.running.batch,
-            limit_bytes=watch.running.limit_bytes,
-            threads=watch.running.threads,
-            seed=trials.seed,
-            progress=watch.progress,
-        )
-    watch.sections |= _repair_sections(wish.method, repaired)
-    return repaired.model
-
-
-def _repair_sections(method: str, repaired: Repaired) -> dict[str, Any]:
-    """Return tables of a repair; those of a later round take the place of an earlier one's."""
-    done = sum(layer.repaired for layer in repaired.layers)
-    summary = {
-        "method": method,
-        "layers repaired": done,
-        "layers left as they were": len(repaired.layers) - done,
-        "samples held out": repaired.held_out,
-        "outputs differ on them, before": repaired.before,
-        "outputs differ on them, after": repaired.after,
-        "outcome": repaired.outcome,
-    }
-    rows = [
-        {"layer": layer.name, "error before": layer.before, "after": layer.after, "ridge": layer.ridge,
-         "outcome": layer.outcome}
-        for layer in repaired.layers
-    ]  # fmt: skip
-    return {"repair": summary, "repaired layers": rows}
-
-
-def _report(plan: Plan, checks: tuple[Check, ...], watch: Watch, folds: Sequence[Fold] = ()) -> Report:
-    before, after = plan.predicted
-    sections: dict[str, Any] = {
-        "cost": [
-            {"what": name, "before": getattr(before, key), "after": getattr(after, key),
-             "ratio": getattr(after, key) / max(getattr(before, key), 1)}
-            for name, key in (("parameters", "params"), ("MACs", "macs"), ("bytes of weights", "size_bytes"))
-        ]
-    }  # fmt: skip
-    branches = [
-        {"branch": b.name, "kind": g.kind.replace("_", " "), "score": b.score, "removed": number in g.removed}
-        for g in plan.groups
-        for number, b in enumerate(g.branches)
-    ]
-    if branches:
-        sections["layers"] = sorted(branches, key=lambda row: (not row["removed"], row["score"]))
-    elif plan.groups:
-        sections["groups"] = [
-            {
-                "group": g.name,
-                "kind": g.kind,
-                "before": g.size,
-                "after": g.size - len(g.removed),
-                "exact": g.exact,
-            }
-            for g in plan.groups
-            if len(g.removed)
-        ]
-    folded = [
-        {"consumer": str(fold.seen.contraction.node.name), "into": into, "channels": len(numbers)}
-        for fold in folds
-        for into, numbers in (("bias", fold.into_bias), ("weights", fold.into_weight))
-        if len(numbers)
-    ]
-    if folded:
-        sections["folded constants"] = folded
-    sections |= watch.sections
-    if plan.masks:
-        sections["masks"] = [
-            {"tensor": name, "weights": mask.size, "zero": mask.size - mask.kept,
-             "sparsity": 1 - mask.kept / max(mask.size, 1)}
-            for name, mask in plan.masks.items()
-        ]  # fmt: skip
-    return Report(f"pruned by {plan.pattern}", sections, checks, plan.skipped, dict(watch.seconds))
+    kept, size = (sum(getattr(mask, what) for mask in plan.masks.values()) for what in ("kept", "size"))
+    left = {"weights share": kept / max(size, 1)}
+    return repairs(original, masked, {}, left, number=number, masks=plan.masks)

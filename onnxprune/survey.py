@@ -106,6 +106,10 @@ def measure_sensitivity(
         OutputError: the cache can't be written.
     """
     check_amounts(amounts)
+    if pattern == DEAD:
+        raise UsageError(f"pattern {DEAD!r} costs nothing: there is nothing to measure")
+    if pattern == "layers":
+        raise UsageError("branches are not measured one by one: prune --pattern layers shows their scores")
     running = running_of(batch, memory_limit, threads)
     setting = trial_setting(cache, jobs, running, metric, output)
     path, given = (None, model) if isinstance(model, ir.Model) else (Path(model), load(model))
@@ -172,8 +176,6 @@ class _Tried:
 
 def _try_channels(job: _Job) -> _Tried:
     recipe, watch = job.recipe, job.watch
-    if recipe["pattern"] == DEAD:
-        raise UsageError(f"pattern {DEAD!r} costs nothing: there is nothing to measure")
     check_score(recipe["score"], job.data)
     with watch.stage("analyze"):
         analysis = analyze_for(recipe, job.model)
@@ -210,7 +212,8 @@ def _try_tensors(job: _Job) -> _Tried:
         uses, unreachable = find_weights(job.model)
 
     def masks_at(amount: float) -> Mapping[str, Mask]:
-        found = masks_for(job.model, uses, {**recipe, "amount": None if runs else amount}, job.data, job.seed)
+        wish = {**recipe, "amount": None if runs else amount}
+        found = masks_for(job.model, uses, wish, job.data, job.seed, running=watch.running)
         if amount == max(amounts):
             skipped.extend(found.skipped)
         return found.masks

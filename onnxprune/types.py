@@ -366,3 +366,8 @@ class Plan:
     seed: int
     versions: Mapping[str, str]
     skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def removed(self) -> dict[str, IntArray]:
+        """Int32 numbers of what goes, by group name, of the groups that lose anything."""
+        return {group.name: group.removed for group in self.groups if len(group.removed)}

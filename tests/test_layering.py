@@ -23,7 +23,7 @@ LAYERS = (
     ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "recover", "report",
      "rewrite", "scores", "sensitivity", "verification"),
     ("planning",),
-    ("proving",),
+    ("proving", "pruning_report"),
     ("pruning",),
     ("inspection", "pipeline", "survey"),
     ("onnxprune",),  # the public API

@@ -55,7 +55,7 @@ def portions_of(model: ir.Model, data: Dataset, batch: int, seed: int) -> tuple[
     units = len(data) // unit
     if units < 2:
         raise DataError(
-            f"{data.source}: {len(data)} samples are too few to repair with: some are held out to check the "
+            f"{data.source}: too few samples to repair with ({len(data)}): some are held out to check the "
             f"repair, so it takes at least {2 * unit}"
         )
     order = np.random.default_rng(seed).permutation(len(data))[: units * unit]

@@ -102,8 +102,8 @@ class Decision:
 
     @property
     def removed(self) -> dict[str, IntArray]:
-        """Return int32 channel numbers by group name, of the groups that lose channels."""
-        return {group.name: group.removed for group in self.plan.groups if len(group.removed)}
+        """Int32 channel numbers by group name, of the groups that lose channels."""
+        return self.plan.removed
 
 
 def plan_channels(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.calibration.activations import BATCH, inputs_of
+from onnxprune.calibration.activations import BATCH, LIMIT_BYTES, inputs_of
 from onnxprune.calibration.layerwise import Portion, Side, Tap, portions_of, settled_values
 from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import UsageError
@@ -84,9 +84,6 @@ class Repaired:
     outcome: str
 
 
-#: Of all that is gathered and remembered at a time; a layer of 4,096 inputs and outputs takes 1.1 GB of it.
-LIMIT_BYTES = 1 << 31
-
 _DONE = "repaired"
 
 #: Samples that shapes are looked at with.
@@ -119,7 +116,8 @@ def repair(
             result), or ``reconstruct`` (weights and intercepts by least squares).
         masks: by name of the stored tensor: where weights may differ from zero.
         batch: samples of one run, where the model's first axis is symbolic.
-        limit_bytes: of all that is gathered and remembered at a time.
+        limit_bytes: of all that is gathered and remembered at a time; what is gathered for one layer of 4,096
+            inputs and outputs takes 1.1 GB.
         threads: of one operator; 0 for one per core.
         seed: of which samples are held out and which rows are drawn.
         progress: called with the share that is done, in (0, 1].
@@ -265,7 +263,7 @@ class _Walk:
         waiting = []
         for uses in sorted(_by_weight(wave), key=self._bytes_of):
             if self._bytes_of(uses) > limit:
-                needed = f"{self._bytes_of(uses)} bytes, more than the limit of {limit}"
+                needed = f"{self._bytes_of(uses)} bytes, more than the limit of {limit}; raise it"
                 for task in uses:
                     self._leave(task.linear, f"its moments take {needed}")
             else:
