@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,17 +13,17 @@ import onnx_ir as ir
 
 from onnxprune.analyze import Analysis
 from onnxprune.data import Dataset
-from onnxprune.errors import UsageError
+from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.model.copies import copy_of
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.prepare import name_nodes
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
-from onnxprune.planning.channels import DEAD, Watch, analyze_for, check_groups, plan_channels
+from onnxprune.planning.channels import DEAD, Decision, Watch, analyze_for, check_groups, plan_channels
 from onnxprune.planning.curves import Setting
 from onnxprune.planning.layers import Layers, find_layers, plan_layers, planned_branches
 from onnxprune.planning.masks import plan_masks
-from onnxprune.planning.rounds import plan_more_channels, recipes_by_round
+from onnxprune.planning.rounds import plan_more_channels, recipes_by_round, with_earlier
 from onnxprune.proving import Trials, make_cut, prove_cut, prove_layers
 from onnxprune.pruning_report import RepairedRound, pruned_report, repair_sections
 from onnxprune.recover import METHODS, repair
@@ -156,16 +157,37 @@ def prune_channels(
 ) -> PruneResult:
     """Remove channels of a model, in rounds if that is wished."""
     steps = recipes_by_round(recipe, wish.rounds)
-    decision = plan_channels(model, steps[0], samples, seed, watch, setting)
+    first, decision = _first_cut(model, steps, samples, seed, watch, setting)
     state = _Cutting(seed, samples, wish, watch)
     current = state.cut(decision.analysis, decision.sums, decision.removed)
-    current = state.repair(decision.analysis, decision.plan, current)
-    for number, step in enumerate(steps[1:], start=2):
+    current = state.repair(decision.analysis, decision.plan, current, first)
+    for number, step in enumerate(steps[first:], start=first + 1):
         decision, then = plan_more_channels(decision, current, step, samples, seed, watch)
         if then.removed:
             current = state.cut(then.analysis, then.sums, then.removed)
             current = state.repair(decision.analysis, decision.plan, current, number)
     return state.result(replace(decision.plan, recipe=dict(recipe)), current)
+
+
+def _first_cut(
+    model: ir.Model,
+    steps: Sequence[Mapping[str, Any]],
+    samples: Dataset | None,
+    seed: int,
+    watch: Watch,
+    setting: Setting,
+) -> tuple[int, Decision]:
+    """Return the number of the first round in which anything goes, from 1 on, and what goes.
+
+    A round may be too small a step for any group: a share of two heads, or less than alignment takes.
+
+    Raises:
+        NothingToPrune: nothing goes in the last round either.
+    """
+    for number, step in enumerate(steps[:-1], start=1):
+        with contextlib.suppress(NothingToPrune):
+            return number, plan_channels(model, step, samples, seed, watch, setting)
+    return len(steps), plan_channels(model, steps[-1], samples, seed, watch, setting)
 
 
 def apply_to_channels(
@@ -320,8 +342,11 @@ def prune_weights(
     original = _named(model) if wish.method != "none" else model
     current = original
     repairs = _Repairs(wish, Trials(seed, samples), watch)
+    masks: Mapping[str, Mask] = {}
     for number, step in enumerate(recipes_by_round(recipe, wish.rounds), start=1):
         plan, weights = plan_masks(current, step, samples, seed, watch, setting)
+        masks = with_earlier(masks, plan.masks)
+        plan = replace(plan, masks=masks)
         current = _mask(original, current, plan, weights, repairs, number)
     plan = replace(
         plan,

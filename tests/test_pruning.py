@@ -17,7 +17,7 @@ from cutting import graph, parameters
 import onnxprune
 from onnxprune import pruning
 from onnxprune.data import Dataset
-from onnxprune.errors import UsageError
+from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.planning import rounds as round_planning
 from onnxprune.runtime import open_session
 from onnxprune.types import Check
@@ -183,6 +183,7 @@ def test_nodes_without_names_are_repaired() -> None:
         ({"amount": 0.5, "recover": "reconstrut"}, "did you mean 'reconstruct'"),
         ({"amount": 0.5, "rounds": 3}, "say how with recover"),
         ({"amount": 0.5, "recover": "bias", "rounds": 0}, "from 1 on"),
+        ({"amount": 0.5, "recover": "bias", "rounds": 2.0}, "from 1 on"),
         ({"pattern": "dead", "recover": "bias"}, "nothing to repair"),
         ({"pattern": "2:4", "recover": "bias", "rounds": 2}, "goes in one round"),
         ({"pattern": "layers", "amount": 0.5, "recover": "bias", "rounds": 2}, "in one round"),
@@ -227,3 +228,150 @@ def test_scope_sensitivity_in_rounds_brings_nothing_back() -> None:
     )
     before, after = result.plan.predicted
     assert 0.35 < after.macs / before.macs <= 0.4
+
+
+def removed_by_round(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, set[int]]]:
+    """Return a list that gets what is gone in all after each round of a run."""
+    seen: list[dict[str, set[int]]] = []
+    plan_more = pruning.plan_more_channels
+
+    def spy(earlier: Any, *rest: Any) -> Any:
+        decision, then = plan_more(earlier, *rest)
+        seen.extend(
+            {name: set(gone.tolist()) for name, gone in each.removed.items()} for each in (earlier, decision)
+        )
+        return decision, then
+
+    monkeypatch.setattr(pruning, "plan_more_channels", spy)
+    return seen
+
+
+@pytest.mark.parametrize("scope", ["uniform", "global", "isomorphic", "sensitivity"])
+@pytest.mark.parametrize("score", ["l2", "random", "wanda", "obs"])
+@pytest.mark.parametrize("name", ["residual_net", "attention"])
+def test_whatever_the_scope_and_score_rounds_only_take(
+    name: str, score: str, scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = removed_by_round(monkeypatch)
+    options = {"target_params": 0.6, "score": score, "scope": scope, "recover": "bias", "rounds": 3}
+    result = onnxprune.prune(load(name), data=samples(name), **options)
+    for earlier, later in pairwise(seen):
+        assert all(gone <= later.get(group, set()) for group, gone in earlier.items())
+    assert {n: set(gone.tolist()) for n, gone in result.plan.removed.items()} == seen[-1]
+    before, after = result.plan.predicted
+    assert after.params <= 0.6 * before.params
+    assert after.params == parameters(result.model) or result.report.sections["repair"]["layers repaired"]
+
+
+@pytest.mark.parametrize("scope", ["uniform", "global", "owl", "sensitivity"])
+@pytest.mark.parametrize("score", ["l2", "random", "wanda", "obs"])
+@pytest.mark.parametrize("pattern", ["unstructured", "block:2x2"])
+def test_a_plan_of_zeros_from_rounds_says_every_zero(pattern: str, score: str, scope: str) -> None:
+    model, data = load("residual_net"), samples("residual_net", count=40)
+    options = {"pattern": pattern, "amount": 0.5, "score": score, "scope": scope, "rounds": 3}
+    result = onnxprune.prune(model, data=data, recover="bias", **options)  # bias moves no weight
+    for name, mask in result.plan.masks.items():
+        weights = result.model.graph.initializers[name].const_value.numpy()  # type: ignore[union-attr]
+        kept = mask.unpack()
+        assert not weights[~kept].any()
+        assert np.count_nonzero(weights[kept]) >= kept.sum() - (score == "obs") * 4, name
+    sizes = [(mask.size, mask.kept) for mask in result.plan.masks.values()]
+    assert sum(kept for _, kept in sizes) <= 0.53 * sum(size for size, _ in sizes)
+
+
+def test_a_round_too_small_for_any_group_is_passed_over() -> None:
+    """A share of 4 heads, and of channels that go by 4, is none at all in the first of 20 rounds."""
+    for name, pattern in (("attention", "heads"), ("residual_net", "channels")):
+        once = onnxprune.plan(load(name), pattern=pattern, amount=0.5)
+        options = {"pattern": pattern, "amount": 0.5, "recover": "bias", "rounds": 20}
+        result = onnxprune.prune(load(name), data=samples(name), **options)
+        assert {n: len(g) for n, g in result.plan.removed.items()} == {
+            n: len(g) for n, g in once.removed.items()
+        }
+        assert result.report.sections["rounds"][0]["round"] > 1
+    with pytest.raises(NothingToPrune, match="stay whole"):
+        onnxprune.prune(
+            load("mlp"), data=samples("mlp"), pattern="heads", amount=0.5, recover="bias", rounds=3
+        )
+
+
+def test_the_report_has_a_row_for_each_round() -> None:
+    model, data = load("mlp"), samples("mlp")
+    result = onnxprune.prune(model, amount=0.5, data=data, recover="reconstruct", rounds=3)
+    rows, before_after = result.report.sections["rounds"], result.plan.predicted
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    for key, field in (("parameters share", "params"), ("MACs share", "macs")):
+        before, after = (getattr(cost, field) for cost in before_after)
+        assert rows[0][key] > rows[1][key] > rows[2][key] == after / before
+    summary = result.report.sections["repair"]
+    assert rows[-1]["error before repair"] == summary["outputs differ on them, before"]
+    assert all(row["error after"] <= row["error before repair"] for row in rows)
+    masked = onnxprune.prune(
+        model, pattern="unstructured", amount=0.5, data=data, recover="bias", rounds=2
+    ).report.sections["rounds"]
+    assert masked[-1]["weights share"] == pytest.approx(0.5, abs=0.01)
+    assert "rounds" not in onnxprune.prune(model, amount=0.5, data=data, recover="bias").report.sections
+
+
+def test_a_plan_in_rounds_is_the_plan_of_prune() -> None:
+    options = {"amount": 0.5, "data": samples("mlp"), "recover": "bias", "rounds": 3}
+    plan = onnxprune.plan(load("mlp"), **options)
+    pruned = onnxprune.prune(load("mlp"), **options).plan
+    assert {n: g.tolist() for n, g in plan.removed.items()} == {
+        n: g.tolist() for n, g in pruned.removed.items()
+    }
+    assert (plan.recipe["recover"], plan.recipe["rounds"], plan.recipe["amount"]) == ("bias", 3, 0.5)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    options = {"amount": np.float32(0.5), "rounds": np.int64(2), "align": np.int32(1)}
+    result = onnxprune.prune(load("mlp"), data=samples("mlp"), recover="bias", **options)
+    assert type(result.plan.recipe["amount"]) is float
+    onnxprune.save_pruned(result, tmp_path / "small.onnx", plan_folder=tmp_path / "small.plan")
+    assert onnxprune.load_plan(tmp_path / "small.plan").recipe == result.plan.recipe
+    shapes = {"x": np.array([2, 16])}
+    assert onnxprune.plan(load("mlp"), amount=0.5, input_shapes=shapes).recipe["input_shapes"] == {
+        "x": [2, 16]
+    }
+
+
+def test_one_glob_protects_what_it_names() -> None:
+    """A text is one glob, not a list of its letters, of which an asterisk would protect everything."""
+    plan = onnxprune.plan(load("mlp"), amount=0.5, protect="fc1*")
+    assert plan.recipe["protect"] == ["fc1*"]
+    assert plan.removed
+    assert "fc1" not in plan.removed
+
+
+@pytest.mark.parametrize("pattern", ["channels", "heads", "layers", "unstructured"])
+def test_apply_repairs_every_pattern_and_says_of_noise(pattern: str) -> None:
+    model, data = load("attention"), samples("attention")
+    if pattern == "layers":
+        model = ir.from_proto(small_models.residual_net())
+        data = samples("residual_net")
+    plan = onnxprune.plan(model, pattern=pattern, amount=0.5, score="l2")
+    again = onnxprune.apply_plan(model, plan, data=data, recover="reconstruct")
+    assert again.report.sections["repair"]["method"] == "reconstruct"
+    assert not any("noise" in entry.reason for entry in again.report.skipped)
+    noisy = onnxprune.apply_plan(model, plan, data="random:32", recover="bias")
+    assert [entry.name for entry in noisy.report.skipped if "noise" in entry.reason] == ["random:32"]
+
+
+def test_how_models_are_run_reaches_the_repair(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    run = pruning.repair
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        seen.append(options)
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(pruning, "repair", spy)
+    options = {"data": samples("mlp"), "recover": "bias", "batch": 7, "memory_limit": 123456, "threads": 2}
+    model = load("mlp")
+    plans = [
+        onnxprune.prune(model, pattern=pattern, amount=0.5, **options).plan
+        for pattern in ("channels", "unstructured")
+    ]
+    for plan in plans:
+        onnxprune.apply_plan(model, plan, **options)
+    assert [(each["batch"], each["limit_bytes"], each["threads"]) for each in seen] == [(7, 123456, 2)] * 4

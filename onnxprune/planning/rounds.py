@@ -15,7 +15,7 @@ from onnxprune.errors import UsageError
 from onnxprune.ops.sums import Sums
 from onnxprune.planning.channels import STRUCTURED, Decision, Watch, choose, cost_after, look, planned
 from onnxprune.schedule import cubic
-from onnxprune.types import BoolArray, ChannelGroup, Choice, FloatArray, IntArray
+from onnxprune.types import BoolArray, ChannelGroup, Choice, FloatArray, IntArray, Mask
 
 
 def recipes_by_round(recipe: Mapping[str, Any], rounds: int) -> list[dict[str, Any]]:
@@ -35,6 +35,18 @@ def recipes_by_round(recipe: Mapping[str, Any], rounds: int) -> list[dict[str, A
     raise UsageError(
         f"pattern {recipe['pattern']!r} without an amount or target goes in one round: leave out rounds"
     )
+
+
+def with_earlier(earlier: Mapping[str, Mask], now: Mapping[str, Mask]) -> dict[str, Mask]:
+    """Return masks without the weights that went in earlier rounds, so that what is gone stays gone.
+
+    A score that weighs a dead input, or a scope that shares out anew, may keep another weight than before;
+    then a little more goes than was asked for, and the plan says all of it.
+    """
+    joined = {**earlier, **now}
+    for name in earlier.keys() & now.keys():
+        joined[name] = Mask(now[name].shape, earlier[name].bits & now[name].bits)
+    return joined
 
 
 @dataclass(frozen=True, slots=True)
