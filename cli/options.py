@@ -103,6 +103,27 @@ def output_file() -> _Decorator:
     )
 
 
+def target() -> _Decorator:
+    """``--amount``, ``--target-macs`` or ``--target-params``: how much goes."""
+    return _together(
+        share("--amount", help="Share of the channels, layers or weights to remove."),
+        share("--target-macs", help="Share of the multiply-accumulates that may stay."),
+        share("--target-params", help="Share of the parameters that may stay."),
+    )
+
+
+def limits() -> _Decorator:
+    """``--protect``, ``--allow-inexact`` and ``--floor``: what stays whatever the target."""
+    return _together(
+        option(
+            "--protect", multiple=True, metavar="GLOB",
+            help="Groups, branches or tensors that stay; repeatable.",
+        ),
+        option("--allow-inexact", is_flag=True, help="Also cut what normalisation takes statistics over."),
+        share("--floor", default=0.1, help="Least share of a group, or kind of layers, that stays."),
+    )  # fmt: skip
+
+
 def external_data() -> _Decorator:
     """``--external-data``; None where neither form is asked for."""
     return click.option(
@@ -120,18 +141,21 @@ def sparse_storage() -> _Decorator:
     )  # fmt: skip
 
 
+def _together(*decorators: _Decorator) -> _Decorator:
+    """Return several options as one, in their order."""
+    return functools.reduce(lambda outer, inner: lambda function: outer(inner(function)), decorators)
+
+
 def runs_on_data() -> _Decorator:
     """``--batch``, ``--memory-limit`` and ``--threads``: how models are run on data, not what is done."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        limit = option(
+    return _together(
+        count("--batch", default=32, help="Samples in one run on data, where the batch is free."),
+        option(
             "--memory-limit", default="1GB", callback=_bytes, metavar="SIZE",
             help="What work on data may keep in memory, beside model and data: bytes, or as 512MB, 2GB.",
-        )  # fmt: skip
-        batch = count("--batch", default=32, help="Samples in one run on data, where the batch is free.")
-        return batch(limit(threads()(function)))
-
-    return decorate
+        ),
+        threads(),
+    )  # fmt: skip
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onnxprune_cli import options
-from onnxprune_cli.options import name, option, share
+from onnxprune_cli.options import name, option
 from onnxprune_cli.output import Output, reporting
 
 EXAMPLE = options.example("onnxprune prune model.onnx -o small.onnx --target-macs 0.5 --plan small.plan")
@@ -30,18 +30,14 @@ SCOPES = (
 @click.argument("model", type=options.FILE)
 @options.output_file()
 @option("--pattern", default="channels", metavar="PATTERN", help=PATTERNS)
-@share("--amount", help="Share of the channels, layers or weights to remove.")
-@share("--target-macs", help="Share of the multiply-accumulates that may stay.")
-@share("--target-params", help="Share of the parameters that may stay.")
+@options.target()
 @name("--score", help=SCORES)
 @name("--scope", help=SCOPES)
 @name("--data", help="Samples: an .npz file, a folder, module:function; random or random:256 for noise.")
 @options.recover("none")
 @options.rounds()
 @options.alignment()
-@option("--protect", multiple=True, metavar="GLOB", help="Groups, branches or tensors that stay; repeatable.")
-@option("--allow-inexact", is_flag=True, help="Also cut what normalisation takes statistics over.")
-@share("--floor", default=0.1, help="Least share of a group, or kind of layers, that stays.")
+@options.limits()
 @option("--plan", type=options.FILE, metavar="DIR", help="Save what was decided, to apply it again.")
 @options.cache()
 @options.jobs()
@@ -68,11 +64,8 @@ def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: 
     check_target(output)  # rather now than after long work
     out.step(f"reading {model}")
     original = load(model)
-    out.step(
-        "deciding, removing and proving"
-        if choices["recover"] == "none"
-        else "deciding, removing, proving and repairing"
-    )
+    repairs = choices["recover"] != "none"
+    out.step(f"deciding, removing, proving{', repairing' if repairs else ''}")
     result = run(original, progress=out.progress.share, **choices)
     out.step(f"verifying and writing {output}")
     report = save_pruned(result, output, against=model, plan_folder=plan, **storage)

@@ -19,10 +19,11 @@ from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.prepare import name_nodes
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
-from onnxprune.planning.channels import DEAD, Decision, Watch, analyze_for, check_groups, plan_channels
+from onnxprune.planning.channels import DEAD, Decision, Watch, analyze_for, plan_channels
 from onnxprune.planning.curves import Setting
 from onnxprune.planning.layers import Layers, find_layers, plan_layers, planned_branches
 from onnxprune.planning.masks import plan_masks
+from onnxprune.planning.positions import check_groups
 from onnxprune.planning.rounds import plan_more_channels, recipes_by_round, with_earlier
 from onnxprune.proving import Trials, make_cut, prove_cut, prove_layers
 from onnxprune.pruning_report import RepairedRound, pruned_report, repair_sections

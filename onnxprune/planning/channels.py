@@ -12,7 +12,6 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune.allocate.channels import SENSITIVITY, Options, choose_channels, reason_to_skip
@@ -23,12 +22,13 @@ from onnxprune.calibration.activations import USUAL, Running, left_out
 from onnxprune.calibration.noise import notes_on_noise
 from onnxprune.cost import cost_of
 from onnxprune.data import Dataset
-from onnxprune.errors import NothingToPrune, PlanError, UsageError
+from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
 from onnxprune.planning.channel_trials import Candidates, measure_channels, without_unmeasured
 from onnxprune.planning.curves import AMOUNTS, Measured, Setting, curve_rows
+from onnxprune.planning.positions import planned
 from onnxprune.registry import did_you_mean
 from onnxprune.scores.magnitude import CHANNEL_SCORERS, score
 from onnxprune.scores.on_data import DATA_SCORERS, score_on_data
@@ -41,8 +41,6 @@ from onnxprune.types import (
     Curve,
     IntArray,
     Plan,
-    PlannedGroup,
-    PlannedMember,
     Scores,
     Skipped,
 )
@@ -370,54 +368,8 @@ def unused_samples(model: ir.Model, data: Dataset | None) -> list[Skipped]:
     ]
 
 
-def planned(choice: Choice) -> PlannedGroup:
-    """Return a choice down to the positions of every tensor."""
-    gone = np.zeros(choice.group.size + 1, dtype=np.bool_)  # the last for positions of other groups, -1
-    gone[choice.removed] = True
-    members = tuple(
-        PlannedMember(
-            member.tensor,
-            member.axis,
-            len(member.channel_at),
-            member.consumer,
-            member.contracted,
-            np.flatnonzero(gone[member.channel_at]).astype(np.int32),
-        )
-        for member in choice.group.members
-    )
-    group = choice.group
-    return PlannedGroup(
-        group.name, group.kind, group.size, choice.removed, members, choice.skipped, group.exact
-    )
-
-
 def _skipped(choices: Sequence[Choice]) -> list[Skipped]:
     return [Skipped(choice.group.name, choice.skipped) for choice in choices if choice.skipped is not None]
-
-
-def check_groups(analysis: Analysis, plan: Plan) -> None:
-    """Compare a plan, position by position, with the groups of the model that it is applied to."""
-    groups = {group.name: group for group in analysis.groups}
-    for found in plan.groups:
-        group = groups.get(found.name)
-        if group is None or group.size != found.size:
-            raise PlanError(f"group {found.name} of {found.size} channels is not in this model; prune anew")
-        if len(found.removed) == 0:
-            continue
-        expected = planned(Choice(group, found.removed))
-        if not _same_members(expected, found):
-            raise PlanError(
-                f"group {found.name} stands on other tensors or positions in this model; prune anew"
-            )
-
-
-def _same_members(a: PlannedGroup, b: PlannedGroup) -> bool:
-    return len(a.members) == len(b.members) and all(
-        (x.tensor, x.axis, x.size, x.consumer, x.contracted)
-        == (y.tensor, y.axis, y.size, y.consumer, y.contracted)
-        and np.array_equal(x.removed, y.removed)
-        for x, y in zip(a.members, b.members, strict=True)
-    )
 
 
 def versions() -> dict[str, str]:

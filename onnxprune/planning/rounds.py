@@ -13,7 +13,8 @@ from onnxprune.analyze import Analysis
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.ops.sums import Sums
-from onnxprune.planning.channels import STRUCTURED, Decision, Watch, choose, cost_after, look, planned
+from onnxprune.planning.channels import STRUCTURED, Decision, Watch, choose, cost_after, look
+from onnxprune.planning.positions import planned
 from onnxprune.schedule import cubic
 from onnxprune.types import BoolArray, ChannelGroup, Choice, FloatArray, IntArray, Mask
 

@@ -174,3 +174,22 @@ def test_a_limit_that_is_missed_is_one_line(run, saved, tmp_path):
     assert ran.status == 3
     assert "more than the limit of 100" in ran.error
     assert not (tmp_path / "o.onnx").exists()
+
+
+def test_weights_by_obs_in_json(run, saved, tmp_path):
+    np.savez(tmp_path / "calib.npz", x=np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32))
+    arguments = ("prune", saved["mlp"], "-o", tmp_path / "small.onnx", "--pattern", "2:4", "--score", "obs")
+    ran = run(*arguments, "--data", tmp_path / "calib.npz", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.document["sections"]["masks"]
+    assert all(row["sparsity"] == 0.5 for row in ran.document["sections"]["masks"])
+    assert all(check["passed"] for check in ran.document["checks"])
+    assert "pattern 2:4" in {check["name"] for check in ran.document["checks"]}
+
+
+def test_rounds_on_the_command_line(run, saved, tmp_path):
+    np.savez(tmp_path / "calib.npz", x=np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32))
+    arguments = ("prune", saved["mlp"], "-o", tmp_path / "small.onnx", "--amount", "0.5", "--rounds", "3")
+    ran = run(*arguments, "--recover", "bias", "--data", tmp_path / "calib.npz", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    assert [row["round"] for row in ran.document["sections"]["rounds"]] == [1, 2, 3]

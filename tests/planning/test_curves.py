@@ -13,7 +13,7 @@ from cutting import graph
 import onnxprune
 from onnxprune.analyze import analyze
 from onnxprune.data import Dataset
-from onnxprune.errors import DataError, NothingToPrune, UsageError
+from onnxprune.errors import DataError, LimitMissed, NothingToPrune, UsageError
 from onnxprune.planning import curves, workbench
 from onnxprune.rewrite.cut import cut
 
@@ -245,6 +245,13 @@ def test_a_pattern_of_runs_has_one_amount(file):
     }  # fmt: skip
 
 
+def test_scores_of_weights_run_as_they_are_told(file):
+    with pytest.raises(LimitMissed, match="limit of 1024"):
+        onnxprune.measure_sensitivity(
+            file, data=dataset(), pattern="unstructured", score="obs", memory_limit=1024
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -254,7 +261,7 @@ def test_a_pattern_of_runs_has_one_amount(file):
         ({"metric": "devergence"}, UsageError, "did you mean 'divergence'"),
         ({"output": "z"}, UsageError, "no output 'z'"),
         ({"pattern": "dead"}, UsageError, "nothing to measure"),
-        ({"pattern": "layers"}, UsageError, "pattern"),
+        ({"pattern": "layers"}, UsageError, "prune --pattern layers shows their scores"),
         ({"data": "random:0"}, UsageError, "random"),
         ({"batch": 0}, UsageError, "batch"),
         ({"metric": "cross_entropy"}, DataError, "needs labels"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.planning.channels import planned
+from onnxprune.planning.positions import planned
 from onnxprune.types import ChannelGroup, Choice, Member
 
 
