@@ -147,7 +147,7 @@ def _meet(
             reached = cost(room.gone)
     if reached > budget.keep:
         raise LimitMissed(
-            f"{budget.metric} can be brought to {reached:.3f} of the original, not to {budget.keep}: "
+            f"{budget.metric} can be brought to {reached:.3f} of the original, not to {budget.keep:.4g}: "
             "every branch that may go is gone; protect less or lower the floor"
         )
     removed = room.gone

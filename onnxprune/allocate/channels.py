@@ -283,7 +283,7 @@ def _by_curves(
     counts = meet_target(menus, budget.keep, lambda counts: exact(removed(counts)), starts)
     if counts is None:
         raise LimitMissed(
-            f"{budget.metric} can't be brought to {budget.keep} of the original by what could be measured: "
+            f"{budget.metric} can't be brought to {budget.keep:.4g} of the original by what could be measured: "
             "some trials failed (see what was left alone); take another scope"
         )
     return removed(counts)
@@ -303,7 +303,7 @@ def _meet(
     reached = cost(best)
     if reached > budget.keep:
         raise LimitMissed(
-            f"{budget.metric} can be brought to {reached:.3f} of the original, not to {budget.keep}: "
+            f"{budget.metric} can be brought to {reached:.3f} of the original, not to {budget.keep:.4g}: "
             f"every group that may shrink is at its floor; protect less or lower the floor"
         )
     for _ in range(_BISECTIONS):

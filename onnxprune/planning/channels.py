@@ -140,9 +140,8 @@ def plan_channels(
             left = cost_after(analysis, removed)
         if not any(len(numbers) for numbers in removed.values()):
             told = sorted(choices, key=lambda choice: choice.group.name not in scores.unmeasured)
-            reasons = [
-                f"{choice.group.name}: {choice.skipped}" for choice in told
-            ]  # what can be helped first
+            # what can be helped comes first
+            reasons = [f"{choice.group.name}: {choice.skipped}" for choice in told]
             raise NothingToPrune(_nothing(recipe["pattern"], reasons), reasons)
         with watch.stage("digest"):
             decision = Plan(

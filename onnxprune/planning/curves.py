@@ -218,18 +218,8 @@ def _describe(source: Source, data: Dataset, setting: Setting) -> str:
     versions = [metadata.version(name) for name in ("onnxprune", "onnxruntime", "numpy")]
     model = (structure_digest(source.given), weights_digest(source.given))
     options = None if source.analysis_options is None else sorted(source.analysis_options.items(), key=str)
-    return repr(
-        (
-            _SCHEMA,
-            versions,
-            model,
-            options,
-            data.digest,
-            setting.metric,
-            setting.output,
-            setting.running.batch,
-        )
-    )
+    asked = (setting.metric, setting.output, setting.running.batch)
+    return repr((_SCHEMA, versions, model, options, data.digest, *asked))
 
 
 def _ask(source: Source, data: Dataset, setting: Setting, folder: Path) -> tuple[Question, list[Skipped]]:
@@ -238,9 +228,7 @@ def _ask(source: Source, data: Dataset, setting: Setting, folder: Path) -> tuple
     outputs = folder / "outputs"
     outputs.mkdir()
     running = setting.running
-    feeds = feeds_by_batch(
-        model, data, batch=running.batch
-    )  # checks that the data fits, before anything is opened
+    feeds = feeds_by_batch(model, data, batch=running.batch)  # checks that the data fits, before a session
     references, unfit = record(
         open_session(model, threads=running.threads), feeds, outputs, data.source, setting.output
     )

@@ -60,6 +60,7 @@ class Cutter:
 
     def without(self, trial: Trial) -> ir.Model:
         """Return a copy in float32 without the channels of a trial."""
+        # a trial of channels has some
         gone = self._analysis.removed_labels({trial.subject: trial.channels})  # type: ignore[dict-item]
         folds = plan_folds(self._sums, gone)
         smaller = in_float32(cut(self._analysis.model, self._analysis.channels, gone))
