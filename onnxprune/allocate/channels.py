@@ -283,8 +283,8 @@ def _by_curves(
     counts = meet_target(menus, budget.keep, lambda counts: exact(removed(counts)), starts)
     if counts is None:
         raise LimitMissed(
-            f"{budget.metric} can't be brought to {budget.keep:.4g} of the original by what could be measured: "
-            "some trials failed (see what was left alone); take another scope"
+            f"{budget.metric} can't be brought to {budget.keep:.4g} of the original by what could be "
+            "measured: some trials failed (see what was left alone); take another scope"
         )
     return removed(counts)
 
