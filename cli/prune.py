@@ -17,11 +17,13 @@ PATTERNS = (
     "stay); unstructured, 2:4, block:RxC (zeros)."
 )
 SCORES = (
-    "What matters: l1, l2 (default), fpgm, lamp, bn or random; on data activation, wanda, obs or ablation; "
+    "What matters: l1, l2 (default), fpgm, lamp, bn or random; on data activation, wanda, obs (default with "
+    "--recover) or ablation; "
     "for layers influence (default), l2 or random."
 )
 SCOPES = (
-    "uniform: the same share everywhere (default); global: one threshold (default for layers); isomorphic: "
+    "uniform: the same share everywhere (default); global: one threshold (default for layers, and "
+    "with --recover for channels and heads); isomorphic: "
     "one for each structure of channels; sensitivity: where it costs least, measured on --data."
 )
 

@@ -79,9 +79,12 @@ def prune(
             ``fpgm``, ``lamp`` (made for a global scope) or ``bn``, and ``activation``, ``wanda``, ``obs`` or
             ``ablation``, measured on data; for layers ``influence`` (the default, measured on data), ``l2``
             or ``random``; for zeros also ``lamp``, from the weights, and ``wanda`` or ``obs``, measured on
-            data: the latter changes the weights that stay.
+            data: the latter changes the weights that stay. With a repair, ``obs`` is the default for
+            channels and heads; ``l2`` then stands in for it in groups where it can't be measured or would
+            take long, which the report says.
         scope: ``uniform`` (the same share everywhere), ``global`` (one threshold for all; the default for
-            layers, and for zeros that are chosen on data) or ``sensitivity`` (where it costs least, measured
+            layers, for zeros that are chosen on data, and where the score is by default ``obs``, whose losses
+            then add up to the least under a target) or ``sensitivity`` (where it costs least, measured
             on data); for channels also ``isomorphic`` (one threshold for all groups of the same structure,
             the same share of each); for zeros ``owl`` (less from layers with outliers, on data).
         align: kept channel counts are multiples of this; ``auto`` avoids counts that are slow on CPUs.
@@ -200,16 +203,24 @@ _USUAL = {"recover": "none", "rounds": 1}
 #: score and scope where none are given
 _DEFAULTS = {"layers": ("influence", "global")}
 
+#: The same with samples to repair on: the losses that a repair leaves, for what linear layers sum over.
+_DEFAULTS_ON_DATA = {"channels": ("obs", "global"), "heads": ("obs", "global")}
+
 
 def _recipe(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str, Any]:
     """Return the options that were given, and defaults, as plain JSON values."""
-    score, scope = _DEFAULTS.get(options["pattern"], ("l2", "uniform"))
+    defaults = _DEFAULTS
+    if data is not None and options["recover"] != "none" and options["score"] is None:
+        defaults = {**_DEFAULTS, **_DEFAULTS_ON_DATA}
+    score, scope = defaults.get(options["pattern"], ("l2", "uniform"))
+    usual = options["score"] is None and score == "obs"
     if options["score"] in DATA_WEIGHT_SCORERS and options["pattern"] not in (*STRUCTURED, "layers"):
         scope = "global"
     plain = {
         **options,
         "score": options["score"] or score,
         "scope": options["scope"] or scope,
+        "stand_in": "l2" if usual else None,  # where obs can't be measured, or takes too long
         "data": None if data is None else data.source,
         "data_digest": None if data is None else data.digest,
         "protect": [protect] if isinstance(protect := options["protect"], str) else list(protect),

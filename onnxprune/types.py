@@ -96,19 +96,30 @@ class Scores:
         channels: float64 [channel] by group name.
         data_digest: sha256 of the calibration data the scores depend on, None for scores from weights alone.
         unmeasured: why a group has no figures, by group name.
+        stand_ins: why a group has the figures of another score, by group name.
+        losses: figures are losses that compare between groups, and that add up over what goes.
     """
 
     scorer: str
     channels: Mapping[str, FloatArray]
     data_digest: str | None = None
     unmeasured: Mapping[str, str] = field(default_factory=dict)
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
+    losses: bool = False
 
     @classmethod
-    def of(cls, scorer: str, found: Mapping[str, FloatArray | str], data_digest: str | None = None) -> Scores:
+    def of(
+        cls,
+        scorer: str,
+        found: Mapping[str, FloatArray | str],
+        data_digest: str | None = None,
+        *,
+        losses: bool = False,
+    ) -> Scores:
         """Sort what a scorer found into figures, and reasons why a group has none."""
         figures = {name: value for name, value in found.items() if not isinstance(value, str)}
         reasons = {name: value for name, value in found.items() if isinstance(value, str)}
-        return cls(scorer, figures, data_digest, reasons)
+        return cls(scorer, figures, data_digest, reasons, losses=losses)
 
 
 @dataclass(frozen=True, slots=True)

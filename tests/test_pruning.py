@@ -53,7 +53,7 @@ def error(model: ir.Model, original: ir.Model, data: Dataset) -> float:
 def test_repair_brings_outputs_back(name: str, method: str) -> None:
     model, fresh = load(name), samples(name, seed=6)
     plain = onnxprune.prune(model, amount=0.4)
-    result = onnxprune.prune(model, amount=0.4, data=samples(name), recover=method)
+    result = onnxprune.prune(model, amount=0.4, data=samples(name), recover=method, score="l2")
     assert [g.removed.tolist() for g in result.plan.groups] == [g.removed.tolist() for g in plain.plan.groups]
     before, after = error(plain.model, model, fresh), error(result.model, model, fresh)
     assert after < before * (0.3 if method == "reconstruct" else 1.0)
@@ -69,7 +69,7 @@ def test_the_cost_counts_biases_that_a_repair_adds() -> None:
     model = graph(body, constants={"a_w": (16, 3, 3, 3), "c_w": (5, 16)})
     arrays = np.random.default_rng(0).standard_normal((40, 3, 6, 6)).astype(np.float32)
     data = Dataset.from_arrays({"x": arrays})
-    result = onnxprune.prune(model, amount=0.5, data=data, recover="reconstruct")
+    result = onnxprune.prune(model, amount=0.5, data=data, recover="reconstruct", score="l2")
     after = {row["what"]: row["after"] for row in result.report.sections["cost"]}["parameters"]
     assert after == parameters(result.model) > 8 * 27 + 5 * 8
 
@@ -77,8 +77,8 @@ def test_the_cost_counts_biases_that_a_repair_adds() -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_rounds_end_where_one_step_ends(name: str) -> None:
     model, data = load(name), samples(name)
-    once = onnxprune.prune(model, amount=0.5, data=data, recover="reconstruct")
-    rounds = onnxprune.prune(model, amount=0.5, data=data, recover="reconstruct", rounds=3)
+    once = onnxprune.prune(model, amount=0.5, data=data, recover="reconstruct", score="l2")
+    rounds = onnxprune.prune(model, amount=0.5, data=data, recover="reconstruct", score="l2", rounds=3)
     assert {g.name: len(g.removed) for g in rounds.plan.groups} == {
         g.name: len(g.removed) for g in once.plan.groups
     }
@@ -213,7 +213,7 @@ def test_what_can_not_be_scored_any_more_still_counts(monkeypatch: pytest.Monkey
     model, data = load("mlp"), samples("mlp")
     lost = next(g.name for g in onnxprune.plan(model, amount=0.5).groups if len(g.removed))
     monkeypatch.setattr(round_planning, "look", lose)
-    result = onnxprune.prune(model, target_params=0.4, data=data, recover="bias", rounds=2)
+    result = onnxprune.prune(model, target_params=0.4, data=data, recover="bias", score="l2", rounds=2)
     first = onnxprune.plan(model, target_params=1 - 0.6 * (1 - 0.5**3))
     gone = {g.name: len(g.removed) for g in result.plan.groups}
     assert gone[lost] == {g.name: len(g.removed) for g in first.groups}[lost]

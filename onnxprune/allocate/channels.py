@@ -29,8 +29,9 @@ class Options:
     """How channels are chosen.
 
     Attributes:
-        scope: "uniform" (the same share of every group), "global" (one threshold for normalised scores),
-            "isomorphic" (one for each class of groups of the same structure, the same share of each class) or
+        scope: "uniform" (the same share of every group), "global" (one threshold for normalised scores; where
+            scores are losses, the least sum of them that meets the amount or target), "isomorphic" (one for
+            each class of groups of the same structure, the same share of each class) or
             "sensitivity" (the least predicted loss, by measured curves).
         align: kept counts are multiples of this; "auto" follows what the CPU's kernels like.
         protect: globs; a group whose name, or one of whose tensors, matches stays whole.
@@ -86,9 +87,11 @@ def choose_channels(
         removed = _by_curves(ranked, curves or {}, amount, budget, cost)
     elif amount is not None:
         removed = _RANKINGS[options.scope](ranked, amount)
+    elif budget is None or cost is None:
+        raise UsageError("a target needs a cost")
+    elif scores.losses and options.scope == "global":
+        removed = _by_curves(ranked, _predicted(scores), None, budget, cost)
     else:
-        if budget is None or cost is None:
-            raise UsageError("a target needs a cost")
         removed = _meet(ranked, budget, cost, _RANKINGS[options.scope])
     empty = np.zeros(0, dtype=np.int32)
     return tuple(
@@ -154,7 +157,7 @@ def _rank(
     return [
         _Ranked(
             group,
-            _reranked(scores.channels[group.name], group.name, first, last),
+            _reranked(scores.channels[group.name], group.name, first, last, scores.losses),
             options,
             structures.get(group.name),
         )
@@ -163,18 +166,22 @@ def _rank(
 
 
 def _reranked(
-    values: FloatArray, name: str, first: Mapping[str, BoolArray], last: Mapping[str, BoolArray]
+    values: FloatArray,
+    name: str,
+    first: Mapping[str, BoolArray],
+    last: Mapping[str, BoolArray],
+    losses: bool,
 ) -> FloatArray:
     """Return scores that compare between groups, with infinities for what goes first and last.
 
-    Scores grow with how much a channel has of weights and activations, so they are taken as shares of the
-    greatest in the group. On trained networks (residual and transformer, four scores), a global threshold for
-    these kept more accuracy than one for shares of the mean.
+    Losses do as they are. Other scores grow with how much a channel has of weights and activations, so they
+    are taken as shares of the greatest in the group. On trained networks (residual and transformer, four
+    scores), a global threshold for these kept more accuracy than one for shares of the mean.
     """
     nobody = np.zeros(len(values), dtype=np.bool_)
     weakest, strongest = first.get(name, nobody), last.get(name, nobody)
     plain = values[~(weakest | strongest)]
-    relative = values / (plain.max(initial=0.0) or 1.0)
+    relative = values if losses else values / (plain.max(initial=0.0) or 1.0)
     return np.where(weakest, -np.inf, np.where(strongest, np.inf, relative))
 
 
@@ -314,6 +321,14 @@ def _meet(
         else:
             low = middle
     return _give_back(best, choose(ranked, low), budget, cost)
+
+
+def _predicted(scores: Scores) -> dict[str, Curve]:
+    """Return what each group loses when its weakest channels go, from scores that are losses."""
+    return {
+        name: Curve(name, len(values), np.arange(len(values) + 1), np.append(0.0, np.cumsum(np.sort(values))))
+        for name, values in scores.channels.items()
+    }
 
 
 def _give_back(

@@ -32,6 +32,7 @@ from onnxprune.planning.positions import planned
 from onnxprune.registry import did_you_mean
 from onnxprune.scores.magnitude import CHANNEL_SCORERS, score
 from onnxprune.scores.on_data import DATA_SCORERS, score_on_data
+from onnxprune.scores.refit import too_wide
 from onnxprune.scores.subject import Subject
 from onnxprune.types import (
     Budget,
@@ -156,6 +157,7 @@ def plan_channels(
                 versions=versions(),
                 skipped=(
                     *_skipped(choices),
+                    *(Skipped(name, why) for name, why in scores.stand_ins.items()),
                     *notes,
                     *(() if measured is None else measured.skipped),
                     *analysis.unknown,
@@ -221,7 +223,34 @@ def score_groups(
     subject = Subject(
         analysis.model, analysis.channels, groups, analysis.units, data, watch.running, watch.progress
     )
-    return score_on_data(subject, recipe["score"])
+    if recipe.get("stand_in") is None:
+        return score_on_data(subject, recipe["score"])
+    wide = too_wide(subject)
+    quick = replace(subject, groups=[group for group in groups if group.name not in wide])
+    return _with_stand_ins(score_on_data(quick, recipe["score"]), analysis, groups, wide, recipe["stand_in"])
+
+
+def _with_stand_ins(
+    scores: Scores,
+    analysis: Analysis,
+    groups: Sequence[ChannelGroup],
+    wide: Mapping[str, str],
+    scorer: str,
+) -> Scores:
+    """Give the groups that a score has no figures for those of another.
+
+    The share that each channel has of the sum of their squares: as losses are shares of what a consumer
+    gives, they add up to about one over a group.
+    """
+    missing = [group for group in groups if group.name not in scores.channels]
+    usual = "there is nothing to measure in its consumers"
+    channels, notes = dict(scores.channels), {}
+    for name, values in score(analysis.model, missing, scorer).channels.items():
+        squares = np.square(values)
+        channels[name] = squares / (squares.sum() or 1.0)
+        why = wide.get(name) or scores.unmeasured.get(name, usual)
+        notes[name] = f"score {scorer!r} stands in for {scores.scorer!r}: {why}"
+    return replace(scores, channels=channels, unmeasured={}, stand_ins=notes)
 
 
 def _unmeasured(groups: Sequence[ChannelGroup], scores: Scores, kinds: frozenset[str]) -> list[ChannelGroup]:

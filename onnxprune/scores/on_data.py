@@ -19,6 +19,9 @@ DATA_SCORERS.register("wanda")(activation.weighted_energy)
 DATA_SCORERS.register("obs")(refit.loss_after_refit)
 DATA_SCORERS.register("ablation")(ablation.change_of_outputs)
 
+#: The scores that are losses, which compare between groups and add up.
+_LOSSES = frozenset({"obs"})
+
 
 def score_on_data(subject: Subject, scorer: str = "activation") -> Scores:
     """Return the importance of every channel of every group in which something can be measured.
@@ -32,4 +35,4 @@ def score_on_data(subject: Subject, scorer: str = "activation") -> Scores:
         DataError: the data does not fit the model, or makes it compute what is not finite.
         RuntimeFailure: ONNX Runtime can't run the model.
     """
-    return Scores.of(scorer, DATA_SCORERS.get(scorer)(subject), subject.data.digest)
+    return Scores.of(scorer, DATA_SCORERS.get(scorer)(subject), subject.data.digest, losses=scorer in _LOSSES)

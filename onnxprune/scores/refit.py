@@ -7,12 +7,15 @@ are looked at by themselves, on the inputs of the model that was given.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune.calibration.moments import Moments, collect_moments
 from onnxprune.cholesky import factorize
@@ -26,6 +29,9 @@ from onnxprune.types import BoolArray, FloatArray, IntArray
 #: Inputs whose variance is this share of their mean square are constant but for the rounding of moments.
 _CONSTANT = 3e-5
 
+#: Inputs of a consumer from which on its inverse takes minutes: a kernel of 3x3 over 256 channels has 2304.
+_WIDE = 2560
+
 
 def loss_after_refit(subject: Subject) -> Mapping[str, FloatArray | str]:
     """score[c] = the greatest step, up to c, of the losses of the best order in which channels go one by one
@@ -33,9 +39,10 @@ def loss_after_refit(subject: Subject) -> Mapping[str, FloatArray | str]:
     The loss of a step is the sum over all linear consumers of the group of ``1/2 trace(W_B ([H^-1]_BB)^-1
     W_B^T)``: the mean square, over samples and positions, by which their outputs change when the block B of
     the columns of one channel (all taps of a kernel, all places of a head) goes and all others are re-solved,
-    with an intercept. H and W are those that are left after the steps before (see `structured_obs`), and H
-    is twice the covariance of the inputs, damped; by parts where a convolution has groups. Where channels
-    are whole groups of a convolution, its outputs go as well, and count where they are consumed.
+    with an intercept; as a share of the variance of each consumer's outputs, so that losses compare and add
+    up over the whole model. H and W are those that are left after the steps before (see `structured_obs`),
+    and H is twice the covariance of the inputs, damped; by parts where a convolution has groups. Where
+    channels are whole groups of a convolution, its outputs go as well, and count where they are consumed.
 
     Operations: for each consumer of n inputs and o outputs O(n^2) for each row of data, and O(n^3 + n^2 o).
     Groups whose second moments do not fit the limit of memory together follow in further passes over the
@@ -57,16 +64,57 @@ def loss_after_refit(subject: Subject) -> Mapping[str, FloatArray | str]:
     )
     sizes = {group.name: group.size for group in subject.groups}
     for number, names in enumerate(passes):
-        inverses = _inverses(subject, [use for name in names for use in consumers[name]], number, len(passes))
+        rows = _measured_rows(
+            subject, [use for name in names for use in consumers[name]], number, len(passes)
+        )
         readers = Counter(use.rows for name in names for use in consumers[name])
         for name in names:
             layers: list[Layer] = []
             for use in consumers[name]:
                 readers[use.rows] -= 1
                 last = readers[use.rows] == 0
-                layers += use.layers(inverses.pop(use.rows) if last else deepcopy(inverses[use.rows]))
+                layers += use.layers(rows.pop(use.rows) if last else deepcopy(rows[use.rows]))
             scores[name] = rising(*removal_order(layers, sizes[name]))
     return scores
+
+
+def too_wide(subject: Subject, most: int = _WIDE) -> dict[str, str]:
+    """Return the groups for which the score takes long, and why: the cube of the inputs of their consumers.
+
+    Args:
+        subject: model and groups.
+        most: inputs of a consumer, in one part of a grouped layout, that do not.
+    """
+    widest = {
+        name: max(linear.inputs for use in uses for linear in use.linears)
+        for name, uses in _consumers(subject).items()
+    }
+    return {
+        name: f"a consumer has {inputs} inputs, and its time grows with their cube; --score obs takes it"
+        for name, inputs in widest.items()
+        if inputs > most
+    }
+
+
+#: Where a linear node reads: the node, and which of its inputs.
+_Place: TypeAlias = tuple[ir.Node, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What is known of rows that linear nodes read.
+
+    Attributes:
+        parts: of each part of a grouped layout the inverse Hessian, float64 [inputs, inputs], and bool
+            [inputs]: which inputs vary.
+        variances: of the outputs of each node, in all: the sum over them of E[(y - E[y])^2].
+    """
+
+    parts: Sequence[tuple[FloatArray, BoolArray]]
+    variances: Mapping[_Place, float]
+
+    def __deepcopy__(self, known: dict[int, object]) -> _Rows:
+        return _Rows([(inverse.copy(), varies) for inverse, varies in self.parts], self.variances)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +137,15 @@ class _Use:
         first = self.linears[0]
         return 8 * first.groups * first.inputs**2
 
-    def layers(self, inverses: Sequence[tuple[FloatArray, BoolArray]]) -> Iterator[Layer]:
-        """Yield a layer for each part, which takes the inverse over.
-
-        Args:
-            inverses: of each part, float64 [inputs, inputs], and bool [inputs]: which inputs vary.
-        """
-        matrices = [linear.matrix(linear.found.tensor.numpy()) for linear in self.linears]
+    def layers(self, rows: _Rows) -> Iterator[Layer]:
+        """Yield a layer for each part, which takes the inverse over, with outputs of variance 1."""
+        matrices = [
+            linear.matrix(linear.found.tensor.numpy())
+            / np.float32(math.sqrt(rows.variances[linear.node, linear.operand]) or 1.0)
+            for linear in self.linears
+        ]
         for part, columns in self.columns.items():
-            inverse, varies = inverses[part]
+            inverse, varies = rows.parts[part]
             weights = np.concatenate([matrix[part] for matrix in matrices], axis=0).T * varies[:, None]
             yield Layer(inverse, np.ascontiguousarray(weights, dtype=np.float64), columns.copy())
 
@@ -129,32 +177,43 @@ def _passes(
         yield share
 
 
-def _inverses(
-    subject: Subject, uses: Sequence[_Use], number: int, passes: int
-) -> dict[Hashable, list[tuple[FloatArray, BoolArray]]]:
-    """Return the inverse Hessians of all rows that are read, by parts, and which inputs vary."""
-    wanted = {use.rows: use.linears[0] for use in uses}
-    keys = list(wanted)
+def _measured_rows(subject: Subject, uses: Sequence[_Use], number: int, passes: int) -> dict[Hashable, _Rows]:
+    """Return what is known of all rows that are read."""
+    readers: dict[Hashable, dict[_Place, Linear]] = {}
+    for use in uses:
+        for linear in use.linears:
+            readers.setdefault(use.rows, {})[linear.node, linear.operand] = linear
+    keys = list(readers)
     progress = subject.progress
     found = collect_moments(
         subject.model,
-        list(wanted.values()),
+        [next(iter(readers[key].values())) for key in keys],
         subject.data,
         batch=subject.running.batch,
         threads=subject.running.threads,
         limit_bytes=subject.running.limit_bytes - _bytes(uses),
         progress=None if progress is None else lambda done: progress((number + done) / passes),
     )
-    return {
-        keys[place]: [
-            _inverse(moments, part, str(wanted[keys[place]].node.name)) for part in range(len(moments.second))
-        ]
-        for place, moments in found
-    }
+    return {keys[place]: _rows(moments, readers[keys[place]]) for place, moments in found}
 
 
-def _inverse(moments: Moments, part: int, layer: str) -> tuple[FloatArray, BoolArray]:
-    """Return the inverse of twice the damped covariance, and which inputs vary.
+def _rows(moments: Moments, readers: Mapping[_Place, Linear]) -> _Rows:
+    variances = dict.fromkeys(readers, 0.0)
+    parts = []
+    name = str(next(iter(readers))[0].name)
+    for part in range(len(moments.second)):
+        centred, varies = _centred(moments, part)
+        for place, linear in readers.items():
+            matrix = linear.matrix(linear.found.tensor.numpy())[part].astype(np.float32)
+            products = matrix @ centred.astype(np.float32)
+            total = float(np.einsum("oi,oi->", products, matrix, dtype=np.float64))
+            variances[place] += max(total, 0.0) / max(moments.count, 1)
+        parts.append((factorize(centred, moments.count, layer=name).inverse(overwrite=True), varies))
+    return _Rows(parts, variances)
+
+
+def _centred(moments: Moments, part: int) -> tuple[FloatArray, BoolArray]:
+    """Return the sum of squares and products about the means, and which inputs vary.
 
     An intercept takes over what is constant: its inputs are left out, as those that are always zero.
     """
@@ -164,7 +223,7 @@ def _inverse(moments: Moments, part: int, layer: str) -> tuple[FloatArray, BoolA
     varies = np.asarray(np.diagonal(centred) > _CONSTANT * squares)
     centred *= varies
     centred *= varies[:, None]
-    return factorize(centred, moments.count, layer=layer).inverse(overwrite=True), varies
+    return centred, varies
 
 
 # --- which columns belong to which channels -----------------------------------------------------------------

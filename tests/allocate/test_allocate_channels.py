@@ -99,6 +99,29 @@ def test_global_takes_scores_as_shares_of_the_greatest() -> None:
     assert removed(choices) == {"a": [0, 1, 2], "b": []}
 
 
+def test_global_takes_losses_as_they_are() -> None:
+    groups = [group("a", 4), group("b", 4)]
+    values = {"a": np.array([0.1, 0.2, 0.3, 0.4]), "b": np.array([0.5, 1, 2, 40])}
+    choices = choose_channels(
+        groups, Scores("t", values, losses=True), Options("global", align=1, floor=0.25), amount=3 / 8
+    )
+    assert removed(choices) == {"a": [0, 1, 2], "b": []}
+
+
+def test_global_meets_a_target_where_a_loss_saves_most() -> None:
+    """Channels of b lose twice as much, and save four times as much."""
+    groups = [group("a", 8), group("b", 8)]
+    values = {"a": np.full(8, 1.0), "b": np.full(8, 2.0)}
+    options = Options("global", align=1, floor=0)
+
+    def cost(gone: Mapping[str, IntArray]) -> float:
+        return 1 - (len(gone.get("a", ())) + 4 * len(gone.get("b", ()))) / 40
+
+    budget = Budget("macs", 0.6)
+    choices = choose_channels(groups, Scores("t", values, losses=True), options, budget=budget, cost=cost)
+    assert counts(choices) == [0, 4]
+
+
 def test_a_target_for_groups_that_all_stay_is_left_to_the_caller() -> None:
     a = group("a", 16, frozen="because")
     (choice,) = choose_channels([a], rising(a), FREE, budget=Budget("macs", 0.5), cost=share_of([a]))

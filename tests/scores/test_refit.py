@@ -44,9 +44,13 @@ class Consumer:
     rows: FloatArray
     weights: FloatArray
     columns: Sequence[Sequence[int]]
+    variance: float
 
     def loss(self, gone: Sequence[int]) -> float:
-        """Solve for the outputs without some channels: with an intercept, and the ridge of the score."""
+        """Solve for the outputs without some channels: with an intercept, and the ridge of the score.
+
+        Returns the share of the variance of all outputs of the node.
+        """
         x = self.rows - self.rows.mean(axis=0)
         live = np.flatnonzero(x.any(axis=0))
         ridge = DAMPING * np.square(x[:, live]).sum() / len(x) / len(live)
@@ -54,7 +58,7 @@ class Consumer:
         targets = rows[:, live] @ self.weights.T[live]
         kept = np.setdiff1d(live, [column for channel in gone for column in self.columns[channel]])
         solution, *_ = lstsq(rows[:, kept], targets)
-        return float(np.square(rows[:, kept] @ solution - targets).sum())
+        return float(np.square(rows[:, kept] @ solution - targets).sum()) / self.variance
 
 
 def consumer(
@@ -62,8 +66,10 @@ def consumer(
 ) -> Consumer:
     (linear,) = (linear for linear in find_linear(model)[0] if linear.node.outputs[0].name == node)
     value = open_session(model, extra_outputs=[str(linear.x.name)]).run({"x": x})[str(linear.x.name)]
-    matrix = linear.matrix(linear.found.tensor.numpy())[part]
-    return Consumer(linear.rows(value)[part].astype(np.float64), matrix.astype(np.float64), columns)
+    matrices = linear.matrix(linear.found.tensor.numpy()).astype(np.float64)
+    rows = linear.rows(value).astype(np.float64)
+    variance = float((rows @ matrices.swapaxes(1, 2)).var(axis=1).sum())
+    return Consumer(rows[part], matrices[part], columns, variance)
 
 
 def greedy(consumers: Sequence[Consumer], size: int) -> FloatArray:
@@ -237,3 +243,27 @@ def test_of_two_copies_one_goes_and_the_other_stays() -> None:
     assert gone("obs", 1 / 8) in ([2], [5])
     assert len({2, 5} & set(gone("obs", 0.5))) == 1
     assert not {2, 5} & set(gone("wanda", 0.5))
+
+
+def test_scores_do_not_depend_on_the_scale_of_a_consumer() -> None:
+    """A layer whose outputs are large is not worth more for that."""
+    first, second = normal(6, 8), normal(8, 3, seed=1)
+
+    def scores(scale: float) -> FloatArray:
+        model = graph(
+            "h = MatMul(x, w1)\n r = Relu(h)\n y = MatMul(r, w2)",
+            inputs="float[N,6] x",
+            constants={"w1": first, "w2": second * np.float32(scale)},
+        )
+        (found,) = scores_of(model, normal(50, 6)).values()
+        return found
+
+    np.testing.assert_allclose(scores(1000.0), scores(1.0), rtol=1e-4)
+
+
+def test_wide_consumers_are_named() -> None:
+    model = graph("h = Conv(x, w1)\n y = Conv(h, w2)", constants={"w1": (6, 3, 1, 1), "w2": (4, 6, 3, 3)})
+    subject = subject_of(model, normal(4, 3, 6, 6))
+    (reason,) = refit.too_wide(subject, 53).values()
+    assert "54 inputs" in reason
+    assert refit.too_wide(subject, 54) == {}
