@@ -67,8 +67,8 @@ def parse_pattern(text: str) -> Pattern:
             raise UsageError(f"pattern {text!r}: a block is RxC with 1 <= R, C <= {LIMIT}")
         return Pattern("block", rows=rows, columns=columns)
     raise UsageError(
-        f"unknown pattern {text!r}; known: channels, heads, layers, unstructured, N:M such as 2:4, block:RxC "
-        "such as block:4x8"
+        f"unknown pattern {text!r}; known: channels, heads, head_dim, experts, layers, dead, unstructured, "
+        "N:M such as 2:4, block:RxC such as block:4x8"
     )
 
 

@@ -106,6 +106,8 @@ def measure_sensitivity(
         OutputError: the cache can't be written.
     """
     check_amounts(amounts)
+    if pattern == "layers":
+        raise UsageError("pattern 'layers' has no groups to try one by one: take channels, heads or zeros")
     running = running_of(batch, memory_limit, threads)
     setting = trial_setting(cache, jobs, running, metric, output)
     path, given = (None, model) if isinstance(model, ir.Model) else (Path(model), load(model))

@@ -161,10 +161,22 @@ def test_masked_weights_are_repaired_and_saved(pattern: str, tmp_path: Path) -> 
     fresh = samples("mlp", seed=6)
     assert error(result.model, model, fresh) < 0.7 * error(plain.model, model, fresh)
     assert [s.reason for s in plain.plan.skipped if s.name == "repair"] == [
-        "the plan was made with --recover reconstruct, which takes --data"
+        "not repaired: the plan was made with --recover reconstruct, which takes --data"
     ]
     again = onnxprune.apply_plan(model, result.plan, data=data)
     assert error(again.model, model, fresh) == pytest.approx(error(result.model, model, fresh), rel=1e-3)
+
+
+def test_a_plan_says_that_it_holds_no_weights() -> None:
+    model, data = load("mlp"), samples("mlp")
+    plan = onnxprune.prune(model, pattern="2:4", score="obs", data=data).plan
+
+    def noted(**options: Any) -> bool:
+        applied = onnxprune.apply_plan(model, plan, **options).plan
+        return any(s.name == "weights that stay" for s in applied.skipped)
+
+    assert noted()
+    assert not noted(data=data, recover="reconstruct")
 
 
 def test_nodes_without_names_are_repaired() -> None:
@@ -181,7 +193,7 @@ def test_nodes_without_names_are_repaired() -> None:
     [
         ({"amount": 0.5, "recover": "reconstruct"}, "works on samples: give --data"),
         ({"amount": 0.5, "recover": "reconstrut"}, "did you mean 'reconstruct'"),
-        ({"amount": 0.5, "rounds": 3}, "say how with recover"),
+        ({"amount": 0.5, "rounds": 3}, "leave out --rounds"),
         ({"amount": 0.5, "recover": "bias", "rounds": 0}, "from 1 on"),
         ({"pattern": "dead", "recover": "bias"}, "nothing to repair"),
         ({"pattern": "2:4", "recover": "bias", "rounds": 2}, "goes in one round"),
