@@ -19,8 +19,9 @@ PATTERNS = (
     "stay); unstructured, 2:4, block:RxC (zeros)."
 )
 SCORES = (
-    "What matters. Channels: l1, l2 (default), lamp, fpgm, bn, random; on data activation, wanda, obs, ablation. "
-    "Zeros: l1, l2 (default), lamp, random; on data wanda, obs. Layers: influence (default, on data), l2, random."
+    "What matters. Channels: l1, l2 (default), lamp, fpgm, bn, random; on data activation, wanda, obs, "
+    "ablation. Zeros: l1, l2 (default), lamp, random; on data wanda, obs. Layers: l2, random; on data "
+    "influence (default)."
 )
 SCOPES = (
     "uniform: the same share everywhere (default); global: one threshold (default for layers, and zeros on "

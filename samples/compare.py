@@ -2,7 +2,8 @@
 
 python compare.py MODEL.onnx --data eval.npz --out FOLDER [--calibration calib.npz] [--target-macs 0.5]
 
-With calibration data, which needs no labels, the pruned models are repaired too. The samples call ``compare`` and ``finish``; copy what you need.
+With calibration data, which needs no labels, the pruned models are repaired too. The samples call
+``compare`` and ``finish``; copy what you need.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def test_examples_are_python():
 
 
 def names_in(text: str, heading: str) -> set[str]:
-    """Return what stands in backquotes in the first column of the table below a heading of its first column."""
+    """Return what stands in backquotes in the first column of the table whose first heading this is."""
     (table,) = (part for part in text.split("\n\n") if part.startswith(f"| {heading} |"))
     return {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
 

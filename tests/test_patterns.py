@@ -22,7 +22,7 @@ def test_names_are_read_back(text: str) -> None:
 
 
 def test_unknown_names_say_what_is_known() -> None:
-    known = "unknown pattern 'half'; known: channels, heads, layers, unstructured, N:M such as 2:4"
+    known = "unknown pattern 'half'; known: channels, heads, head_dim, experts, layers, dead, unstructured"
     with pytest.raises(UsageError, match=known):
         parse_pattern("half")
 

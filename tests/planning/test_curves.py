@@ -254,7 +254,7 @@ def test_a_pattern_of_runs_has_one_amount(file):
         ({"metric": "devergence"}, UsageError, "did you mean 'divergence'"),
         ({"output": "z"}, UsageError, "no output 'z'"),
         ({"pattern": "dead"}, UsageError, "nothing to measure"),
-        ({"pattern": "layers"}, UsageError, "pattern"),
+        ({"pattern": "layers"}, UsageError, "no groups to try one by one"),
         ({"data": "random:0"}, UsageError, "random"),
         ({"batch": 0}, UsageError, "batch"),
         ({"metric": "cross_entropy"}, DataError, "needs labels"),
