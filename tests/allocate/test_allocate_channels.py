@@ -249,7 +249,7 @@ def test_a_target_beyond_the_floors_is_missed() -> None:
         (
             Options("local"),
             {"amount": 0.5},
-            "unknown scope 'local' for this pattern; known: uniform, global, isomorphic",
+            "did you mean 'global'.*known: uniform, global, isomorphic",
         ),
     ],
 )
