@@ -10,14 +10,14 @@ import click
 from onnxprune_cli import options
 from onnxprune_cli.output import Output, reporting
 
-EXAMPLE = options.example("onnxprune apply small.plan retrained.onnx -o small.onnx")
+EXAMPLE = options.example("onnxprune apply small.plan retrained.onnx -o small.onnx", "--data calib.npz")
 
 
 @click.command(short_help="Remove again what a plan says, from a re-trained model.", epilog=EXAMPLE)
 @click.argument("plan", type=options.FILE)
 @click.argument("model", type=options.FILE)
 @options.output_file()
-@options.name("--data", help="Samples to repair and prove on: an .npz file, a folder, or module:function.")
+@options.name("--data", help="Samples to repair and prove on, as for prune.")
 @options.recover(None)
 @options.runs_on_data()
 @options.external_data()
@@ -26,8 +26,9 @@ EXAMPLE = options.example("onnxprune apply small.plan retrained.onnx -o small.on
 def apply(out: Output, plan: Path, model: Path, output: Path, **choices: Any) -> None:
     """Remove from MODEL what PLAN says: the same model, or a re-trained one of the same graph.
 
-    PLAN is a folder that prune --plan wrote. With --data, what is left is repaired as it was then. As with
-    prune, nothing is written unless it is proved and verified.
+    PLAN is a folder that prune --plan wrote. Where that run repaired, --data repairs anew, for the weights
+    of this MODEL; without it nothing is repaired. As with prune, nothing is written unless it is proved and
+    verified.
     """
     storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}
     from onnxprune import apply_plan, load, load_plan, save_pruned

@@ -192,8 +192,8 @@ def recover(default: str | None) -> _Decorator:
     usual = " [default: with --data, as it was]" if default is None else ""
     return option(
         "--recover", default=default, metavar="NAME",
-        help="Repair with --data, no labels needed: none, bias, statistics, or reconstruct (the best: "
-        f"weights and biases by least squares).{usual}",
+        help="Repair what is left with --data, no labels needed: none, bias, statistics, or reconstruct (the "
+        f"best: weights and biases by least squares).{usual}",
     )  # fmt: skip
 
 

@@ -11,20 +11,22 @@ from onnxprune_cli import options
 from onnxprune_cli.options import name, option
 from onnxprune_cli.output import Output, reporting
 
-EXAMPLE = options.example("onnxprune prune model.onnx -o small.onnx --target-macs 0.5 --plan small.plan")
+EXAMPLE = options.example(
+    "onnxprune prune model.onnx -o small.onnx --target-macs 0.5", "--data calib.npz --recover reconstruct"
+)
 PATTERNS = (
     "channels, heads, head_dim, experts (shapes shrink); layers (residual branches go); dead (the results "
     "stay); unstructured, 2:4, block:RxC (zeros)."
 )
 SCORES = (
-    "What matters: l1, l2 (default), fpgm, lamp, bn or random; on data activation, wanda, obs (default with "
-    "--recover) or ablation; "
-    "for layers influence (default), l2 or random."
+    "What matters. Channels: l1, l2 (default), lamp, fpgm, bn, random; on data activation, wanda, obs "
+    "(default with --recover), ablation. Zeros: l1, l2 (default), lamp, random; on data wanda, obs. Layers: "
+    "l2, random; on data influence (default)."
 )
 SCOPES = (
-    "uniform: the same share everywhere (default); global: one threshold (default for layers, and "
-    "with --recover for channels and heads); isomorphic: "
-    "one for each structure of channels; sensitivity: where it costs least, measured on --data."
+    "uniform: the same share everywhere (default); global: one threshold (default for layers, zeros on data, "
+    "and with --recover); isomorphic: one for each structure of channels; owl: zeros, fewer where there are "
+    "outliers; sensitivity: where it costs least, measured on --data."
 )
 
 
@@ -54,7 +56,8 @@ def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: 
 
     Give one of --amount, --target-macs and --target-params; N:M and dead need none of them. Nothing is
     written unless the pruned model computes what the original computes with zeros in the same places (dead:
-    what the original computes), and passes verify.
+    what the original computes), and passes verify. With --recover, what is left is then repaired from
+    --data, and the repair is dropped where it does not help on samples that were held out.
     Patterns of zeros save room on disk, not time: ONNX Runtime computes with zeros as with any number.
     """
     options.only_one(choices, "amount", "target_macs", "target_params")

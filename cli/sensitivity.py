@@ -20,9 +20,12 @@ METRIC = "cross_entropy or mse (default with labels, as they are); divergence (d
 @click.command(short_help="Measure what removing from each group alone costs.", epilog=EXAMPLE)
 @click.argument("model", type=options.FILE)
 @click.option(
-    "--data", required=True, metavar="DATA", help="An .npz file, a folder, module:function, or random."
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="Samples: an .npz file, a folder, module:function; random or random:256 for noise.",
 )
-@option("--pattern", default="channels", metavar="PATTERN", help="As for prune, but for layers and dead.")
+@option("--pattern", default="channels", metavar="PATTERN", help="As for prune, except layers and dead.")
 @options.amounts()
 @name("--score", default="l2", help="What goes first from each group: as for prune.")
 @name("--metric", help=METRIC)

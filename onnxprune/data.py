@@ -235,7 +235,9 @@ def _check_contents(name: str, array: Array, source: str, may_be_text: bool) -> 
         raise DataError(f"{source}: {quoted(name)} has type {array.dtype}, which is no number")
     if array.dtype.kind in "fV" and not np.isfinite(array).all():
         position = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise DataError(f"{source}: {quoted(name)} is {array[position]} at {list(position)}")
+        raise DataError(
+            f"{source}: {quoted(name)} is {array[position]} at {list(position)}; leave that sample out"
+        )
 
 
 def _digest(arrays: Mapping[str, Array | None]) -> str:

@@ -276,10 +276,18 @@ def apply_plan(
                 f"{digest[:12]}); apply needs the same export, weights may differ: prune anew instead"
             )
     if recover is None and wish.method != usual:
-        unrepaired = Skipped("repair", f"the plan was made with --recover {usual}, which takes --data")
+        unrepaired = Skipped(
+            "repair", f"not repaired: the plan was made with --recover {usual}, which takes --data"
+        )
         plan = replace(plan, skipped=(*plan.skipped, unrepaired))
     notes = [note for note in unused_samples(model, samples) if note not in plan.skipped]
     plan = replace(plan, skipped=(*plan.skipped, *notes))
+    if plan.masks and plan.recipe.get("score") == "obs" and wish.method == "none":
+        reason = "not adjusted: score 'obs' did that when the plan was made; --data and --recover repair"
+        plan = replace(plan, skipped=(*plan.skipped, Skipped("weights that stay", reason)))
+    recipe = {name: value for name, value in plan.recipe.items() if name not in _USUAL}
+    done = {} if wish.method == "none" else {"recover": wish.method}
+    plan = replace(plan, recipe={**recipe, **done})  # what was done to this model
     if plan.pattern == "layers":
         return apply_to_layers(model, plan, samples, wish, watch)
     if plan.pattern in STRUCTURED:

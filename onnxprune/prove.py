@@ -77,13 +77,13 @@ def prove(
         _Trial({name: array.shape for name, array in feeds.items()}, seed, real=feeds) for feeds in samples
     ]
     trials += [_Trial(sizes, seed + number) for number, sizes in enumerate(shapes)]
-    inputs = "inputs, real ones first," if samples else "random inputs"
+    inputs = "inputs, real ones first" if samples else "random inputs"
     as_they_are = _run_all(twin, pruned, trials, twin)
     plain_twin, plain_cut = without_rounding(twin), without_rounding(pruned)
     if plain_twin is None or plain_cut is None or not as_they_are.ran:
         return _verdict(as_they_are, tolerance, inputs)
     rounded = as_they_are.wrong or f"{as_they_are.error:.1e}"
-    how = f"{inputs} without the rounding of quantizers ({rounded} with it)"
+    how = f"{inputs}, without the rounding of quantizers ({rounded} with it)"
     exact = as_they_are.wrong is None and as_they_are.error <= tolerance
     unrounded = _run_all(plain_twin, plain_cut, trials, twin)
     limit = tolerance * _ILL_CONDITIONED if exact and unrounded.error > tolerance else tolerance

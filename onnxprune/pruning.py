@@ -77,7 +77,9 @@ class Repair:
             raise UsageError(f"rounds is a whole number from 1 on, not {self.rounds}")
         if self.method == "none":
             if self.rounds > 1:
-                raise UsageError("rounds remove and repair in turn: say how with recover, or leave them out")
+                raise UsageError(
+                    "rounds remove and repair in turn: say how to repair (--recover), or leave out --rounds"
+                )
             return
         if data is None:
             raise UsageError(f"repair {self.method!r} works on samples: give --data calib.npz")

@@ -1,8 +1,9 @@
 """The main job on any model with data: prune in several ways, prove, verify, and compare with the original.
 
-python compare.py MODEL.onnx --data eval.npz --out FOLDER [--target-macs 0.5]
+python compare.py MODEL.onnx --data eval.npz --out FOLDER [--calibration calib.npz] [--target-macs 0.5]
 
-The samples call ``compare`` and ``finish``; copy what you need.
+With calibration data, which needs no labels, the pruned models are repaired too. The samples call
+``compare`` and ``finish``; copy what you need.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def compare(
     for way, options in ways.items():
         # prune proves the result against its exact twin; save_pruned verifies the file before it appears
         result = onnxprune.prune(model, input_shapes=shapes, **options)
-        stem = f"{path.stem}-{options.get('pattern', 'channels').replace(':', 'of')}"
+        stem = _stem(path, options)
         small = folder / f"{stem}.onnx"
         report = onnxprune.save_pruned(result, small, against=path, plan_folder=folder / f"{stem}.plan")
         latency = onnxprune.benchmark(path, small, feeds=sample)
@@ -93,6 +94,13 @@ def compare(
         passed = sum(check.passed for check in report.checks)
         rows.append(_row(path.stem, way, after, small, speed, score, checks_passed=passed))
     return rows
+
+
+def _stem(path: Path, options: Mapping[str, Any]) -> str:
+    """Name the files of one way: digits-2of4-obs, say."""
+    words = [path.stem, options.get("pattern", "channels").replace(":", "of")]
+    words += [options[name] for name in ("score", "recover") if name in options]
+    return "-".join(words)
 
 
 def _row(
@@ -152,6 +160,27 @@ def print_table(rows: Sequence[Row], title: str) -> None:
     Console(width=console.width if console.is_terminal else 128).print(table)
 
 
+def ways_at(target_macs: float, calibration: Path | None) -> dict[str, dict[str, Any]]:
+    """Return the usual ways: channels and 2:4, and with calibration data both again, repaired.
+
+    Args:
+        target_macs: share of the multiply-accumulates that stays.
+        calibration: samples without labels.
+    """
+    channels = f"{target_macs:.0%} MACs"
+    ways: dict[str, dict[str, Any]] = {channels: {"target_macs": target_macs}, "2:4": {"pattern": "2:4"}}
+    if calibration is None:
+        return ways
+    return {
+        channels: ways[channels],
+        f"{channels}, repaired": {
+            "target_macs": target_macs, "data": calibration, "recover": "reconstruct",
+        },
+        "2:4": ways["2:4"],
+        "2:4, obs": {"pattern": "2:4", "data": calibration, "score": "obs"},
+    }  # fmt: skip
+
+
 def finish(rows: Sequence[Row], title: str, json_path: Path | None) -> None:
     """Print the table, or write the rows for another program that prints its own."""
     if json_path is None:
@@ -167,11 +196,14 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, required=True, help="evaluation data: .npz with inputs and label"
     )
+    parser.add_argument(
+        "--calibration", type=Path, help="a few hundred samples to repair with: .npz with inputs"
+    )
     parser.add_argument("--out", type=Path, default=Path("compare-output"), help="folder to write to")
     parser.add_argument("--target-macs", type=float, default=0.5, help="share of the MACs that stays")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    ways = {"channels": {"target_macs": options.target_macs}, "2:4": {"pattern": "2:4"}}
+    ways = ways_at(options.target_macs, options.calibration)
     print_table(compare(options.model, options.data, options.out, ways), options.model.name)
 
 

@@ -12,14 +12,31 @@ import pytest
 import small_models
 
 import onnxprune
+from onnxprune.allocate import channels, masks
 from onnxprune.ops import base, registry
+from onnxprune.recover import METHODS
 from onnxprune.scores import magnitude
+from onnxprune.scores.influence import BRANCH_SCORERS
+from onnxprune.scores.magnitude import CHANNEL_SCORERS
+from onnxprune.scores.on_data import DATA_SCORERS
+from onnxprune.scores.weights import WEIGHT_SCORERS
+from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
 from onnxprune_cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-COMMAND_LINES = re.findall(r"^\$ (onnxprune .*)$", README, re.MULTILINE)
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for folder in (".", "docs", "samples", "samples/digits", "samples/text-direction", "benchmarks/accuracy")
+    for path in sorted((ROOT / folder).glob("*.md"))
+}
+COMMAND_LINES = [
+    line
+    for text in DOCUMENTS.values()
+    for line in re.findall(r"^ *(?:\$ )?(onnxprune [a-z]+ .*?)(?: +#.*)?$", text, re.MULTILINE)
+    if line.split()[1] in COMMANDS
+]
 
 
 def code_blocks(text: str) -> list[str]:
@@ -35,18 +52,21 @@ def test_every_command_line_parses(line):
 
 
 def test_every_command_is_shown():
-    assert {line.split()[1] for line in COMMAND_LINES} == set(COMMANDS)
-    assert set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) == set(COMMANDS)
+    shown = re.findall(r"^\$ onnxprune (\w+)", README, re.MULTILINE)
+    assert set(shown) == set(COMMANDS)
+    assert names_in(README, "command") == set(COMMANDS)
 
 
 def test_every_operator_with_a_rule_is_in_the_table():
-    table = README.split("### Operators known")[1].split("\n\n")[1]
+    table = DOCUMENTS["docs/operators.md"].split("\n\n")[2]
     listed = [name for row in table.splitlines()[2:] for name in row.split("|")[2].strip().split(", ")]
     known = [f"{domain}.{name}" if domain else name for domain, name in base._RULES]
     assert registry.FAMILIES
     assert len(listed) == len(set(listed))
-    assert sorted(set(known) - set(listed)) == [], "add these to the table of README.md"
-    assert sorted(set(listed) - set(known)) == [], "these are in the table of README.md and have no rule"
+    assert sorted(set(known) - set(listed)) == [], "add these to the table of docs/operators.md"
+    assert sorted(set(listed) - set(known)) == [], (
+        "these are in the table of docs/operators.md and have no rule"
+    )
 
 
 def test_every_public_name_is_mentioned():
@@ -108,7 +128,61 @@ def test_examples_are_python():
             ast.parse(code)
 
 
+def names_in(text: str, heading: str) -> set[str]:
+    """Return what stands in backquotes in the first column of the table whose first heading this is."""
+    (table,) = (part for part in text.split("\n\n") if part.startswith(f"| {heading} |"))
+    return {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+
+SCORES = {
+    "channels": {*CHANNEL_SCORERS, *DATA_SCORERS},
+    "zeros": {*WEIGHT_SCORERS, *DATA_WEIGHT_SCORERS} - {"magnitude"},  # another name of l1
+    "layers": set(BRANCH_SCORERS),
+}
+
+
+def test_every_score_is_in_the_tables():
+    assert names_in(README, "`--score`") == set().union(*SCORES.values())
+    for heading, known in zip(("Channels", "Zeros", "Layers"), SCORES.values(), strict=True):
+        section = DOCUMENTS["docs/scores.md"].split(f"\n## {heading}")[1].split("\n## ")[0]
+        assert names_in(section, "`--score`") == known, heading
+
+
+def test_the_table_says_what_each_score_is_for():
+    (table,) = (part for part in README.split("\n\n") if part.startswith("| `--score` |"))
+    for row in table.splitlines()[2:]:
+        names, patterns, data, _ = (cell.strip() for cell in row.split("|")[1:5])
+        for name in re.findall(r"`(\w+)`", names):
+            kinds = {kind for kind in SCORES if kind in patterns or patterns == "all"}
+            kinds -= {"layers"} if name == "l1" else set()
+            assert kinds == {kind for kind, known in SCORES.items() if name in known}, name
+            on_data = {*DATA_SCORERS, *DATA_WEIGHT_SCORERS, "influence"}
+            assert (data == "yes") == (name in on_data), name
+
+
+def test_every_scope_and_repair_is_in_the_tables():
+    for text in (README, DOCUMENTS["docs/scores.md"]):
+        assert names_in(text, "`--scope`") == {*channels._RANKINGS, channels.SENSITIVITY, *masks.SCOPES}
+    for text in (README, DOCUMENTS["docs/repair.md"]):
+        assert names_in(text, "`--recover`") == set(METHODS)
+
+
+def test_links_lead_somewhere():
+    found = 0
+    for name, text in DOCUMENTS.items():
+        for target, _, heading in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]*))?\)", text):
+            file = (ROOT / name).parent / target if target else ROOT / name
+            is_made = target == "../../docs/accuracy.md"  # by the benchmark whose document says so
+            assert file.exists() or is_made, f"{name}: {target}"
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+                slugs = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+                assert heading in slugs, f"{name}: {target}#{heading}"
+            found += 1
+    assert found > 10
+
+
 def test_links_inside_the_project_lead_somewhere():
-    for text in (README, CONTRIBUTING):
+    for text in DOCUMENTS.values():
         for name in re.findall(r"`((?:onnxprune|cli|tests|samples|benchmarks)/[\w/.-]*)`", text):
             assert (ROOT / name).exists(), name

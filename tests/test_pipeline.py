@@ -207,7 +207,7 @@ def test_a_weight_that_is_an_input_as_well_is_pruned_and_verified(tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give one of amount, target_macs, target_params, not none"),
+        ({}, "give one of amount, target_macs, target_params, such as"),
         ({"amount": 0.5, "target_macs": 0.5}, "not amount and target_macs"),
         ({"target_macs": 0.0}, r"target_macs is the share that stays, in \(0, 1\], not 0"),
         ({"target_params": 1.5}, r"target_params is the share that stays"),
@@ -289,5 +289,5 @@ def test_a_model_that_takes_no_random_inputs_is_proved_on_real_ones() -> None:
     with pytest.raises(ProofError, match=r"the original itself does not run on random inputs: give it real"):
         onnxprune.prune(picky(), amount=0.5, align=1)
     result = onnxprune.prune(picky(), amount=0.5, align=1, data=real)
-    assert "inputs, real ones first" in result.report.checks[0].detail
+    assert "inputs, real ones first (tol" in result.report.checks[0].detail
     assert onnxprune.apply_plan(picky(), result.plan, data=real).report.checks[0].passed

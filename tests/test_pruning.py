@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import small_models
@@ -161,10 +162,43 @@ def test_masked_weights_are_repaired_and_saved(pattern: str, tmp_path: Path) -> 
     fresh = samples("mlp", seed=6)
     assert error(result.model, model, fresh) < 0.7 * error(plain.model, model, fresh)
     assert [s.reason for s in plain.plan.skipped if s.name == "repair"] == [
-        "the plan was made with --recover reconstruct, which takes --data"
+        "not repaired: the plan was made with --recover reconstruct, which takes --data"
     ]
     again = onnxprune.apply_plan(model, result.plan, data=data)
     assert error(again.model, model, fresh) == pytest.approx(error(result.model, model, fresh), rel=1e-3)
+
+
+def test_a_plan_says_that_it_holds_no_weights() -> None:
+    model, data = load("mlp"), samples("mlp")
+    plan = onnxprune.prune(model, pattern="2:4", score="obs", data=data).plan
+
+    def noted(**options: Any) -> bool:
+        applied = onnxprune.apply_plan(model, plan, **options).plan
+        return any(s.name == "weights that stay" for s in applied.skipped)
+
+    assert noted()
+    assert not noted(data=data, recover="reconstruct")
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "unstructured"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_repaired_file_is_held_against_the_original(name: str, pattern: str, tmp_path: Path) -> None:
+    source, out = tmp_path / "model.onnx", tmp_path / "small.onnx"
+    onnx.save(getattr(small_models, name)(), source)
+    amount = None if pattern == "2:4" else 0.5
+    result = onnxprune.prune(
+        onnxprune.load(source), pattern=pattern, amount=amount, data=samples(name), recover="reconstruct"
+    )
+    report = onnxprune.save_pruned(result, out, against=source, plan_folder=tmp_path / "small.plan")
+    checks = {check.name: check for check in report.checks}
+    assert checks["graph unchanged"].passed
+    assert checks["form of the weights"].passed
+    tampered = onnx.load(out)
+    node = next(n for n in tampered.graph.node if n.op_type == "Relu" or n.op_type == "Softmax")
+    node.op_type = "Sigmoid" if node.op_type == "Relu" else "LogSoftmax"
+    onnx.save(tampered, tmp_path / "tampered.onnx")
+    again = onnxprune.verify(tmp_path / "tampered.onnx", against=source, plan=result.plan)
+    assert [check.name for check in again.checks if not check.passed] == ["graph unchanged"]
 
 
 def test_nodes_without_names_are_repaired() -> None:
@@ -181,7 +215,7 @@ def test_nodes_without_names_are_repaired() -> None:
     [
         ({"amount": 0.5, "recover": "reconstruct"}, "works on samples: give --data"),
         ({"amount": 0.5, "recover": "reconstrut"}, "did you mean 'reconstruct'"),
-        ({"amount": 0.5, "rounds": 3}, "say how with recover"),
+        ({"amount": 0.5, "rounds": 3}, "leave out --rounds"),
         ({"amount": 0.5, "recover": "bias", "rounds": 0}, "from 1 on"),
         ({"amount": 0.5, "recover": "bias", "rounds": 2.0}, "from 1 on"),
         ({"pattern": "dead", "recover": "bias"}, "nothing to repair"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from onnxprune.errors import UsageError
+from onnxprune.registry import did_you_mean
 from onnxprune.types import Budget
 
 
@@ -28,7 +29,8 @@ def check_wishes(
         raise UsageError("give either an amount or a target, not both")
     known = list(scopes)
     if scope not in known:
-        raise UsageError(f"unknown scope {scope!r}; known: {', '.join(known)}")
+        hint = did_you_mean(scope, known)
+        raise UsageError(f"unknown scope {scope!r} for this pattern{hint}; known: {', '.join(known)}")
     if amount is not None and not 0 <= amount < 1:
         raise UsageError(f"the amount must lie in [0, 1), not {amount}")
     if not 0 <= floor <= 1:

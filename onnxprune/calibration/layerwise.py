@@ -55,8 +55,8 @@ def portions_of(model: ir.Model, data: Dataset, batch: int, seed: int) -> tuple[
     units = len(data) // unit
     if units < 2:
         raise DataError(
-            f"{data.source}: too few samples to repair with ({len(data)}): some are held out to check the "
-            f"repair, so it takes at least {2 * unit}"
+            f"{data.source}: too few samples ({len(data)}) to repair with: some are held out to check the "
+            f"repair, so it takes at least {2 * unit}, and a few hundred to be of use"
         )
     order = np.random.default_rng(seed).permutation(len(data))[: units * unit]
     held = max(1, round(units / HELD_OUT_EVERY)) * unit

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.allocate.channels import SENSITIVITY, Options, choose_channels, reason_to_skip
@@ -348,7 +349,8 @@ def budget_of(recipe: Mapping[str, Any]) -> tuple[Budget | None, str]:
     given = [name for name in ("amount", "target_macs", "target_params") if recipe.get(name) is not None]
     if len(given) != 1:
         raise UsageError(
-            f"give one of amount, target_macs, target_params, not {' and '.join(given) or 'none'}"
+            "give one of amount, target_macs, target_params"
+            + (f", not {' and '.join(given)}" if given else ", such as --target-macs 0.5")
         )
     if given == ["amount"]:
         return None, "params"

@@ -24,6 +24,7 @@ from onnxprune.planning.curves import AMOUNTS, Setting, curve_rows
 from onnxprune.planning.mask_trials import measure_masks, share_out
 from onnxprune.planning.masks_on_data import MeasuredMasks, choose_masks_on_data, outlier_shares
 from onnxprune.registry import did_you_mean
+from onnxprune.scores.magnitude import CHANNEL_SCORERS
 from onnxprune.scores.on_data import DATA_SCORERS
 from onnxprune.scores.weights import WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
@@ -123,7 +124,7 @@ def check_weight_score(name: str) -> None:
     """
     if name not in DATA_WEIGHT_SCORERS and name not in WEIGHT_SCORERS:
         known = [*WEIGHT_SCORERS, *DATA_WEIGHT_SCORERS]
-        elsewhere = " for zeros" if name in DATA_SCORERS else ""
+        elsewhere = " for zeros" if name in DATA_SCORERS or name in CHANNEL_SCORERS else ""
         raise UsageError(
             f"unknown score {name!r}{elsewhere}{did_you_mean(name, known)}; known: {', '.join(known)}"
         )

@@ -31,7 +31,9 @@ from onnxprune.verification.optimized import Survival, check_survival, trace_zer
 from onnxprune.verification.plan import (
     check_branches,
     check_declared_zeros,
+    check_form,
     check_pattern,
+    check_repaired_graph,
     check_same_graph,
     check_shapes,
     check_untouched,
@@ -164,11 +166,22 @@ class _Checking:
         if pattern is None:
             self.run("planned shapes", lambda: check_shapes(self.model, plan))
             return
-        self.run("graph unchanged", lambda: check_same_graph(self.model, original, plan))
+        repaired = original is not None and plan.recipe.get("recover") is not None
+        if original is not None and repaired:
+            self.run("graph unchanged", lambda: check_repaired_graph(self.model, original))
+        elif plan.recipe.get("recover") is not None:
+            reason = "a repair may have added biases: give --against to compare with the original"
+            self.skipped.append(Skipped("graph unchanged", reason))
+        else:
+            self.run("graph unchanged", lambda: check_same_graph(self.model, original, plan))
         self.run("declared zeros", lambda: check_declared_zeros(self.model, plan.masks))
         if pattern.kind != "unstructured":
             self.run(f"pattern {pattern}", lambda: check_pattern(self.weights, plan.masks, pattern))
         if original is not None:
+            if repaired:
+                name = "form of the weights"
+                self.run(name, lambda: check_form(self.model, original))
+                return
             name = "other weights unchanged"
             rewritten = plan.recipe.get("score") in REWRITING_SCORES
             self.run(name, lambda: check_untouched(self.model, original, plan.masks, rewritten=rewritten))

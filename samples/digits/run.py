@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from compare import compare, finish
+from compare import compare, finish, ways_at
 
 HERE = Path(__file__).resolve().parent
 NETWORKS = ("residual", "vit")
@@ -29,10 +29,7 @@ def main() -> None:
     if not all((options.out / f"{name}.onnx").exists() for name in NETWORKS):
         print("training both networks; this takes about a minute", flush=True)
         subprocess.run([sys.executable, str(HERE / "train.py"), "--out", str(options.out)], check=True)
-    ways = {
-        f"channels, {options.target_macs:.0%} MACs": {"target_macs": options.target_macs},
-        "2:4": {"pattern": "2:4"},
-    }
+    ways = ways_at(options.target_macs, options.out / "calibration.npz")
     rows = [
         row
         for name in NETWORKS

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 COUNT = 600
-CALIBRATION = 128
+CALIBRATION = 384
 HEIGHT, WIDTH = 48, 192
 UPRIGHT, UPSIDE_DOWN = 0, 1  # the model's classes: 0 and 180 degrees
 

@@ -269,7 +269,11 @@ def test_a_target_beyond_the_floors_is_missed() -> None:
         (FREE, {"amount": -0.1}, r"\[0, 1\)"),
         (FREE, {"amount": float("nan")}, r"\[0, 1\)"),
         (FREE, {"budget": Budget("macs", 0.5)}, "needs a cost"),
-        (Options("local"), {"amount": 0.5}, "unknown scope 'local'; known: uniform, global, isomorphic"),
+        (
+            Options("local"),
+            {"amount": 0.5},
+            "did you mean 'global'.*known: uniform, global, isomorphic",
+        ),
     ],
 )
 def test_errors(options: Options, how: dict[str, object], message: str) -> None:

@@ -42,7 +42,7 @@ def test_the_networks_export_with_a_dynamic_batch(models: ModuleType, name: str)
 
 
 def pick(rows: list[dict[str, Any]], model: str, pruned: str) -> dict[str, Any]:
-    (row,) = (row for row in rows if row["model"] == model and row["pruned"].startswith(pruned))
+    (row,) = (row for row in rows if row["model"] == model and row["pruned"] == pruned)
     return row
 
 
@@ -50,7 +50,7 @@ def pick(rows: list[dict[str, Any]], model: str, pruned: str) -> dict[str, Any]:
 @pytest.mark.xdist_group("samples")
 @pytest.mark.parametrize("model", ["residual", "vit"])
 def test_half_of_the_work_really_goes(digits_rows: list[dict[str, Any]], model: str) -> None:
-    dense, small = pick(digits_rows, model, "no"), pick(digits_rows, model, "channels")
+    dense, small = pick(digits_rows, model, "no"), pick(digits_rows, model, "50% MACs")
 
     for measure in ("macs", "params", "file_bytes"):
         assert small[measure] < 0.6 * dense[measure], measure
@@ -63,8 +63,23 @@ def test_half_of_the_work_really_goes(digits_rows: list[dict[str, Any]], model: 
 def test_the_networks_are_right_before_and_the_residual_one_after(digits_rows: list[dict[str, Any]]) -> None:
     assert pick(digits_rows, "residual", "no")["metric"] > 0.97
     assert pick(digits_rows, "vit", "no")["metric"] > 0.96
-    assert pick(digits_rows, "residual", "channels")["metric"] > 0.9
+    assert pick(digits_rows, "residual", "50% MACs")["metric"] > 0.9
     assert pick(digits_rows, "residual", "2:4")["metric"] > 0.95
+
+
+@pytest.mark.long
+@pytest.mark.xdist_group("samples")
+@pytest.mark.parametrize("model", ["residual", "vit"])
+def test_repair_brings_accuracy_back(digits_rows: list[dict[str, Any]], model: str) -> None:
+    dense = pick(digits_rows, model, "no")["metric"]
+    cut, repaired = (pick(digits_rows, model, f"50% MACs{how}") for how in ("", ", repaired"))
+    zeros, obs = (pick(digits_rows, model, f"2:4{how}") for how in ("", ", obs"))
+
+    assert repaired["macs"] == cut["macs"]
+    assert repaired["params"] <= 1.01 * cut["params"]  # biases where there were none
+    assert repaired["metric"] > 0.95
+    assert dense - repaired["metric"] < 0.5 * (dense - cut["metric"]) + 0.01
+    assert dense - obs["metric"] < 0.5 * (dense - zeros["metric"]) + 0.01
 
 
 @pytest.mark.long

@@ -54,14 +54,15 @@ def test_another_model_in_the_wheel_is_refused(run_script: Any, tmp_path: Path) 
 
 @pytest.mark.long
 @pytest.mark.xdist_group("samples")
-def test_the_model_is_pruned_and_still_right(text_rows: list[dict[str, Any]]) -> None:
-    dense, channels, unstructured = text_rows
+def test_the_model_is_right_once_it_is_repaired(text_rows: list[dict[str, Any]]) -> None:
+    dense, channels, repaired, zeros, obs = text_rows
 
     assert dense["metric"] > 0.98
-    assert channels["metric"] > 0.95
-    assert channels["macs"] <= 0.9 * dense["macs"]
-    assert channels["params"] < dense["params"]
-    assert channels["file_bytes"] < dense["file_bytes"]
-    assert unstructured["metric"] > 0.97
-    assert unstructured["zstd_bytes"] < 0.9 * dense["zstd_bytes"]
-    assert min(channels["checks_passed"], unstructured["checks_passed"]) > 1
+    assert channels["metric"] < 0.7  # as lean as the model is, it bears little without repair
+    assert repaired["metric"] > 0.95
+    assert repaired["macs"] == channels["macs"] <= 0.75 * dense["macs"]
+    assert repaired["file_bytes"] < 0.9 * dense["file_bytes"]
+    assert zeros["metric"] < 0.8
+    assert obs["metric"] > 0.97
+    assert obs["zstd_bytes"] < 0.75 * dense["zstd_bytes"]
+    assert min(row["checks_passed"] for row in text_rows[1:]) > 1
