@@ -316,7 +316,7 @@ def test_a_round_too_small_for_any_group_is_passed_over() -> None:
     """A share of 4 heads, and of channels that go by 4, is none at all in the first of 20 rounds."""
     for name, pattern in (("attention", "heads"), ("residual_net", "channels")):
         once = onnxprune.plan(load(name), pattern=pattern, amount=0.5)
-        options = {"pattern": pattern, "amount": 0.5, "recover": "bias", "rounds": 20}
+        options = {"pattern": pattern, "amount": 0.5, "recover": "bias", "rounds": 20, "score": "l2"}
         result = onnxprune.prune(load(name), data=samples(name), **options)
         assert {n: len(g) for n, g in result.plan.removed.items()} == {
             n: len(g) for n, g in once.removed.items()

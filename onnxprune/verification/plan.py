@@ -103,8 +103,8 @@ def check_same_graph(model: ir.Model, original: ir.Model | None, plan: Plan) -> 
 def check_repaired_graph(model: ir.Model, original: ir.Model) -> Check:
     """Check that a repair changed nothing of the graph but biases, which it may have added or made its own.
 
-    An Add of a constant that the original does not have may stand behind a node; a node may read a stored bias
-    where it read none or another one.
+    An Add of a constant that the original does not have may stand behind a node; a node may read a stored
+    bias where it read none or another one.
     """
     name = "graph unchanged"
     known = set(stored_values(original))
@@ -195,7 +195,7 @@ def check_untouched(
 
 
 def check_form(model: ir.Model, original: ir.Model) -> Check:
-    """Check that a repair, which may change all floats, left types, shapes and all other numbers as they were.
+    """Check that a repair, which may change all floats, left types, shapes and other numbers as they were.
 
     Args:
         model: as in the file.
