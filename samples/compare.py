@@ -174,7 +174,7 @@ def ways_at(target_macs: float, calibration: Path | None) -> dict[str, dict[str,
     return {
         channels: ways[channels],
         f"{channels}, repaired": {
-            "target_macs": target_macs, "data": calibration, "recover": "reconstruct",
+            "target_macs": target_macs, "data": calibration, "recover": "reconstruct", "score": "l2",
         },
         "2:4": ways["2:4"],
         "2:4, obs": {"pattern": "2:4", "data": calibration, "score": "obs"},

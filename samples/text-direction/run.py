@@ -24,7 +24,7 @@ def ways(target_macs: float, calibration: Path) -> dict[str, dict[str, Any]]:
     return {
         f"{target_macs:.0%} MACs": channels,
         f"{target_macs:.0%} MACs, repaired": {
-            **channels, "data": calibration, "recover": "reconstruct",
+            **channels, "data": calibration, "recover": "reconstruct", "score": "l2",
         },
         "50% zeros": zeros,
         "50% zeros, obs": {**zeros, "data": calibration, "score": "obs"},
