@@ -23,8 +23,9 @@ with
 which first trains the models that are not in FOLDER, and takes hours for the whole grid; what has been
 measured is not measured again. The single runs are in [accuracy.json](accuracy.json).
 
-- *pattern*: *unstructured* and *2:4* put zeros into the weights, the same share in every layer; the shapes
-  stay. *channels* and *heads* shrink shapes: for a share of the multiply-accumulates, or by half.
+- *pattern*: *unstructured* and *2:4* put zeros into the weights; the shapes stay. *channels* and *heads*
+  shrink shapes: for a share of the multiply-accumulates, or by half. Every layer gives the same share, but for
+  unstructured zeros by `wanda` and `obs`, which compare all layers: these are the defaults.
 - *score*: what decides which weights or channels go. `random` is the control, `l2` the magnitude (of single
   weights: the absolute value); `wanda` and `obs` look at data.
 - *repair*: the value of `--recover`; empty is none. `bias` and `statistics` are shown for one score, several
