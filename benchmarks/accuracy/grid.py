@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SEEDS = (0, 1, 2)
-SCORES = ("random", "l2", "wanda", "obs")
+#: What a user gets who names no score.
+OPEN = "(default)"
+SCORES = ("random", "l2", "wanda", "obs", OPEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +110,16 @@ def runs(model: Model, *, quick: bool = False) -> Iterator[Run]:
             for repair, more in REPAIRS.items():
                 if not _shown(way, score, repair) or (quick and "rounds" in more):
                     continue
+                named = {} if score == OPEN else {"score": score}
                 calibrated = score in ("wanda", "obs") or repair != "none"
                 by_chance = calibrated or score == "random"
                 for seed in SEEDS if by_chance and not quick else SEEDS[:1]:
-                    yield Run(
-                        model, way, score, repair, seed, {**options, "score": score, **more}, calibrated
-                    )
+                    yield Run(model, way, score, repair, seed, {**options, **named, **more}, calibrated)
 
 
 def _shown(way: str, score: str, repair: str) -> bool:
+    if score == OPEN:
+        return way not in MASKS and repair.startswith("reconstruct")
     if repair in ("bias", "statistics"):
         return way not in MASKS and score == "l2"
     if repair == "reconstruct, 5 rounds":

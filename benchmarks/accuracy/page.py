@@ -24,10 +24,11 @@ which first trains the models that are not in FOLDER, and takes hours for the wh
 measured is not measured again. The single runs are in [accuracy.json](accuracy.json).
 
 - *pattern*: *unstructured* and *2:4* put zeros into the weights; the shapes stay. *channels* and *heads*
-  shrink shapes: for a share of the multiply-accumulates, or by half. Every layer gives the same share, but for
-  unstructured zeros by `wanda` and `obs`, which compare all layers: these are the defaults.
+  shrink shapes: for a share of the multiply-accumulates, or by half. Every layer gives the same share, but
+  for unstructured zeros by `wanda` and `obs`, which compare all layers: these are the defaults.
 - *score*: what decides which weights or channels go. `random` is the control, `l2` the magnitude (of single
-  weights: the absolute value); `wanda` and `obs` look at data.
+  weights: the absolute value); `wanda` and `obs` look at data; `(default)` is none named, which
+  with a repair is `obs` under scope `global`.
 - *repair*: the value of `--recover`; empty is none. `bias` and `statistics` are shown for one score, several
   rounds for another.
 - *top-1*: share of the held-out samples that are named correctly; *of dense*: divided by that of the
