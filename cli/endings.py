@@ -58,6 +58,10 @@ class Ending:
             _discard_stdout()
         except BaseException as error:  # noqa: BLE001 # the last stop: everything becomes a status here
             self.status = self._fail(error)
+            try:
+                sys.stdout.flush()
+            except OSError:  # what failed just now would fail again when the interpreter ends
+                _discard_stdout()
 
     @property
     def _command(self) -> str | None:

@@ -249,9 +249,11 @@ def test_the_process_ends_with_the_status(saved):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
-def test_a_full_disk_behind_stdout_is_one_line(saved):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_stdout_is_one_line(saved, unbuffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:  # noqa: PTH123
-        done = process("inspect", saved["mlp"], stdout=full, stderr=subprocess.PIPE)
+        done = process("inspect", saved["mlp"], stdout=full, stderr=subprocess.PIPE, env=environment)
     assert done.returncode == 1
     assert done.stderr == "error: standard output: cannot be written (No space left on device)\n"
 

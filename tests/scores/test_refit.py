@@ -199,7 +199,7 @@ def test_a_small_limit_takes_more_passes_for_the_same_scores(
     assert whole.keys() == split.keys()
     for name, values in whole.items():
         assert not isinstance(values, str)
-        np.testing.assert_allclose(split[name], values, rtol=1e-3)  # type: ignore[arg-type]
+        np.testing.assert_allclose(split[name], values, rtol=1e-2)  # type: ignore[arg-type]
     assert done == sorted(done)
     assert done[-1] == 1
 
