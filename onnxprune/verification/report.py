@@ -166,25 +166,27 @@ class _Checking:
         if pattern is None:
             self.run("planned shapes", lambda: check_shapes(self.model, plan))
             return
-        repaired = original is not None and plan.recipe.get("recover") is not None
-        if original is not None and repaired:
-            self.run("graph unchanged", lambda: check_repaired_graph(self.model, original))
-        elif plan.recipe.get("recover") is not None:
-            reason = "a repair may have added biases: give --against to compare with the original"
-            self.skipped.append(Skipped("graph unchanged", reason))
+        repaired = plan.recipe.get("recover") is not None
+        if repaired:
+            self._look_at_repair(original)
         else:
             self.run("graph unchanged", lambda: check_same_graph(self.model, original, plan))
         self.run("declared zeros", lambda: check_declared_zeros(self.model, plan.masks))
         if pattern.kind != "unstructured":
             self.run(f"pattern {pattern}", lambda: check_pattern(self.weights, plan.masks, pattern))
-        if original is not None:
-            if repaired:
-                name = "form of the weights"
-                self.run(name, lambda: check_form(self.model, original))
-                return
+        if original is not None and not repaired:
             name = "other weights unchanged"
             rewritten = plan.recipe.get("score") in REWRITING_SCORES
             self.run(name, lambda: check_untouched(self.model, original, plan.masks, rewritten=rewritten))
+
+    def _look_at_repair(self, original: ir.Model | None) -> None:
+        """A repair changes floats and may add biases: only beside the original can the rest be judged."""
+        if original is None:
+            reason = "a repair may have added biases: give --against to compare with the original"
+            self.skipped.append(Skipped("graph unchanged", reason))
+            return
+        self.run("graph unchanged", lambda: check_repaired_graph(self.model, original))
+        self.run("form of the weights", lambda: check_form(self.model, original))
 
     def too_large(self, limit_bytes: int | None) -> bool:
         size = tensor_bytes(self.model)
