@@ -25,13 +25,17 @@ from onnxprune.cost import cost_of
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
+from onnxprune.model.prepare import prepare
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
 from onnxprune.planning.channel_trials import Candidates, measure_channels, without_unmeasured
 from onnxprune.planning.curves import AMOUNTS, Measured, Setting, curve_rows
+from onnxprune.planning.earlier import check_earlier, earlier_model
 from onnxprune.planning.positions import planned
 from onnxprune.registry import did_you_mean
+from onnxprune.scores.gradient import notes_on_labels
 from onnxprune.scores.magnitude import CHANNEL_SCORERS, score
+from onnxprune.scores.movement import MOVEMENT_SCORERS, channel_movement
 from onnxprune.scores.on_data import DATA_SCORERS, score_on_data
 from onnxprune.scores.refit import too_wide
 from onnxprune.scores.subject import Subject
@@ -127,7 +131,7 @@ def plan_channels(
     Raises:
         UsageError, DataError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
     """
-    check_score(recipe["score"], data)
+    check_score(recipe["score"], data, recipe.get("before"))
     check_scope(recipe["scope"], data)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
@@ -163,6 +167,7 @@ def plan_channels(
                     *(() if measured is None else measured.skipped),
                     *analysis.unknown,
                     *unmatched(recipe, _names(analysis.groups)),
+                    *notes_on_labels(recipe["score"], data),
                     *unused_samples(model, data),
                 ),
             )
@@ -197,13 +202,14 @@ def _analysis_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_score(name: str, data: Dataset | None) -> None:
-    """Refuse a score from data without data, and names that nobody knows."""
+def check_score(name: str, data: Dataset | None, before: str | None) -> None:
+    """Refuse a score without the data or the earlier weights that it takes, and names that nobody knows."""
+    check_earlier(name, before)
     if name in DATA_SCORERS:
         if data is None:
             raise UsageError(f"score {name!r} is measured on samples: give --data calib.npz")
-    elif name not in CHANNEL_SCORERS:
-        known = [*CHANNEL_SCORERS, *DATA_SCORERS]
+    elif name not in CHANNEL_SCORERS and name not in MOVEMENT_SCORERS:
+        known = [*CHANNEL_SCORERS, *DATA_SCORERS, *MOVEMENT_SCORERS]
         raise UsageError(f"unknown score {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
 
 
@@ -217,6 +223,10 @@ def score_groups(
     recipe: Mapping[str, Any], analysis: Analysis, data: Dataset | None, seed: int, watch: Watch
 ) -> Scores:
     """Score the channels of the groups that a recipe may take them from."""
+    if recipe["score"] in MOVEMENT_SCORERS:
+        before, _ = prepare(earlier_model(recipe["before"], analysis.given), recipe.get("input_shapes"))
+        found = channel_movement(analysis.model, before, analysis.groups, recipe["score"])
+        return Scores.of(recipe["score"], found)
     if data is None or recipe["score"] not in DATA_SCORERS:
         return score(analysis.model, analysis.groups, recipe["score"], seed=seed)
     kinds = STRUCTURED[recipe["pattern"]]

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from onnxprune.data import Dataset
 from onnxprune.errors import require_torch
 from onnxprune.scores.masked import Masked
-from onnxprune.scores.members import Members
+from onnxprune.scores.members import Members, why_no_floats
 from onnxprune.scores.subject import Subject, owners_of
 from onnxprune.types import ChannelGroup, FloatArray, Skipped
 
@@ -179,18 +179,11 @@ def _differentiable(subject: Subject) -> tuple[Differentiable, Members, dict[str
 
 def _why_not(subject: Subject, group: ChannelGroup, model: Differentiable) -> str | None:
     """Return why a group can't be judged by the gradients of its weights, None if it can."""
-    initializers = subject.model.graph.initializers
-    tensors = dict.fromkeys(member.tensor for member in group.members)
-    for name in tensors:
-        tensor = initializers[name].const_value
-        if tensor is not None and not tensor.dtype.is_floating_point() and len(tensor.shape) > 1:
-            kind = tensor.dtype.name.lower()
-            return f"{name} holds {kind} numbers, which have no gradient: prune before quantizing"
-    if any(name in model.weights for name in tensors):
-        return None
-    first = next(iter(tensors), None)
-    why = model.without_gradient.get(first or "", "it does not train")
-    return "it has no weights" if first is None else f"{first} has no gradient: {why}"
+    tensors = [member.tensor for member in group.members]
+    if any(name in model.weights for name in tensors) or not tensors:
+        return why_no_floats(subject.model, group)
+    why = model.without_gradient.get(tensors[0], "it does not train")
+    return why_no_floats(subject.model, group) or f"{tensors[0]} has no gradient: {why}"
 
 
 def _at_masks(
