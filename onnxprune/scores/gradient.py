@@ -27,7 +27,6 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.data import Dataset
-from onnxprune.errors import require_extra
 from onnxprune.scores.masked import Masked
 from onnxprune.scores.members import Members, why_no_floats
 from onnxprune.scores.subject import Subject, owners_of
@@ -163,7 +162,6 @@ def _wish(subject: Subject, batches: int | None = None) -> Any:
 
 def _differentiable(subject: Subject) -> tuple[Differentiable, Members, dict[str, str]]:
     """Return the model, the members of those groups that have gradients, and why others have none."""
-    require_extra("a score from gradients", "torch", "torch")
     from onnxprune.executor.gradients import Differentiable
 
     tensors = {member.tensor for group in subject.groups for member in group.members}
@@ -190,7 +188,6 @@ def _at_masks(
     subject: Subject, targets: Targets, measure: Callable[[FloatArray], FloatArray]
 ) -> Mapping[str, FloatArray | str]:
     """Return the mean over samples of a measure of dL/dm, by group."""
-    require_extra("a score from gradients", "torch", "torch")
     from onnxprune.executor.gradients import Differentiable, Wish
 
     masked = Masked.of(subject)

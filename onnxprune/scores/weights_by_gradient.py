@@ -16,7 +16,6 @@ import onnx_ir as ir
 
 from onnxprune.calibration.activations import USUAL, Running
 from onnxprune.data import Dataset
-from onnxprune.errors import require_extra
 from onnxprune.registry import Registry
 from onnxprune.scores.gradient import mean_squares
 from onnxprune.scores.weights import PieceScorer, Reader, WeightScorer
@@ -164,7 +163,6 @@ def _curvatures(subject: WeightSubject, targets: Targets) -> Figures:
 
 
 def _differentiable(subject: WeightSubject) -> Differentiable:
-    require_extra("a score from gradients", "torch", "torch")
     from onnxprune.executor.gradients import Differentiable
 
     return Differentiable(subject.model, subject.data, subject.running, weights=subject.tensors)
