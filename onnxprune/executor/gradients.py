@@ -5,8 +5,8 @@ held at a time, beside the weights and what the step keeps for its way back.
 
 What is squared later needs the gradient of every single sample: the square of a mean says nothing of the mean
 of squares. Where the batch is symbolic, samples run one at a time; where it is fixed, a batch runs once, and
-each sample's loss goes its own way back. `torch.func.vmap` over `grad` was tried in place of the loop: see
-`docs/scores.md`.
+each sample's loss goes its own way back. `torch.func.vmap` was tried in place of the loop: on three small
+networks it took 0.3 to 1.1 of its time, and as many times the memory of all gradients as samples run at once.
 """
 
 from __future__ import annotations
