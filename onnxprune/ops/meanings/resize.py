@@ -263,8 +263,9 @@ def _matrix(form: _Form, one: _Axis) -> npt.NDArray[np.float64]:
     taps = first[:, None] + np.arange(-reach, reach + 2)
     weights = _kernel(form, (taps - places[:, None]) * narrow)
     inside = (taps >= 0) & (taps < one.before)
-    if form.exclude or form.antialias:
+    if form.exclude:
         weights = weights * inside
+    if form.exclude or form.antialias:
         weights = weights / weights.sum(axis=1, keepdims=True)
     matrix = np.zeros((one.after, one.before))
     rows = np.broadcast_to(np.arange(one.after)[:, None], taps.shape)
