@@ -112,9 +112,7 @@ def qlinear_average_pool(node: Static) -> Run:
 @meaning("QLinearGlobalAveragePool", domain=_DOMAIN)
 def qlinear_global_average_pool(node: Static) -> Run:
     """y = quantized(mean of x over space)"""
-    return _on_real(
-        node, _channels_first(node, lambda x: x.mean(dim=tuple(range(2, x.dim())), keepdim=True))
-    )
+    return _on_real(node, _channels_first(node, lambda x: x.mean(dim=tuple(range(2, x.dim())), keepdim=True)))
 
 
 @meaning("QLinearSoftmax", domain=_DOMAIN)
