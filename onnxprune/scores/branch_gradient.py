@@ -16,6 +16,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.model.float32 import in_float32
 from onnxprune.model.names import Names
+from onnxprune.scores.gradient import check_slope
 from onnxprune.scores.masked import Mask, multiply
 from onnxprune.types import Branch, FloatArray
 
@@ -69,4 +70,5 @@ def _at_masks(
         changes = np.stack([gradients[name] for name in masks])  # [branch, samples, 1]
         total += measure(changes).sum(axis=(1, 2))
         samples += changes.shape[1]
+    check_slope([total], data)
     return total / max(samples, 1)

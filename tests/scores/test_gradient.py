@@ -315,6 +315,19 @@ def test_an_output_that_is_not_finite_is_an_error():
         score_on_data(subject_of(ir.to_proto(proto)), "taylor")
 
 
+@pytest.mark.parametrize("score", GRADIENT_SCORES)
+def test_predictions_without_doubt_are_told_apart_by_nothing(score):
+    proto = onnx.ModelProto.FromString(MLP.SerializeToString())
+    for each in proto.graph.initializer:
+        if each.name == "fc3.bias":
+            each.CopyFrom(onnx.numpy_helper.from_array(np.array([1e4, 0, 0, 0], np.float32), each.name))
+    with pytest.raises(DataError, match="the loss of the model is flat on this data"):
+        score_on_data(subject_of(proto), score)
+    if score != "obd":
+        labelled = score_on_data(subject_of(proto, class_numbers(4)), score)
+        assert labelled.channels["fc1"].max() > 0
+
+
 def test_labels_that_fit_no_output_are_refused():
     with pytest.raises(DataError, match="fit none of the outputs"):
         score_on_data(subject_of(MLP, np.ones((SAMPLES, 3), np.float32)), "taylor")

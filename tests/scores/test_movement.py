@@ -106,8 +106,8 @@ def test_what_lacks_or_ignores_earlier_weights_is_refused(before, tmp_path):
         onnx.save(small_models.mlp(width=6), other)
         with pytest.raises(PlanError, match="holds another graph"):
             prune(model, pattern=pattern, amount=0.5, score="movement", before=other)
+    data = Dataset.from_arrays({"x": np.zeros((8, 16), np.float32)})
     with pytest.raises(UsageError, match="leave out rounds"):
-        data = Dataset.from_arrays({"x": np.zeros((8, 16), np.float32)})
         prune(model, amount=0.5, score="movement", before=path, rounds=2, recover="bias", data=data)
 
 
