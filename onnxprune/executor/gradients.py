@@ -192,7 +192,7 @@ class Differentiable:
         return _Judge.of(outputs, where, self._data, wish)
 
     def _run(self, feeds: Mapping[str, Array], ones: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        outputs = self._module({**_tensors(feeds), **ones})
+        outputs: dict[str, Tensor] = self._module({**_tensors(feeds), **ones})
         for name, output in outputs.items():
             if output.is_floating_point() and not bool(torch.isfinite(output).all()):
                 raise DataError(f"{self._data.source}: output {quoted(name)} is not finite on this data")
