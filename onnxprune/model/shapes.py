@@ -24,13 +24,14 @@ from onnxprune.model import (
     contrib_attention_shapes,
     contrib_fused_shapes,
     contrib_shapes,
+    output_sizes,
     quantized_shapes,
     sequence_shapes,
     shape_values,
 )
+from onnxprune.model.dims import Dim, ShapeValue
 from onnxprune.model.inputs import candidate_shapes, symbol_of
 from onnxprune.model.nodes import graphs_in
-from onnxprune.model.shape_values import Dim, ShapeValue
 
 #: Files of shape functions: importing one files its functions.
 SHAPE_FUNCTIONS = (
@@ -250,12 +251,12 @@ class _Walk:
         dims = None if first is None else self.shapes.dims.get(first)
         if first is None or dims is None:
             return False
-        if node.op_type in shape_values.LIKE_FIRST:
+        if node.op_type in output_sizes.LIKE_FIRST:
             result: tuple[Dim, ...] | None = dims
-        elif node.op_type in shape_values.BROADCAST and len(node.inputs) == 2 and self._opset("") >= 7:
+        elif node.op_type in output_sizes.BROADCAST and len(node.inputs) == 2 and self._opset("") >= 7:
             second = node.inputs[1]
             other = None if second is None else self.shapes.dims.get(second)
-            result = None if other is None else shape_values.broadcast(dims, other, node.outputs[0])
+            result = None if other is None else output_sizes.broadcast(dims, other, node.outputs[0])
         else:
             return False
         if result is None or not onnx.defs.has(node.op_type, self._opset("")):
@@ -352,7 +353,7 @@ class _Walk:
         if not symbolic:
             return tuple(Dim(size) for size in sizes)
         if position == 0:
-            exact = shape_values.output_dims(node, self.shapes.dims, self.shapes.contents, sizes)
+            exact = output_sizes.output_dims(node, self.shapes.dims, self.shapes.contents, sizes)
             if exact is not None:
                 return exact
         if named is None or len(named) != len(sizes):
