@@ -12,18 +12,19 @@ from onnxprune.ops.meanings.base import NoMeaning, Run, Static, meaning
 
 @meaning("If", host=(0,), folds=False)
 def branch(node: Static) -> Run:
-    """outputs = those of one of two bodies"""
+    """Gives the outputs of one of two bodies"""
     then_branch, else_branch = node.body("then_branch"), node.body("else_branch")
     return lambda condition: then_branch() if bool(condition) else else_branch()
 
 
 @meaning("Loop", host=(0, 1), folds=False)
 def loop(node: Static) -> Run:
-    """state = initial; repeat: state, parts = body(state); outputs = last state, and all parts stacked"""
+    """Repeats state, parts = body(state); gives the last state, and all parts stacked"""
     body, count = node.body("body"), len(node.node.inputs) - 2
 
     def run(trips: Tensor | None, condition: Tensor | None, *initial: Any) -> tuple[Any, ...]:
-        state, parts = list(initial), [[] for _ in range(len(node.node.outputs) - count)]
+        state = list(initial)
+        parts: list[list[Tensor]] = [[] for _ in range(len(node.node.outputs) - count)]
         most = None if trips is None else int(trips)
         goes_on = condition is None or bool(condition)
         done = 0
@@ -47,7 +48,7 @@ def _stacked(parts: list[Tensor], axis: int, node: Static) -> Tensor:
 
 @meaning("Scan", folds=False)
 def scan(node: Static) -> Run:
-    """state = initial; for each slice: state, parts = body(state, slice); parts are stacked"""
+    """Repeats state, parts = body(state, slice) for all slices; gives the last state, and the parts stacked"""
     if node.version < 9:
         raise NoMeaning("Scan of opset 8, with a batch of its own")
     body, taken = node.body("body"), node.int("num_scan_inputs")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,23 +16,23 @@ State = tuple[Tensor, ...]
 #: (what the input gives, state before) -> state after; the first of a state is what a step puts out.
 Step = Callable[[Tensor, State], State]
 
-#: Function, alpha and beta if none are given.
-_FUNCTIONS: dict[str, tuple[Callable[[Tensor, float, float], Tensor], float, float]] = {
-    "Relu": (lambda x, alpha, beta: torch.relu(x), 0, 0),
-    "Tanh": (lambda x, alpha, beta: torch.tanh(x), 0, 0),
-    "Sigmoid": (lambda x, alpha, beta: torch.sigmoid(x), 0, 0),
-    "Affine": (lambda x, alpha, beta: alpha * x + beta, 1, 0),
-    "LeakyRelu": (lambda x, alpha, beta: functional.leaky_relu(x, alpha), 0.01, 0),
-    "ThresholdedRelu": (lambda x, alpha, beta: torch.where(x > alpha, x, 0), 1, 0),
-    "ScaledTanh": (lambda x, alpha, beta: alpha * torch.tanh(beta * x), 1, 1),
-    "HardSigmoid": (lambda x, alpha, beta: torch.clamp(alpha * x + beta, 0, 1), 0.2, 0.5),
-    "Elu": (lambda x, alpha, beta: functional.elu(x, alpha), 1, 0),
-    "Softsign": (lambda x, alpha, beta: functional.softsign(x), 0, 0),
-    "Softplus": (lambda x, alpha, beta: functional.softplus(x), 0, 0),
+_PLAIN: dict[str, Function] = {
+    "Relu": torch.relu,
+    "Tanh": torch.tanh,
+    "Sigmoid": torch.sigmoid,
+    "Softsign": functional.softsign,
+    "Softplus": functional.softplus,
 }
-#: Of those, the ones that take alpha, and beta.
-_TAKES_ALPHA = ("Affine", "LeakyRelu", "ThresholdedRelu", "ScaledTanh", "HardSigmoid", "Elu")
-_TAKES_BETA = ("Affine", "ScaledTanh", "HardSigmoid")
+
+#: Functions with numbers alpha and perhaps beta, and what these are if they are not given.
+_WITH_NUMBERS: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
+    "Affine": (lambda x, alpha, beta: alpha * x + beta, (1.0, 0.0)),
+    "LeakyRelu": (functional.leaky_relu, (0.01,)),
+    "ThresholdedRelu": (lambda x, alpha: torch.where(x > alpha, x, 0), (1.0,)),
+    "ScaledTanh": (lambda x, alpha, beta: alpha * torch.tanh(beta * x), (1.0, 1.0)),
+    "HardSigmoid": (lambda x, alpha, beta: torch.clamp(alpha * x + beta, 0, 1), (0.2, 0.5)),
+    "Elu": (functional.elu, (1.0,)),
+}
 
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 
@@ -73,26 +72,45 @@ class _Layer:
         return x.clamp(-self.limit, self.limit) if self.limit else x
 
 
+def _strings(node: Static, name: str) -> tuple[str, ...]:
+    return tuple(node.node.attributes.get_strings(name, ()))
+
+
+def _numbers(node: Static, name: str) -> list[float]:
+    return list(node.node.attributes.get_floats(name, ()))
+
+
+def _functions(names: Sequence[str], alphas: list[float], betas: list[float]) -> list[Function]:
+    """Return the named functions; those that take numbers take the next ones, or have their own."""
+    known = {name.lower(): name for name in (*_PLAIN, *_WITH_NUMBERS)}
+    found: list[Function] = []
+    for given in names:
+        name = known.get(given.lower())
+        if name is None:
+            raise NoMeaning(f"activation {given}")
+        if name in _PLAIN:
+            found.append(_PLAIN[name])
+            continue
+        function, defaults = _WITH_NUMBERS[name]
+        numbers = [
+            given_numbers.pop(0) if given_numbers else default
+            for given_numbers, default in zip((alphas, betas), defaults, strict=False)
+        ]
+        found.append(_bound(function, numbers))
+    return found
+
+
+def _bound(function: Callable[..., Tensor], numbers: Sequence[float]) -> Function:
+    return lambda x: function(x, *numbers)
+
+
 def _layer(node: Static) -> _Layer:
     kind = node.node.op_type
     direction = node.text("direction", "forward")
     directions = ("forward", "reverse") if direction == "bidirectional" else (direction,)
     defaults = _DEFAULTS["LSTM" if kind.endswith("LSTM") else kind]
-    names = tuple(node.node.attributes.get_strings("activations", None) or defaults * len(directions))
-    alphas = list(node.node.attributes.get_floats("activation_alpha", None) or ())
-    betas = list(node.node.attributes.get_floats("activation_beta", None) or ())
-    known = {name.lower(): name for name in _FUNCTIONS}
-    functions = []
-    for name in names:
-        if name.lower() not in known:
-            raise NoMeaning(f"activation {name}")
-        own = known[name.lower()]
-        function, alpha, beta = _FUNCTIONS[own]
-        if own in _TAKES_ALPHA and alphas:
-            alpha = alphas.pop(0)
-        if own in _TAKES_BETA and betas:
-            beta = betas.pop(0)
-        functions.append(functools.partial(function, alpha=alpha, beta=beta))
+    names = _strings(node, "activations") or defaults * len(directions)
+    functions = _functions(names, _numbers(node, "activation_alpha"), _numbers(node, "activation_beta"))
     each = len(defaults)
     limit, input_forget = node.float("clip", 0.0), node.int("input_forget", 0) == 1
     linear = node.int("linear_before_reset", 0) == 1
@@ -161,8 +179,10 @@ def _rnn_step(layer: _Layer, functions: Sequence[Function], weights: Weights) ->
 _STEPS = {"LSTM": _lstm_step, "GRU": _gru_step, "RNN": _rnn_step}
 
 
-def _scan(x: Tensor, step: Step, state: State, lengths: Tensor | None, backwards: bool) -> tuple[Tensor, State]:
-    """Run over ``[steps, batch, gates * units]``; behind its length, a sample puts out 0 and keeps its state."""
+def _scan(
+    x: Tensor, step: Step, state: State, lengths: Tensor | None, backwards: bool
+) -> tuple[Tensor, State]:
+    """Run over ``[steps, batch, gates * units]``; behind its length, a sample gives 0 and keeps its state."""
     found = []
     count = x.shape[0]
     for place in reversed(range(count)) if backwards else range(count):
@@ -179,7 +199,9 @@ def _scan(x: Tensor, step: Step, state: State, lengths: Tensor | None, backwards
     return torch.stack(found) if found else x.new_zeros(0, *state[0].shape), state
 
 
-def _in_torch(layer: _Layer, x: Tensor, weights: list[Weights], states: list[State]) -> tuple[Tensor, list[State]]:
+def _in_torch(
+    layer: _Layer, x: Tensor, weights: list[Weights], states: list[State]
+) -> tuple[Tensor, list[State]]:
     """Run a layer of usual form by torch's own kernel: ``[steps, directions, batch, units]``.
 
     torch has the gates in another order: i f c o for i o f c of an LSTM, r z h for z r h of a GRU.
@@ -197,30 +219,34 @@ def _in_torch(layer: _Layer, x: Tensor, weights: list[Weights], states: list[Sta
         if own.input_bias is not None and own.state_bias is not None:
             flat += [ordered(own.input_bias), ordered(own.state_bias)]
     begin = [torch.stack([state[place] for state in states]) for place in range(len(states[0]))]
-    kernel = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN": torch.rnn_tanh}[layer.kind]
+    kernels: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+        "LSTM": torch.lstm, "GRU": torch.gru, "RNN": torch.rnn_tanh
+    }  # fmt: skip
+    kernel = kernels[layer.kind]
     given = begin if layer.kind == "LSTM" else begin[0]
     y, *last = kernel(x, given, flat, with_bias, 1, 0.0, False, len(weights) == 2, False)
     count = len(weights)
-    return y.unflatten(2, (count, -1)).transpose(1, 2), [
+    return y.reshape(*y.shape[:2], count, y.shape[2] // count).transpose(1, 2), [
         tuple(part[place] for part in last) for place in range(count)
     ]
 
 
-def _weights(
-    inputs: Tensor, states: Tensor, bias: Tensor | None, peepholes: Tensor | None
-) -> list[Weights]:
-    halves = [(None, None)] * len(inputs) if bias is None else [own.chunk(2) for own in bias]
-    return [
-        Weights(inputs[place], states[place], *halves[place], None if peepholes is None else peepholes[place])
-        for place in range(len(inputs))
-    ]
+def _weights(inputs: Tensor, states: Tensor, bias: Tensor | None, peepholes: Tensor | None) -> list[Weights]:
+    found = []
+    for place in range(len(inputs)):
+        early, late = (None, None) if bias is None else bias[place].chunk(2)
+        own = None if peepholes is None else peepholes[place]
+        found.append(Weights(inputs[place], states[place], early, late, own))
+    return found
 
 
 def _run_layer(
     layer: _Layer, x: Tensor, weights: list[Weights], states: list[State], lengths: Tensor | None
 ) -> tuple[Tensor, list[State]]:
     """Return outputs ``[steps, directions, batch, units]`` and the last state of each direction."""
-    usual = layer.plain and lengths is None and len(x) > 0 and (layer.kind != "GRU" or layer.linear_before_reset)
+    usual = (
+        layer.plain and lengths is None and len(x) > 0 and (layer.kind != "GRU" or layer.linear_before_reset)
+    )
     if usual and weights[0].peepholes is None and layer.directions != ("reverse",):
         return _in_torch(layer, x, weights, states)
     found, last = [], []
@@ -262,9 +288,7 @@ def recurrent(node: Static) -> Run:
         begins = [hidden, cell] if layer.kind == "LSTM" else [hidden]
         zeros = x.new_zeros(x.shape[1], states.shape[2])
         begin: list[State] = [
-            tuple(
-                zeros if part is None else part[:, place] if layout else part[place] for part in begins
-            )
+            tuple(zeros if part is None else part[:, place] if layout else part[place] for part in begins)
             for place in range(len(inputs))
         ]
         y, last = _run_layer(layer, x, _weights(inputs, states, bias, peepholes), begin, lengths)
