@@ -3,8 +3,8 @@
 Gradients go straight through a rounding, as if it were not there, and stop where a number is saturated
 (Bengio et al., 1308.3432; with respect to the scale, Esser et al., 1902.08153). torch has no gradients of
 integers, so a quantized number that carries one is a float that holds a whole number; without gradients it
-has its own type. Products of integers are computed in float64, which is exact below 2 ** 53, has gradients, and
-works on every device.
+has its own type. Products of integers are computed in float64, which is exact below 2 ** 53, has gradients,
+and works on every device.
 """
 
 from __future__ import annotations

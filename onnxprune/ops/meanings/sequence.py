@@ -77,6 +77,21 @@ def split_to_sequence(node: Static) -> Run:
     return run
 
 
+@meaning("SequenceMap", folds=False)
+def sequence_map(node: Static) -> Run:
+    """Gives what a body makes of each element of a sequence, and of the same element of others, or tensors"""
+    body = node.body("body")
+
+    def run(sequence: list[Tensor], *others: Any) -> tuple[list[Tensor], ...]:
+        found = [
+            body(part, *(one[place] if isinstance(one, list) else one for one in others))
+            for place, part in enumerate(sequence)
+        ]
+        return tuple([results[place] for results in found] for place in range(len(node.node.outputs)))
+
+    return run
+
+
 @meaning("Optional", "OptionalGetElement")
 def optional(node: Static) -> Run:
     """Gives x, or nothing"""
