@@ -24,7 +24,7 @@ class SmallNet(nn.Module):
         super().__init__()
         self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
         self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.pointwise, self.inner = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, momentum=0.3)
+        self.pointwise, self.inner = nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8, momentum=0.3)
         self.head = nn.Linear(8, 5)
         for norm in (self.norm, self.inner):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
