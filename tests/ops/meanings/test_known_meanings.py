@@ -1,0 +1,33 @@
+"""Which operators have a torch meaning."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+
+pytest.importorskip("torch")
+
+from onnxprune.ops import meanings
+from onnxprune.ops.base import _RULES
+from onnxprune.ops.meanings.base import known_meanings, meaning, meaning_for
+from onnxprune.ops.registry import FAMILIES
+
+#: Operators whose channels are followed, and that can't be run in torch: the reason.
+WITHOUT: dict[tuple[str, str], str] = {}
+
+
+def test_every_operator_with_a_rule_has_a_meaning_or_a_reason():
+    assert FAMILIES
+    assert meanings.FAMILIES
+    assert set(_RULES) - known_meanings() == set(WITHOUT)
+    assert all(WITHOUT.values())
+
+
+def test_an_operator_has_one_meaning():
+    with pytest.raises(ValueError, match="two meanings of :Relu"):
+        meaning("Relu")(lambda node: lambda x: x)
+
+
+def test_both_names_of_the_standard_domain_are_known():
+    assert meaning_for(ir.node("Relu", [None])) is meaning_for(ir.node("Relu", [None], domain="ai.onnx"))
+    assert meaning_for(ir.node("Relu", [None], domain="somebody.else")) is None
