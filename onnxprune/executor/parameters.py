@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.model.nodes import nodes_in
 from onnxprune.model.inputs import graph_inputs
+from onnxprune.model.nodes import nodes_in
 from onnxprune.ops.constant_views import computed_constants
 from onnxprune.ops.meanings.base import Array
 from onnxprune.ops.registry import rule_for

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxprune.model.float32 import in_float32
-from onnxprune.model.names import Names
 from onnxprune.model.inputs import graph_inputs
+from onnxprune.model.names import Names
 from onnxprune.ops.channels import Contraction
 from onnxprune.ops.labels import LabelArray
 from onnxprune.scores.subject import Subject, has_numbers, measurable_values, owners_of, sides_of
