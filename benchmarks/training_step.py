@@ -1,12 +1,12 @@
 """What a training step of an exported model costs in the executor, beside the same step of the torch module.
 
-A step is forward, cross entropy, backward and one step of SGD with momentum, on the same batch. Both sides, and
-a second copy of the torch module as a control, run in turns in one process, the order turned around every
+A step is forward, cross entropy, backward and one step of SGD with momentum, on the same batch. Both sides,
+and a second copy of the torch module as a control, run in turns in one process, the order turned around every
 round; the ratios are medians over the rounds. Three exports of each network:
 
 - ``kept``: not optimised; batch norms train on both sides
-- ``optimised``: as ``torch.onnx.export(dynamo=True)`` writes it. Its batch norms are folded into convolutions, so
-  the torch module runs in evaluation mode, with statistics that stand still
+- ``optimised``: as ``torch.onnx.export(dynamo=True)`` writes it. Its batch norms are folded into
+  convolutions, so the torch module runs in evaluation mode, with statistics that stand still
 - ``torchscript``: as the older exporter writes it, evaluation mode on both sides as well
 
 python benchmarks/training_step.py [--rounds 15] [--batch 8] [--size 64] [--threads 1]
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import io
+import itertools
 import logging
 import statistics
 import time
@@ -62,9 +63,7 @@ class ResNet18(nn.Module):
             nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
         )
         widths = (64, 64, 64, 128, 128, 256, 256, 512, 512)
-        self.blocks = nn.Sequential(
-            *(Block(a, b, 1 + (a != b)) for a, b in zip(widths, widths[1:], strict=False))
-        )
+        self.blocks = nn.Sequential(*(Block(a, b, 1 + (a != b)) for a, b in itertools.pairwise(widths)))
         self.head = nn.Linear(512, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

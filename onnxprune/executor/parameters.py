@@ -237,8 +237,8 @@ class _Judge:
 
 #: Operators that only move their first input, to places that may depend on sizes.
 _MOVED = frozenset({
-    "Cast", "CastLike", "Dropout", "Expand", "Flatten", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile",
-    "Transpose", "Unsqueeze",
+    "Cast", "CastLike", "Dropout", "Expand", "Flatten", "Identity", "Pad", "Reshape", "Slice", "Split",
+    "Squeeze", "Tile", "Transpose", "Unsqueeze",
 })  # fmt: skip
 _MOVES = _MOVED | {"Concat", "Gather"}
 
