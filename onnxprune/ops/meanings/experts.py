@@ -12,7 +12,7 @@ from onnxprune.ops.meanings.base import NoMeaning, Run, Static, meaning
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
-    "gelu": functional.gelu,
+    "gelu": lambda x: functional.gelu(x, approximate="tanh"),  # as its kernel has it
     "silu": functional.silu,
     "identity": lambda x: x,
 }

@@ -198,7 +198,7 @@ def _places(form: _Form, one: _Axis) -> Floats:
     if form.coordinates == "pytorch_half_pixel":
         return single if one.after == 1 else found
     if form.coordinates == "half_pixel_symmetric":
-        return before / 2 * (1 - after / (scale * before)) + found
+        return before / 2 * (1 - after / (scale * before)) + (y + half) / scale - half
     raise NoMeaning(f"coordinate_transformation_mode {form.coordinates}")
 
 

@@ -114,6 +114,7 @@ def test_embedding_normalization(segments):
 
 QKV = {"x": f(2, 5, 12), "w": f(12, 36), "b": f(36)}
 LENGTHS = np.array([3, 5], np.int32)
+SEEN = np.array([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1]], np.int32)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ LENGTHS = np.array([3, 5], np.int32)
         (QKV, None, {"unidirectional": 1}),
         ({**QKV, "m": LENGTHS}, None, {}),
         ({**QKV, "m": np.array([3, 5, 1, 0], np.int32)}, None, {}),
-        ({**QKV, "m": np.array([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1]], np.int32)}, None, {"mask_filter_value": -5.0}),
+        ({**QKV, "m": SEEN}, None, {"mask_filter_value": -5.0}),
         ({**QKV, "m": RANDOM.integers(0, 2, (2, 5, 5)).astype(np.int32)}, None, {}),
         ({**QKV, "past": f(2, 2, 3, 2, 4)}, ["x", "w", "b", "", "past"], {"unidirectional": 1}),
         ({**QKV, "a": f(2, 3, 5, 5)}, ["x", "w", "b", "", "", "a"], {"scale": 0.3}),
@@ -163,12 +164,12 @@ def angles(length: int, places: int) -> dict[str, np.ndarray]:
     return {"cos": np.cos(turns).astype(np.float32), "sin": np.sin(turns).astype(np.float32)}
 
 
-def grouped(
-    queries: int, past: int, total: int, last: list[int], **extra: np.ndarray
-) -> dict[str, np.ndarray]:
+def grouped(new: int, past: int, total: int, last: list[int], **more: np.ndarray) -> dict[str, np.ndarray]:
+    batch = len(last)
     return {
-        "q": f(2, queries, 64), "k": f(2, queries, 32), "v": f(2, queries, 32), "pk": f(2, 2, past, 16),
-        "pv": f(2, 2, past, 16), "last": np.array(last, np.int32), "total": np.array(total, np.int32), **extra,
+        "q": f(batch, new, 64), "k": f(batch, new, 32), "v": f(batch, new, 32), "pk": f(batch, 2, past, 16),
+        "pv": f(batch, 2, past, 16), "last": np.array(last, np.int32), "total": np.array(total, np.int32),
+        **more,
     }  # fmt: skip
 
 
@@ -178,8 +179,8 @@ def grouped(
         (grouped(4, 0, 4, [3, 3]), {}),
         (grouped(1, 5, 6, [5, 5]), {}),
         (grouped(1, 8, 6, [5, 3]), {}),  # room behind the past, and one sample with a shorter one
-        (grouped(3, 4, 7, [6, 6]), {"local_window_size": 2}),
-        (grouped(3, 4, 7, [6, 6]), {"softcap": 2.0, "scale": 0.7}),
+        (grouped(3, 4, 7, [6]), {"local_window_size": 2}),
+        (grouped(3, 4, 7, [6]), {"softcap": 2.0, "scale": 0.7}),
         (grouped(1, 5, 6, [5, 4], **angles(9, 16)), {"do_rotary": 1}),
         (grouped(4, 0, 4, [3, 3], **angles(9, 16)), {"do_rotary": 1, "rotary_interleaved": 1}),
         (grouped(4, 0, 4, [3, 3]), {"smooth_softmax": 1}),
