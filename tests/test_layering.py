@@ -19,13 +19,13 @@ LAYERS = (
      "user_code"),
     ("model",),
     ("ops",),
-    ("calibration", "cost", "runtime"),
+    ("calibration", "cost", "executor", "runtime"),
     ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "recover", "report",
-     "rewrite", "scores", "sensitivity", "verification"),
+     "rewrite", "scores", "sensitivity", "tuning", "verification"),
     ("planning",),
     ("proving", "pruning_report"),
     ("pruning",),
-    ("inspection", "pipeline", "survey"),
+    ("finetuning", "inspection", "pipeline", "survey"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip
@@ -34,7 +34,7 @@ STAGES = LAYERS[5]
 
 #: Packages that only some parts may import.
 CONFINED = {
-    "torch": ("importers",),
+    "torch": ("executor", "importers", "tuning"),
     "onnxscript": ("importers",),
     "onnxruntime": ("runtime",),
     "click": ("onnxprune_cli",),
