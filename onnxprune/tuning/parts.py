@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from onnxprune.calibration.activations import inputs_of
 from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.executor import OnnxModule
+from onnxprune.executor.module import OnnxModule
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.stored import replace_stored, stored_values, tensor_of
 from onnxprune.tuning.batches import Batch, Batches
@@ -64,7 +64,7 @@ class Parts:
         self._synchronizes = False
         decided = self._decide()
         self.objective, self.metric = decided.objective, decided.metric
-        self.told, self.notes = decided.told, tuple(decided.notes)
+        self.told, self.notes = decided.told, (*notes_on_batches(batches), *decided.notes)
         if processes.count > 1:
             # a weight may have no part in what the loss looks at
             self._together = DistributedDataParallel(module, find_unused_parameters=True)
@@ -153,14 +153,16 @@ def assemble(
         teachers, its_own = _batch_size(teacher, data, settings)
         if its_own and (teachers, its_own) != (size, fixed):
             raise UsageError(f"the original takes batches of {teachers} alone, this model does not: export both alike")
-    device = str(processes.device)
-    module = OnnxModule(model, device=device)
+    # weights and sums in float32 where the file stores less
+    module = OnnxModule(model, device=processes.device, precision="float32")
     if not module.trained:
         why = next(iter(module.frozen.values()), "it holds no floats")
         raise ModelError(f"nothing in this model can be trained ({why})")
     frozen = None
     if teacher is not None:
-        frozen = OnnxModule(teacher, device=device, trains=lambda name: False)
+        frozen = OnnxModule(
+            teacher, device=processes.device, precision="float32", trains=lambda name: False
+        )
         frozen.eval()
 
     def batches(samples: Dataset) -> Batches:
