@@ -22,6 +22,7 @@ Anything else that escapes is a bug and shows a traceback.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -96,3 +97,19 @@ class NothingToPrune(OnnxPruneError):
     def __init__(self, message: str, reasons: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.reasons = tuple(reasons)
+
+
+def require_extra(what: str, extra: str, *packages: str) -> None:
+    """Make sure that optional packages are there, without importing them.
+
+    Args:
+        what: what needs them, for the message.
+        extra: the extra of this package that brings them.
+        packages: by the name that is imported.
+
+    Raises:
+        MissingExtra: one is not installed.
+    """
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtra(f"{what} needs {name}: pip install 'onnxprune[{extra}]'")
