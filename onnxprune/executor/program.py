@@ -1,8 +1,8 @@
 """A graph as a list of steps: each runs one node and lets go of what nobody needs any more.
 
-Every value of the graph, and of the bodies within it, has a slot in one list. Sizes and the arithmetic on them
-stay in main memory, also where the rest is computed on an accelerator, so that no step waits for one to be
-copied. Which values these are is decided here, once.
+Every value of the graph, and of the bodies within it, has a slot in one list. Sizes and the arithmetic on
+them stay in main memory, also where the rest is computed on an accelerator, so that no step waits for one to
+be copied. Which values these are is decided here, once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from onnxprune.errors import ModelError
 from onnxprune.messages import one_line, quoted
-from onnxprune.model.nodes import graphs_in, nodes_in, reads_of
+from onnxprune.model.nodes import graphs_in, nodes_in
 from onnxprune.ops.meanings import FAMILIES
 from onnxprune.ops.meanings.base import Array, Entry, Mode, NoMeaning, Run, Static, meaning_for
 from onnxprune.ops.meanings.stored import as_torch
@@ -303,6 +303,8 @@ class _Builder:
         """Run a node in advance if all its inputs are constants, and the result is small; say whether."""
         if not entry.folds or graphs_in(node):
             return False
+        if node.op_type in _SIZES:
+            return self._known_size(node, run)
         inputs = [self.contents(value) for value in node.inputs]
         if any(found is None and value is not None for found, value in zip(inputs, node.inputs, strict=True)):
             return False
@@ -323,6 +325,19 @@ class _Builder:
             return False
         for value, part in zip(node.outputs, results, strict=False):
             self.constants[value] = part
+        return True
+
+    def _known_size(self, node: ir.Node, run: Run) -> bool:
+        """Note the size of a stored tensor, which stays as it is when its numbers train."""
+        value, (output,) = node.inputs[0], node.outputs
+        if value is None or output.is_graph_output() or value.is_graph_input():
+            return False
+        contents = self.contents(value)
+        if contents is None and value.is_initializer() and value.const_value is not None:
+            contents = torch.empty(tuple(value.const_value.shape.numpy()), device="meta")
+        if contents is None:
+            return False
+        self.constants[output] = run(contents)
         return True
 
 
