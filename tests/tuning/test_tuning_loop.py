@@ -1,4 +1,4 @@
-"""Runs: what they learn, what they hold, when they stop, and that they go on bit for bit where they stopped."""
+"""Runs: what they learn, what they hold, when they stop, and that they go on bit for bit."""
 
 from __future__ import annotations
 
@@ -202,9 +202,7 @@ def test_accumulated_batches_are_one_larger_batch():
 
 
 def test_a_fixed_batch_is_taken_as_it_is_and_every_sample_counts():
-    free = tune(
-        classifier(), three_classes(30), replace(SHORT, batch=4), validation=three_classes(10, 1)
-    )
+    free = tune(classifier(), three_classes(30), replace(SHORT, batch=4), validation=three_classes(10, 1))
     fixed = tune(
         classifier(batch="4"), three_classes(30), replace(SHORT, batch=7), validation=three_classes(10, 1)
     )
