@@ -231,12 +231,12 @@ def identity(
     """Return what decides the course of a run, as plain values: a checkpoint of another is refused."""
     chosen = {name: value for name, value in settings.as_dict().items() if name not in _FREE}
     return {
+        **chosen,  # first: a seed, say, that changes the samples too is what is to be named
         "model": _digest(model),
         "original": None if teacher is None else _digest(teacher),
         "data": data.digest,
         "validation samples": None if validation is None else validation.digest,
         "masks": _digest_of_masks(masks or {}),
-        **chosen,
         **({} if control is None else {"schedule": dict(control.settings())}),
     }
 
