@@ -26,7 +26,7 @@ LAYERS = (
     ("proving", "pruning_report"),
     ("pruning",),
     ("gradual",),
-    ("inspection", "pipeline", "survey"),
+    ("finetuning", "inspection", "pipeline", "survey"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip

@@ -185,6 +185,10 @@ class OnnxModule(torch.nn.Module):
                 value = value.to(self._device, dtype) if changes else value.to(self._device)
             values[slot] = value
 
+    def has(self, name: str) -> bool:
+        """Tell whether `forward` can give this value."""
+        return name in self._program.slots
+
     def _slot(self, name: str) -> int:
         slot = self._program.slots.get(name)
         if slot is None:
