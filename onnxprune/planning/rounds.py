@@ -15,7 +15,7 @@ from onnxprune.errors import UsageError
 from onnxprune.ops.sums import Sums
 from onnxprune.planning.channels import STRUCTURED, Decision, Watch, choose, cost_after, look
 from onnxprune.planning.positions import planned
-from onnxprune.schedule import cubic
+from onnxprune.schedule import shares_by_round
 from onnxprune.types import BoolArray, ChannelGroup, Choice, FloatArray, IntArray, Mask
 
 
@@ -31,8 +31,8 @@ def recipes_by_round(recipe: Mapping[str, Any], rounds: int) -> list[dict[str, A
         if recipe.get(name) is not None:
             goal = float(recipe[name])
             if name == "amount":
-                return [{**recipe, name: share} for share in cubic(goal, rounds)]
-            return [{**recipe, name: 1 - gone} for gone in cubic(1 - goal, rounds)]
+                return [{**recipe, name: share} for share in shares_by_round(goal, rounds)]
+            return [{**recipe, name: 1 - gone} for gone in shares_by_round(1 - goal, rounds)]
     raise UsageError(
         f"pattern {recipe['pattern']!r} without an amount or target goes in one round: leave out rounds"
     )
