@@ -1,0 +1,1 @@
+"""ONNX graphs that run in torch, so that gradients reach the tensors of the file; torch is needed for it."""
