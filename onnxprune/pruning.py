@@ -24,7 +24,7 @@ from onnxprune.planning.curves import Setting
 from onnxprune.planning.layers import Layers, find_layers, plan_layers, planned_branches
 from onnxprune.planning.masks import plan_masks
 from onnxprune.planning.positions import check_groups
-from onnxprune.planning.rounds import plan_more_channels, recipes_by_round, with_earlier
+from onnxprune.planning.rounds import plan_more_channels, recipes_by_round
 from onnxprune.proving import Trials, make_cut, prove_cut, prove_layers
 from onnxprune.pruning_report import RepairedRound, pruned_report, repair_sections
 from onnxprune.recover import METHODS, repair
@@ -347,9 +347,8 @@ def prune_weights(
     repairs = _Repairs(wish, Trials(seed, samples), watch)
     masks: Mapping[str, Mask] = {}
     for number, step in enumerate(recipes_by_round(recipe, wish.rounds), start=1):
-        plan, weights = plan_masks(current, step, samples, seed, watch, setting)
-        masks = with_earlier(masks, plan.masks)
-        plan = replace(plan, masks=masks)
+        plan, weights = plan_masks(current, step, samples, seed, watch, setting, earlier=masks)
+        masks = plan.masks
         current = _mask(original, current, plan, weights, repairs, number)
     plan = replace(
         plan,

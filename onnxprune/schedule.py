@@ -150,7 +150,7 @@ def shares_by_round(
             return initial + (final - initial) * part
         if shape == "cubic":
             return final + (initial - final) * (1 - part) ** 3
-        return 1 - (1 - initial) ** (1 - part) * (1 - final) ** part
+        return 1 - float((1 - initial) ** (1 - part) * (1 - final) ** part)
 
     return (*(share(number / rounds) for number in range(1, rounds)), final)
 

@@ -219,7 +219,7 @@ def test_nodes_without_names_are_repaired() -> None:
         ({"amount": 0.5, "recover": "bias", "rounds": 0}, "from 1 on"),
         ({"amount": 0.5, "recover": "bias", "rounds": 2.0}, "from 1 on"),
         ({"pattern": "dead", "recover": "bias"}, "nothing to repair"),
-        ({"pattern": "2:4", "recover": "bias", "rounds": 2}, "goes in one round"),
+        ({"pattern": "dead", "recover": "bias", "rounds": 2}, "nothing to repair"),
         ({"pattern": "layers", "amount": 0.5, "recover": "bias", "rounds": 2}, "in one round"),
     ],
 )

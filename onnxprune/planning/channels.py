@@ -29,6 +29,7 @@ from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
 from onnxprune.planning.channel_trials import Candidates, measure_channels, without_unmeasured
 from onnxprune.planning.curves import AMOUNTS, Measured, Setting, curve_rows
+from onnxprune.planning.earlier import frozen, gone_first, with_earlier
 from onnxprune.planning.positions import planned
 from onnxprune.registry import did_you_mean
 from onnxprune.scores.magnitude import CHANNEL_SCORERS, score
@@ -113,6 +114,9 @@ def plan_channels(
     seed: int,
     watch: Watch,
     setting: Setting = Setting(),  # noqa: B008 # frozen
+    *,
+    earlier: Mapping[str, IntArray] | None = None,
+    stay: Callable[[Analysis], Mapping[str, str]] | None = None,
 ) -> Decision:
     """Analyse, score, and choose the channels that go.
 
@@ -123,6 +127,8 @@ def plan_channels(
         seed: of every random choice.
         watch: gets the seconds of each stage.
         setting: how trials are run where the scope is "sensitivity".
+        earlier: int32 channel numbers by group name: what is masked already, which counts, and stays gone.
+        stay: says which groups stay whole, with the reason, by name.
 
     Raises:
         UsageError, DataError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
@@ -133,11 +139,18 @@ def plan_channels(
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
         analysis, sums, scores = look(model, recipe, data, seed, watch)
         candidates = candidates_of(recipe, analysis, sums, scores)
+        if stay is not None:
+            candidates = replace(candidates, groups=frozen(candidates.groups, stay(analysis)))
+        if earlier:
+            candidates = replace(candidates, dead=gone_first(candidates, earlier))
         candidates, measured = _measure(candidates, recipe, data, setting, watch)
         curves = None if measured is None else measured.curves
         with watch.stage("allocate"):
             whole = cost_of(analysis.model.graph, analysis.channels)
-            choices, notes = choose(recipe, candidates, whole, curves)
+            choices, notes = choose(recipe, candidates, whole, curves, earlier)
+            if earlier:
+                original = {group.name: group for group in candidates.groups}
+                choices = tuple(with_earlier(choice, original, earlier) for choice in choices)
             removed = {choice.group.name: choice.removed for choice in choices}
             left = cost_after(analysis, removed)
         if not any(len(numbers) for numbers in removed.values()):

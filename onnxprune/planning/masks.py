@@ -21,6 +21,7 @@ from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import parse_pattern
 from onnxprune.planning.channels import Watch, check_scope, unmatched, unused_samples, versions
 from onnxprune.planning.curves import AMOUNTS, Setting, curve_rows
+from onnxprune.planning.earlier import masks_with_earlier
 from onnxprune.planning.mask_trials import measure_masks, share_out
 from onnxprune.planning.masks_on_data import MeasuredMasks, choose_masks_on_data, outlier_shares
 from onnxprune.registry import did_you_mean
@@ -43,8 +44,14 @@ def plan_masks(
     seed: int,
     watch: Watch,
     setting: Setting = Setting(),  # noqa: B008 # frozen
+    *,
+    earlier: Mapping[str, Mask] | None = None,
 ) -> tuple[Plan, Mapping[str, Array]]:
     """Choose the weights that become zero; arguments and errors as for `plan_channels`.
+
+    What is gone ``earlier``, by tensor name, counts and stays gone. A score that is measured on data may
+    weigh a dead input as little as a weight that is gone; then a little more goes than was asked for, and the
+    plan says all of it.
 
     Returns:
         The plan, and what masked tensors hold instead of their weights, by name, where the score makes the
@@ -61,9 +68,17 @@ def plan_masks(
             shares, notes = _shares_by_trials(model, uses, recipe, data, seed, watch, setting)
     with watch.stage("choose masks"):
         found = masks_for(
-            model, uses, recipe, data, seed, shares=shares, running=watch.running, progress=watch.progress
+            model,
+            uses,
+            recipe,
+            data,
+            seed,
+            shares=shares,
+            earlier=earlier,
+            running=watch.running,
+            progress=watch.progress,
         )
-    masks = found.masks
+    masks = masks_with_earlier(earlier or {}, found.masks)
     skipped = [*found.skipped, *notes, *unused_samples(model, data)]
     names = {name for use in uses for name in (use.tensor, use.consumer)}
     skipped = [*unreachable, *skipped, *unmatched(recipe, names)]
@@ -138,6 +153,7 @@ def masks_for(
     seed: int,
     *,
     shares: Mapping[str, float] | None = None,
+    earlier: Mapping[str, Mask] | None = None,
     running: Running = USUAL,
     progress: Callable[[float], None] | None = None,
 ) -> MeasuredMasks:
@@ -150,6 +166,7 @@ def masks_for(
         data: what scores and the scope are measured on.
         seed: of random scores.
         shares: what single tensors give, where that is known; the scope then decides nothing.
+        earlier: what is gone already, which goes first where scores are not measured on data.
         running: batches, threads and memory of runs.
         progress: called while something is measured, with the share that is done, in (0, 1].
 
@@ -172,7 +189,9 @@ def masks_for(
     if shares is None and recipe["scope"] == "owl" and data is not None:
         shares = outlier_shares(model, uses, data, recipe["amount"], running=running, progress=progress)
     scorer = WEIGHT_SCORERS.get(recipe["score"])
-    masks, skipped = choose_masks(model, uses, scorer=scorer, seed=seed, shares=shares, **options)
+    masks, skipped = choose_masks(
+        model, uses, scorer=scorer, seed=seed, shares=shares, earlier=earlier, **options
+    )
     return MeasuredMasks(masks, {}, skipped)
 
 
