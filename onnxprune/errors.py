@@ -12,6 +12,7 @@
     |-- VerificationError  (1)     a model is not what it claims to be
     |   `-- ProofError     (1)     a cut model differs from its exact twin; nothing was written
     |-- MissingExtra       (1)     an optional dependency is not installed
+    |-- TuningError        (1)     tuning went astray, or a checkpoint is of another run
     |-- UsageError         (2)     options that make no sense, alone or together
     |-- LimitMissed        (3)     ran, and a limit that was given was missed
     `-- NothingToPrune     (4)     nothing could be pruned; ``reasons`` says why, group by group
@@ -65,6 +66,10 @@ class ProofError(VerificationError):
 
 class MissingExtra(OnnxPruneError):
     """An optional dependency is not installed; the message holds the command that installs it."""
+
+
+class TuningError(OnnxPruneError):
+    """Tuning went astray (its loss is no number any more), or a checkpoint is damaged or of another run."""
 
 
 class UsageError(OnnxPruneError):

@@ -1,1 +1,1 @@
-"""ONNX graphs that run in torch, so that gradients reach the tensors of the file; torch is needed for it."""
+"""Models run, and learn, in torch: a prepared graph becomes a torch module whose parameters are its weights."""

@@ -50,16 +50,7 @@ def prepare(
     Raises:
         UsageError, ModelError: see `concretise`.
     """
-    work = copy_of(without_functions(model))
-    number_nodes(work)
-    name_values_apart(work)
-    name_nodes(work.graph)
-    _keep_constant_outputs(work.graph)
-    return_copies(work)
-    _lift_tensors(work.graph)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
-    lift_constants(work)
-    drop_identities(work)
+    work = written_out(model)
     _unshare_dequantized(work.graph)
     join_pieces(work.graph)
     leave_out_zero_states(work.graph)
@@ -70,6 +61,25 @@ def prepare(
     _Sizes(work.graph, shapes).write()
     passes.RemoveUnusedNodesPass()(work)
     return work, shapes
+
+
+def written_out(model: ir.Model) -> ir.Model:
+    """Return a copy without calls of functions, in which every constant is an initializer of the main graph.
+
+    Its nodes and values have names of their own, and Identity nodes are gone. This is the first part of
+    `prepare`: nothing is computed yet, so every stored tensor is there, and every value that depends on it.
+    """
+    work = copy_of(without_functions(model))
+    number_nodes(work)
+    name_values_apart(work)
+    name_nodes(work.graph)
+    _keep_constant_outputs(work.graph)
+    return_copies(work)
+    _lift_tensors(work.graph)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(work)
+    lift_constants(work)
+    drop_identities(work)
+    return work
 
 
 def name_nodes(graph: ir.Graph) -> None:

@@ -127,7 +127,9 @@ class Batches:
             numbers = np.resize(numbers, self.size)  # repeats them
         inputs = {name: self._tensor(array[numbers]) for name, array in self.data.arrays.items()}
         labels = self.data.labels
-        return Batch(inputs, None if labels is None else self._tensor(labels[numbers]), count)
+        if labels is None or labels.dtype.kind not in "biuf":  # texts are for the user's own metrics
+            return Batch(inputs, None, count)
+        return Batch(inputs, self._tensor(labels[numbers]), count)
 
     def _tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
         if array.dtype.name == "bfloat16":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from onnxprune.executor import OnnxModule
+    from onnxprune.executor.module import OnnxModule
     from onnxprune.tuning.masks import HeldMasks
 
 

@@ -82,10 +82,11 @@ class HeldMasks:
         weights = sum(parameter.numel() for parameter in self._parameters.values())
         return sum(int(gone.sum()) for gone in self._gone.values()) / max(1, weights)
 
-    def load(self, masks: Mapping[str, Mask]) -> None:
-        """Take the masks of a checkpoint in place of all others."""
+    def load(self, masks: Mapping[str, Mask], changes: int) -> None:
+        """Take the masks of a checkpoint, and how often they had changed, in place of all others."""
         self._gone = {}
         self.narrow(masks)
+        self.changes = changes
 
     def _moments(self, parameter: torch.nn.Parameter) -> list[torch.Tensor]:
         """Return what the optimizer remembers of each weight of a parameter."""

@@ -1,0 +1,256 @@
+"""What a run is made of: modules, batches, masks and the objective; and what identifies it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from onnxprune.calibration.activations import inputs_of
+from onnxprune.data import Dataset, fixed_batch
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.executor.module import OnnxModule
+from onnxprune.model.digest import structure_digest, weights_digest
+from onnxprune.model.stored import replace_stored, stored_values, tensor_of
+from onnxprune.tuning.batches import Batch, Batches
+from onnxprune.tuning.control import Control
+from onnxprune.tuning.distributed import Processes
+from onnxprune.tuning.losses import Values
+from onnxprune.tuning.masks import HeldMasks
+from onnxprune.tuning.objective import Decided, First, decide
+from onnxprune.tuning.settings import Tuning
+from onnxprune.types import Mask, Skipped
+
+#: Samples that scales and kinds of outputs are taken from, at the beginning of the data.
+_FIRST_SAMPLES = 256
+
+#: Settings that change nothing of what comes out.
+_FREE = frozenset({"checkpoint_every"})
+
+
+class Parts:
+    """Modules and data of one run, in one process.
+
+    Attributes:
+        module: what is tuned.
+        held: its masks.
+        batches: samples to tune on.
+        validation: samples to look at, or None.
+    """
+
+    def __init__(
+        self,
+        module: OnnxModule,
+        teacher: OnnxModule | None,
+        batches: Batches,
+        validation: Batches | None,
+        settings: Tuning,
+        processes: Processes,
+    ) -> None:
+        self.module, self.batches, self.validation = module, batches, validation
+        self.held = HeldMasks(module.trained)
+        self._teacher = teacher
+        self._settings = settings
+        self._device = processes.device
+        self._together: DistributedDataParallel | None = None
+        self._synchronizes = False
+        decided = self._decide()
+        self.objective, self.metric = decided.objective, decided.metric
+        self.told, self.notes = decided.told, (*notes_on_batches(batches), *decided.notes)
+        if processes.count > 1:
+            # a weight may have no part in what the loss looks at
+            self._together = DistributedDataParallel(module, find_unused_parameters=True)
+
+    def train(self) -> None:
+        """Make ready for a step."""
+        self._synchronizes = True
+        self.module.train(self._settings.batch_norm == "train")
+
+    def evaluate(self) -> None:
+        """Make ready for a look at the validation samples."""
+        self._synchronizes = False
+        self.module.eval()
+
+    def forward(self, batch: Batch) -> tuple[Values, Values | None]:
+        """Return what the objective compares: values of the model, and of the original or None."""
+        inner = self.objective.inner
+        run = self._together if self._together is not None and self._synchronizes else self.module
+        with self._autocast():
+            values: Values = run(batch.inputs, also=inner)
+        return values, self._of_original(batch, inner) if self.objective.needs_teacher else None
+
+    def unsynchronized(self) -> AbstractContextManager[None]:
+        """Return a block in which gradients of this process alone are added up."""
+        return nullcontext() if self._together is None else self._together.no_sync()
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """Return copies, in main memory, of all that tuning changes in the module."""
+        moving = self.module.named_buffers() if self._settings.batch_norm == "train" else ()
+        return {
+            "trained": {name: _copy(weight) for name, weight in self.module.trained.items()},
+            "buffers": {name: _copy(buffer) for name, buffer in moving},
+        }
+
+    def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put back what `weights` gave."""
+        buffers = dict(self.module.named_buffers())
+        with torch.no_grad():
+            for name, weight in weights["trained"].items():
+                self.module.trained[name].copy_(weight)
+            for name, buffer in weights["buffers"].items():
+                buffers[name].copy_(buffer)
+
+    def _of_original(self, batch: Batch, inner: Sequence[str]) -> Values | None:
+        if self._teacher is None:
+            return None
+        with torch.no_grad(), self._autocast():
+            found: Values = self._teacher(batch.inputs, also=inner)
+            return found
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._settings.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=getattr(torch, self._settings.precision))
+
+    def _decide(self) -> Decided:
+        """Run the first samples, to see what the outputs are like."""
+        batch = self.batches.first(_FIRST_SAMPLES)
+        wanted = self._settings.match
+        self.module.eval()
+        with torch.no_grad(), self._autocast():
+            values = self.module(batch.inputs, also=[n for n in wanted if self.module.has(n)])
+        original = None
+        if self._teacher is not None:
+            original = self._of_original(batch, [n for n in wanted if self._teacher.has(n)])
+        first = First(values, batch.labels, original, self.module.outputs)
+        return decide(self._settings, self.batches.data, first)
+
+
+def assemble(
+    model: ir.Model,
+    data: Dataset,
+    settings: Tuning,
+    teacher: ir.Model | None,
+    validation: Dataset | None,
+    processes: Processes,
+) -> Parts:
+    """Build the modules and divide the data.
+
+    Raises:
+        ModelError: an operator has no torch meaning, or nothing can be trained.
+        DataError, UsageError: data or settings don't fit the model.
+    """
+    size, fixed = _batch_size(model, data, settings)
+    if teacher is not None:
+        teachers, its_own = _batch_size(teacher, data, settings)
+        if its_own and (teachers, its_own) != (size, fixed):
+            raise UsageError(f"the original takes batches of {teachers} alone, this model does not: export both alike")
+    # weights and sums in float32 where the file stores less
+    module = OnnxModule(model, device=processes.device, precision="float32")
+    if not module.trained:
+        why = next(iter(module.frozen.values()), "it holds no floats")
+        raise ModelError(f"nothing in this model can be trained ({why})")
+    frozen = None
+    if teacher is not None:
+        frozen = OnnxModule(
+            teacher, device=processes.device, precision="float32", trains=lambda name: False
+        )
+        frozen.eval()
+
+    def batches(samples: Dataset) -> Batches:
+        samples.check_against(inputs_of(model, samples))
+        where = (processes.device, processes.rank, processes.count)
+        return Batches(samples, size, settings.accumulate, fixed, *where)
+
+    return Parts(
+        module,
+        frozen,
+        batches(data),
+        None if validation is None else batches(validation),
+        settings,
+        processes,
+    )
+
+
+def _batch_size(model: ir.Model, data: Dataset, settings: Tuning) -> tuple[int, bool]:
+    """Return the samples of one batch, and whether the model takes no other number."""
+    fixed = fixed_batch(inputs_of(model, data))
+    return (settings.batch, False) if fixed is None else (fixed, True)
+
+
+def identity(
+    model: ir.Model,
+    data: Dataset,
+    settings: Tuning,
+    teacher: ir.Model | None,
+    validation: Dataset | None,
+    masks: Mapping[str, Mask] | None,
+    control: Control | None,
+) -> dict[str, Any]:
+    """Return what decides the course of a run, as plain values: a checkpoint of another is refused."""
+    chosen = {name: value for name, value in settings.as_dict().items() if name not in _FREE}
+    return {
+        "model": _digest(model),
+        "original": None if teacher is None else _digest(teacher),
+        "data": data.digest,
+        "validation samples": None if validation is None else validation.digest,
+        "masks": _digest_of_masks(masks or {}),
+        **chosen,
+        **({} if control is None else {"schedule": dict(control.settings())}),
+    }
+
+
+def _digest(model: ir.Model) -> str:
+    text = structure_digest(model) + weights_digest(model)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest_of_masks(masks: Mapping[str, Mask]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(masks):
+        digest.update(repr((name, masks[name].shape)).encode())
+        digest.update(masks[name].bits.tobytes())
+    return digest.hexdigest()
+
+
+def seed_for(seed: int, step: int, rank: int) -> int:
+    """Return the seed of one step in one process."""
+    (drawn,) = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+    return int(drawn >> np.uint64(1))
+
+
+def write_values(model: ir.Model, values: Mapping[str, npt.NDArray[Any]]) -> ir.Model:
+    """Return a copy of a model with other contents of some stored tensors, of the same shapes and types."""
+    copy = model.clone()
+    stored = stored_values(copy)
+    for name, array in values.items():
+        (value,) = stored[name]
+        old = tensor_of(value)
+        new = ir.Tensor(
+            array,
+            dtype=old.dtype,
+            name=old.name,
+            doc_string=old.doc_string,
+            metadata_props=dict(old.metadata_props),
+        )
+        replace_stored(value, new)
+    return copy
+
+
+def notes_on_batches(batches: Batches) -> list[Skipped]:
+    """Say what becomes of the batch size where the model has its own."""
+    if not batches.fixed:
+        return []
+    return [Skipped("batch", f"the model takes batches of {batches.size} and no others: that is the batch")]
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
