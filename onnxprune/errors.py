@@ -22,6 +22,7 @@ Anything else that escapes is a bug and shows a traceback.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -96,3 +97,18 @@ class NothingToPrune(OnnxPruneError):
     def __init__(self, message: str, reasons: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.reasons = tuple(reasons)
+
+
+def require_torch(purpose: str, *others: str) -> None:
+    """Check that torch is installed, without importing it.
+
+    Args:
+        purpose: what needs it, as the subject of a sentence.
+        others: packages that the same extra installs, and that are needed too.
+
+    Raises:
+        MissingExtra: it is not; the message holds the command that installs it.
+    """
+    for name in ("torch", *others):
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtra(f"{purpose} needs {name}: pip install 'onnxprune[torch]'")

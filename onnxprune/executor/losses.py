@@ -88,12 +88,7 @@ def choose_label_loss(
                 continue
             if loss == "mse":
                 return LabelLoss(loss, output)
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high >= value.shape[-1]:
-                raise DataError(
-                    f"{source}: labels range from {low} to {high}; output {quoted(output)} has classes 0 to "
-                    f"{value.shape[-1] - 1}"
-                )
+            check_classes(labels, value, output, source)
             return LabelLoss(loss, output, _are_probabilities(value))
     shapes = ", ".join(f"{quoted(output)} {list(value.shape)}" for output, value in outputs.items())
     kind = str(labels.dtype).removeprefix("torch.")
@@ -102,6 +97,26 @@ def choose_label_loss(
         + (f" as {name} takes them" if name is not None else "")
         + "; leave the array 'label' out to go by the model's own predictions"
     )
+
+
+def check_classes(labels: Tensor, output: Tensor, name: str, source: str) -> None:
+    """Check that labels are numbers of the classes of an output.
+
+    Args:
+        labels: integers, of any shape.
+        output: [..., classes].
+        name: of the output.
+        source: of the labels, for messages.
+
+    Raises:
+        DataError: they are not.
+    """
+    low, high, classes = int(labels.min()), int(labels.max()), output.shape[-1]
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"{source}: labels range from {low} to {high}; output {quoted(name)} has classes 0 to "
+            f"{classes - 1}"
+        )
 
 
 def label_loss(outputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune.errors import ImporterError, MissingExtra, RuntimeFailure, UsageError
+from onnxprune.errors import ImporterError, RuntimeFailure, UsageError, require_torch
 from onnxprune.importers.input_shapes import InputShapes
 from onnxprune.importers.result import ImportResult
 from onnxprune.messages import one_line
@@ -79,7 +78,7 @@ def import_model(
         return _pass_through(Path(source), started)
     if example_inputs is not None and input_shapes is not None:
         raise UsageError("give example inputs or input shapes, not both")
-    _require_torch()
+    require_torch("importing from PyTorch", "onnxscript")
     from onnxprune.importers.source import find, find_example
 
     # the folder stays importable throughout: a model may import more while it runs; stdout is for results
@@ -105,12 +104,6 @@ def _pass_through(path: Path, started: float) -> ImportResult:
     model = load(path)
     axes = _dynamic_axes(model)
     return ImportResult(model, None, None, (), axes, (), (), time.perf_counter() - started)
-
-
-def _require_torch() -> None:
-    for name in ("torch", "onnxscript"):
-        if importlib.util.find_spec(name) is None:
-            raise MissingExtra(f"importing from PyTorch needs {name}: pip install 'onnxprune[torch]'")
 
 
 @dataclass(frozen=True, slots=True)

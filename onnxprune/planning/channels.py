@@ -235,7 +235,7 @@ def score_groups(
     kinds = STRUCTURED[recipe["pattern"]]
     groups = [group for group in analysis.groups if group.frozen is None and group.kind in kinds]
     subject = Subject(
-        analysis.model, analysis.channels, groups, analysis.units, data, watch.running, watch.progress
+        analysis.model, analysis.channels, groups, analysis.units, data, watch.running, watch.progress, seed
     )
     if recipe.get("stand_in") is None:
         return score_on_data(subject, recipe["score"])

@@ -30,6 +30,7 @@ class Subject:
         data: samples that fit the model.
         running: batches, threads and memory of runs.
         progress: called after every run with the share that is done, in (0, 1].
+        seed: of targets that are drawn.
     """
 
     model: ir.Model
@@ -39,6 +40,7 @@ class Subject:
     data: Dataset
     running: Running = USUAL
     progress: Callable[[float], None] | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
