@@ -116,7 +116,7 @@ def prune(
     """
     watch = Watch(progress=progress, running=running_of(batch, memory_limit, threads))
     samples = samples_of(data, model, seed, input_shapes)
-    recipe = _recipe(
+    recipe = recipe_of(
         {
             "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
             "score": score, "scope": scope, "align": align, "protect": protect, "floor": floor,
@@ -153,7 +153,7 @@ def plan(model: ir.Model, **options: Any) -> Plan:
     seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"), running=running)
     samples = samples_of(given.pop("data"), model, seed, given["input_shapes"])
     setting = trial_setting(given.pop("cache"), given.pop("jobs"), running)
-    recipe = _recipe({name: value for name, value in given.items() if name != "model"}, samples)
+    recipe = recipe_of({name: value for name, value in given.items() if name != "model"}, samples)
     if recipe["pattern"] == "layers":
         return plan_layers(model, recipe, samples, seed, watch)[0]
     if recipe["pattern"] in STRUCTURED:
@@ -207,7 +207,7 @@ _DEFAULTS = {"layers": ("influence", "global")}
 _DEFAULTS_ON_DATA = {"channels": ("obs", "global"), "heads": ("obs", "global")}
 
 
-def _recipe(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str, Any]:
+def recipe_of(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str, Any]:
     """Return the options that were given, and defaults, as plain JSON values."""
     defaults = _DEFAULTS
     if data is not None and options["recover"] != "none" and options["score"] is None:

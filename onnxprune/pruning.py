@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,11 @@ class PruneResult:
     report: Report
 
 
+#: (what is left of a model, which of its weights may differ from zero, number of the round from 1 on) -> the
+#: same graph with better weights
+Mend: TypeAlias = Callable[[ir.Model, Mapping[str, Mask], int], ir.Model]
+
+
 @dataclass(frozen=True, slots=True)
 class Repair:
     """How a pruned model is to be repaired.
@@ -57,10 +62,19 @@ class Repair:
     Attributes:
         method: one of `METHODS`, or "none".
         rounds: of removing and repairing.
+        shape: how what goes grows from round to round: see `onnxprune.schedule.Schedule`.
+        mend: what is done after each round in place of a method.
     """
 
     method: str = "none"
     rounds: int = 1
+    shape: str = "cubic"
+    mend: Mend | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Tell whether anything is done."""
+        return self.mend is not None or self.method != "none"
 
     def check(self, data: Dataset | None, pattern: str) -> None:
         """Refuse what makes no sense.
@@ -76,7 +90,7 @@ class Repair:
         if not isinstance(self.rounds, (int, np.integer)) or self.rounds < 1:
             raise UsageError(f"rounds is a whole number from 1 on, not {self.rounds}")
         if self.method == "none":
-            if self.rounds > 1:
+            if self.rounds > 1 and self.mend is None:
                 raise UsageError(
                     "rounds remove and repair in turn: say how to repair (--recover), or leave out --rounds"
                 )
@@ -116,6 +130,9 @@ class _Repairs:
             number: of the round.
             masks: by name of the stored tensor: where weights may differ from zero.
         """
+        if self.wish.mend is not None:
+            with self.watch.stage("tune"):
+                return self.wish.mend(pruned, masks or {}, number)
         if self.wish.method == "none" or self.trials.samples is None:
             return pruned
         running = self.watch.running
@@ -159,7 +176,7 @@ def prune_channels(
     setting: Setting,
 ) -> PruneResult:
     """Remove channels of a model, in rounds if that is wished."""
-    steps = recipes_by_round(recipe, wish.rounds)
+    steps = recipes_by_round(recipe, wish.rounds, wish.shape)
     first, decision = _first_cut(model, steps, samples, seed, watch, setting)
     state = _Cutting(seed, samples, wish, watch)
     current = state.cut(decision.analysis, decision.sums, decision.removed)
@@ -247,7 +264,7 @@ class _Cutting:
             pruned: what is left.
             number: of the round.
         """
-        if self.repairs.wish.method == "none":
+        if not self.repairs.wish.wanted:
             return pruned
         masks = _masks_by_name(analysis, plan)
         before, after = plan.predicted
@@ -346,7 +363,7 @@ def prune_weights(
     current = original
     repairs = _Repairs(wish, Trials(seed, samples), watch)
     masks: Mapping[str, Mask] = {}
-    for number, step in enumerate(recipes_by_round(recipe, wish.rounds), start=1):
+    for number, step in enumerate(recipes_by_round(recipe, wish.rounds, wish.shape), start=1):
         plan, weights = plan_masks(current, step, samples, seed, watch, setting, earlier=masks)
         masks = plan.masks
         current = _mask(original, current, plan, weights, repairs, number)

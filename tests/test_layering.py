@@ -26,7 +26,7 @@ LAYERS = (
     ("proving", "pruning_report"),
     ("pruning",),
     ("gradual",),
-    ("finetuning", "inspection", "pipeline", "survey"),
+    ("finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip

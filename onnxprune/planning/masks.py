@@ -46,12 +46,13 @@ def plan_masks(
     setting: Setting = Setting(),  # noqa: B008 # frozen
     *,
     earlier: Mapping[str, Mask] | None = None,
+    stay: Mapping[str, str] | None = None,
 ) -> tuple[Plan, Mapping[str, Array]]:
     """Choose the weights that become zero; arguments and errors as for `plan_channels`.
 
     What is gone ``earlier``, by tensor name, counts and stays gone. A score that is measured on data may
     weigh a dead input as little as a weight that is gone; then a little more goes than was asked for, and the
-    plan says all of it.
+    plan says all of it. Tensors in ``stay`` stay whole, for the reasons given there.
 
     Returns:
         The plan, and what masked tensors hold instead of their weights, by name, where the score makes the
@@ -61,6 +62,10 @@ def plan_masks(
     _check(recipe, data)
     with watch.stage("find weights"):
         uses, unreachable = find_weights(model)
+        whole = stay or {}
+        used = dict.fromkeys(use.tensor for use in uses)
+        spared = [Skipped(name, whole[name]) for name in used if name in whole]
+        uses = [use for use in uses if use.tensor not in whole]
     notes: Sequence[Skipped] = ()
     shares = None
     if data is not None and recipe["scope"] == SENSITIVITY:
@@ -81,13 +86,13 @@ def plan_masks(
     masks = masks_with_earlier(earlier or {}, found.masks)
     skipped = [*found.skipped, *notes, *unused_samples(model, data)]
     names = {name for use in uses for name in (use.tensor, use.consumer)}
-    skipped = [*unreachable, *skipped, *unmatched(recipe, names)]
+    skipped = [*unreachable, *spared, *skipped, *unmatched(recipe, names)]
     if not masks:
         reasons = [f"{entry.name}: {entry.reason}" for entry in skipped]
         first = f" ({reasons[0]})" if reasons else ""
         raise NothingToPrune(f"no weight can take the pattern {pattern!r}{first}", reasons)
     with watch.stage("digest"):
-        whole = _cost(model, recipe.get("input_shapes"))
+        cost = _cost(model, recipe.get("input_shapes"))
         decision = Plan(
             pattern=pattern,
             structure_digest=structure_digest(model),
@@ -95,7 +100,7 @@ def plan_masks(
             groups=(),
             masks=masks,
             recipe=dict(recipe),
-            predicted=(whole, whole),
+            predicted=(cost, cost),
             seed=seed,
             versions=versions(),
             skipped=tuple(skipped),
