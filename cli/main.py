@@ -19,6 +19,7 @@ COMMANDS = {
     "sensitivity": ("onnxprune_cli.sensitivity", "sensitivity"),
     "prune": ("onnxprune_cli.prune", "prune"),
     "apply": ("onnxprune_cli.apply", "apply"),
+    "finetune": ("onnxprune_cli.finetune", "finetune"),
     "verify": ("onnxprune_cli.verify", "verify"),
     "bench": ("onnxprune_cli.bench", "bench"),
     "validate": ("onnxprune_cli.validate", "validate"),

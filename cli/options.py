@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 #: A file or folder; whether it is there and sound is for the library to say, which knows what to do about it.
 FILE = click.Path(path_type=Path)
@@ -27,7 +27,7 @@ def example(*lines: str) -> str:
     return "\b\nExample:\n  " + " \\\n    ".join(lines)
 
 
-def input_shapes() -> _Decorator:
+def input_shapes() -> Decorator:
     """``--input-shape``, which becomes a mapping from names to sizes, or None."""
     return click.option(
         "--input-shape", "input_shapes", multiple=True, callback=_input_shapes, metavar="NAME=SIZES",
@@ -51,7 +51,7 @@ def _input_shapes(
     return shapes or None
 
 
-def alignment() -> _Decorator:
+def alignment() -> Decorator:
     """``--align``, which becomes ``auto`` or a positive number."""
     return option(
         "--align", default="auto", callback=_alignment, metavar="auto|N",
@@ -96,25 +96,25 @@ def only_one(given: Mapping[str, Any], *names: str) -> None:
         raise click.UsageError(f"{' and '.join(present)} exclude each other; give one")
 
 
-def output_file() -> _Decorator:
+def output_file() -> Decorator:
     """``-o``: the file that is written."""
     return click.option(
         "-o", "--output", type=FILE, required=True, metavar="OUT", help="The file to write; never an input."
     )
 
 
-def target() -> _Decorator:
+def target() -> Decorator:
     """``--amount``, ``--target-macs`` or ``--target-params``: how much goes."""
-    return _together(
+    return together(
         share("--amount", help="Share of the channels, layers or weights to remove."),
         share("--target-macs", help="Share of the multiply-accumulates that may stay."),
         share("--target-params", help="Share of the parameters that may stay."),
     )
 
 
-def limits() -> _Decorator:
+def limits() -> Decorator:
     """``--protect``, ``--allow-inexact`` and ``--floor``: what stays whatever the target."""
-    return _together(
+    return together(
         option(
             "--protect", multiple=True, metavar="GLOB",
             help="Groups, branches or tensors that stay; repeatable.",
@@ -124,7 +124,7 @@ def limits() -> _Decorator:
     )  # fmt: skip
 
 
-def external_data() -> _Decorator:
+def external_data() -> Decorator:
     """``--external-data``; None where neither form is asked for."""
     return click.option(
         "--external-data/--inline", default=None,
@@ -132,7 +132,7 @@ def external_data() -> _Decorator:
     )  # fmt: skip
 
 
-def sparse_storage() -> _Decorator:
+def sparse_storage() -> Decorator:
     """``--sparse-storage``; None where neither form is asked for."""
     return click.option(
         "--sparse-storage/--dense-storage", default=None,
@@ -141,14 +141,14 @@ def sparse_storage() -> _Decorator:
     )  # fmt: skip
 
 
-def _together(*decorators: _Decorator) -> _Decorator:
+def together(*decorators: Decorator) -> Decorator:
     """Return several options as one, in their order."""
     return functools.reduce(lambda outer, inner: lambda function: outer(inner(function)), decorators)
 
 
-def runs_on_data() -> _Decorator:
+def runs_on_data() -> Decorator:
     """``--batch``, ``--memory-limit`` and ``--threads``: how models are run on data, not what is done."""
-    return _together(
+    return together(
         count("--batch", default=32, help="Samples in one run on data, where the batch is free."),
         option(
             "--memory-limit", default="1GB", callback=_bytes, metavar="SIZE",
@@ -173,7 +173,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str) -> int:
     return size
 
 
-def threads() -> _Decorator:
+def threads() -> Decorator:
     """``--threads`` of ONNX Runtime."""
     return option(
         "--threads", type=click.IntRange(min=0), default=1, metavar="N",
@@ -181,13 +181,13 @@ def threads() -> _Decorator:
     )  # fmt: skip
 
 
-def provider() -> _Decorator:
+def provider() -> Decorator:
     """``--provider``: where models run."""
     known = "cpu, cuda, tensorrt, openvino, coreml, directml ..."
     return name("--provider", default="cpu", help=f"Where models run: {known}")
 
 
-def recover(default: str | None) -> _Decorator:
+def recover(default: str | None) -> Decorator:
     """``--recover``: how what is left is repaired with data."""
     usual = " [default: with --data, as it was]" if default is None else ""
     return option(
@@ -197,7 +197,7 @@ def recover(default: str | None) -> _Decorator:
     )  # fmt: skip
 
 
-def rounds() -> _Decorator:
+def rounds() -> Decorator:
     """``--rounds`` of removing and repairing."""
     return option(
         "--rounds", type=click.IntRange(min=1), default=1, metavar="N",
@@ -205,12 +205,12 @@ def rounds() -> _Decorator:
     )  # fmt: skip
 
 
-def seed() -> _Decorator:
+def seed() -> Decorator:
     """``--seed`` of everything random."""
     return option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Of everything random.")
 
 
-def amounts() -> _Decorator:
+def amounts() -> Decorator:
     """``--amounts``, which becomes a list of shares."""
     return option(
         "--amounts", default="0.1 0.25 0.5 0.75 0.9", callback=_amounts, metavar="SHARES",
@@ -229,7 +229,7 @@ def _amounts(ctx: click.Context, param: click.Parameter, text: str) -> list[floa
     return numbers
 
 
-def cache() -> _Decorator:
+def cache() -> Decorator:
     """``--cache``: a folder, or None."""
     return click.option(
         "--cache", type=FILE, metavar="DIR",
@@ -237,7 +237,7 @@ def cache() -> _Decorator:
     )  # fmt: skip
 
 
-def jobs() -> _Decorator:
+def jobs() -> Decorator:
     """``--jobs``: processes."""
     return option(
         "--jobs", type=click.IntRange(min=0), default=1, metavar="N",

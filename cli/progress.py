@@ -41,15 +41,15 @@ class Progress:
         elif self._due(SECONDS_BETWEEN_LINES):
             self._print(self._step)
 
-    def share(self, done: float) -> None:
-        """Say which share of the step is done, in [0, 1]; may be called often."""
+    def share(self, done: float, note: str = "") -> None:
+        """Say which share of the step is done, in [0, 1], and how it goes; may be called often."""
         if self._quiet:
             return
         if sys.stderr.isatty():
             if self._due(_SECONDS_BETWEEN_FRAMES):
-                self._draw(done)
+                self._draw(done, note)
         elif self._due(SECONDS_BETWEEN_LINES):
-            self._print(f"{self._step}: {done:.0%}")
+            self._print(f"{self._step}: {done:.0%}{f', {note}' if note else ''}")
 
     def close(self) -> None:
         """Remove the live line."""
@@ -64,7 +64,7 @@ class Progress:
         self._drawn = time.monotonic()
         print(f"onnxprune {self._command}: {text}", file=sys.stderr, flush=True)
 
-    def _draw(self, done: float | None) -> None:
+    def _draw(self, done: float | None, note: str = "") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
@@ -81,5 +81,6 @@ class Progress:
             self._live.add_task("", total=1.0, step=f"{self._step} ...")
         elif len(self._live.columns) == 1:
             self._live.columns = (*self._live.columns, BarColumn(), TaskProgressColumn())
-        self._live.update(self._live.task_ids[0], completed=done or 0.0)
+        step = f"{self._step} ... {note}" if note else f"{self._step} ..."
+        self._live.update(self._live.task_ids[0], completed=done or 0.0, step=step)
         self._live.refresh()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxprune.analyze import find_groups
     from onnxprune.data import load_data
+    from onnxprune.finetuning import FinetuneResult, finetune, save_finetuned
     from onnxprune.importers import import_model
     from onnxprune.measure.accuracy import validate
     from onnxprune.measure.latency import benchmark
@@ -28,15 +29,19 @@ if TYPE_CHECKING:
     from onnxprune.pruning import PruneResult
     from onnxprune.scores.magnitude import score
     from onnxprune.survey import Sensitivity, measure_sensitivity
+    from onnxprune.tuning import Tuning
     from onnxprune.verification import verify
 
 #: Every public name, and the module it lives in.
 _HOMES = {
+    "FinetuneResult": "onnxprune.finetuning",
     "PruneResult": "onnxprune.pruning",
     "Sensitivity": "onnxprune.survey",
+    "Tuning": "onnxprune.tuning",
     "apply_plan": "onnxprune.pipeline",
     "benchmark": "onnxprune.measure.latency",
     "find_groups": "onnxprune.analyze",
+    "finetune": "onnxprune.finetuning",
     "import_model": "onnxprune.importers",
     "load": "onnxprune.model.io",
     "load_data": "onnxprune.data",
@@ -45,6 +50,7 @@ _HOMES = {
     "plan": "onnxprune.pipeline",
     "prune": "onnxprune.pipeline",
     "save": "onnxprune.model.io",
+    "save_finetuned": "onnxprune.finetuning",
     "save_plan": "onnxprune.plans",
     "save_pruned": "onnxprune.pipeline",
     "score": "onnxprune.scores.magnitude",
@@ -53,11 +59,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "FinetuneResult",
     "PruneResult",
     "Sensitivity",
+    "Tuning",
     "apply_plan",
     "benchmark",
     "find_groups",
+    "finetune",
     "import_model",
     "load",
     "load_data",
@@ -66,6 +75,7 @@ __all__ = [
     "plan",
     "prune",
     "save",
+    "save_finetuned",
     "save_plan",
     "save_pruned",
     "score",

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxprune.allocate.channels import SENSITIVITY
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import UsageError, require_torch
+from onnxprune.finetuning import divide
 from onnxprune.gradual.deciders import Wish
 from onnxprune.gradual.rounds import prune_in_rounds
 from onnxprune.gradual.run import Learning
@@ -84,6 +85,8 @@ def prune_gradually(
         NothingToPrune, LimitMissed, DataError, ModelError, OutputError, ProofError: as `onnxprune.prune`.
     """
     require_torch("tuning")
+    from onnxprune.tuning.batches import split
+
     given = _options(model, options)
     settings = Tuning() if settings is None else settings
     running = running_of(given.pop("batch"), given.pop("memory_limit"), given.pop("threads"))
@@ -93,7 +96,7 @@ def prune_gradually(
     samples = samples_of(data, model, seed, given["input_shapes"])
     if samples is None:
         raise UsageError("tuning needs samples: give --data train.npz")
-    learned, looked_at = _divided(model, samples, validation, settings.seed)
+    learned, looked_at, notes = divide(samples, validation, model, settings.seed, split)
     teacher = None if settings.distil == 0 else model
     folder = None if checkpoint is None else Path(checkpoint)
     learning = Learning(learned, settings, teacher, looked_at, folder, resume, told)
@@ -135,19 +138,6 @@ def _refuse_timing(initial: float, warm_up: float | None, frequency: int | None)
     for name, value in (("initial", initial or None), ("warm_up", warm_up), ("frequency", frequency)):
         if value is not None:
             raise UsageError(f"{name} is of a schedule in one run; rounds prune before their first step")
-
-
-def _divided(
-    model: ir.Model, samples: Dataset, validation: Dataset | str | Path | float | None, seed: int
-) -> tuple[Dataset, Dataset | None]:
-    """Return the samples to learn from, and those to look at."""
-    if validation is None or validation == 0:
-        return samples, None
-    if isinstance(validation, (int, float)):
-        from onnxprune.tuning.batches import split
-
-        return split(samples, validation, seed)
-    return samples, samples_of(validation, model, seed, None)
 
 
 def _scored(samples: Dataset, recipe: dict[str, Any], seed: int) -> Dataset | None:

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
 from onnxprune.data import Dataset
 from onnxprune.errors import TuningError
+from onnxprune.messages import quoted
 from onnxprune.tuning import checkpoint as checkpoints
 from onnxprune.tuning.batches import Batch, Order
 from onnxprune.tuning.control import Control, Standing
 from onnxprune.tuning.distributed import Processes, joined
 from onnxprune.tuning.evaluate import Look, look_at
 from onnxprune.tuning.optimizers import build_optimizer, set_learning_rate
-from onnxprune.tuning.parts import Parts, assemble, identity, seed_for, write_values
+from onnxprune.tuning.parts import Parts, Probe, assemble, identity, seed_for, write_values
 from onnxprune.tuning.rates import learning_rate_at
 from onnxprune.tuning.settings import Tuning
 from onnxprune.types import Mask, Skipped
@@ -34,31 +36,37 @@ class Tuned:
     Attributes:
         model: a copy with the new weights; exact zeros where masks hold.
         masks: what stays, by stored name, of the weights that have a mask in the end.
-        trained: stored names of the tensors that were trained.
+        changed: stored names of the tensors that were tuned, and of statistics that moved.
         history: a row for each look: step, loss, validation loss and metric, sparsity, learning rate; the
             first is of step 0, before anything was done. Without validation samples there are no such
             figures, and no row of step 0.
         metric: name of the metric.
+        metric_output: the output that it judges, where that is one.
         higher_is_better: its direction.
+        batch: samples of one step, over all processes.
         steps: that were planned.
         steps_done: that were done.
         best_step: whose weights the model has; the last one without validation samples.
         decided: what was decided about the loss, by name, for the report.
         notes: what was left out, and why.
+        probe: what the module computes with the new weights, without mixed precision.
         first_process: this is the process that writes and prints; the only one, mostly.
     """
 
     model: ir.Model
     masks: Mapping[str, Mask]
-    trained: tuple[str, ...]
+    changed: tuple[str, ...]
     history: tuple[Mapping[str, Any], ...]
     metric: str
+    metric_output: str | None
     higher_is_better: bool
+    batch: int
     steps: int
     steps_done: int
     best_step: int
     decided: Mapping[str, Any]
     notes: tuple[Skipped, ...]
+    probe: Probe
     first_process: bool
 
 
@@ -74,6 +82,7 @@ def tune(
     checkpoint: Path | None = None,
     resume: bool = False,
     progress: Callable[[Standing], None] | None = None,
+    examine: Callable[[Probe], None] | None = None,
 ) -> Tuned:
     """Tune the weights of a model; its graph stays as it is.
 
@@ -83,11 +92,13 @@ def tune(
         settings: all choices.
         teacher: the original, whose outputs are to be met.
         validation: samples that the best weights are chosen by; without them the last ones are taken.
-        masks: weights that are zero from the start, and stay so, by stored name.
+        masks: weights that are zero from the start, and stay so, by stored name; those of tensors that do
+            not train have nothing to hold.
         control: what watches, and narrows masks while it runs.
         checkpoint: folder that the whole state of the run is kept in.
         resume: go on from the checkpoint, if there is one.
         progress: called after every step, in the first process.
+        examine: called before anything is changed with what the module computes, to refuse if that is wrong.
 
     Raises:
         UsageError: settings that don't fit the model, the data or each other.
@@ -101,9 +112,10 @@ def tune(
     with joined(settings.device) as processes:
         gpus = [processes.device] if processes.device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus):  # the caller's random numbers go on as if nothing was
-            run = _Run(
-                assemble(model, data, settings, teacher, validation, processes), settings, processes, control
-            )
+            parts = assemble(model, data, settings, teacher, validation, processes)
+            if examine is not None:
+                examine(parts.probe())
+            run = _Run(parts, settings, processes, control)
             who = identity(model, data, settings, teacher, validation, masks, control)
             return run.finish(model, run.go(masks or {}, checkpoint, who, resume, progress))
 
@@ -171,7 +183,8 @@ class _Run:
         return self._take_best()
 
     def _begin(self, masks: Mapping[str, Mask]) -> None:
-        self.parts.held.narrow(masks)
+        trained = self.parts.module.trained
+        self.parts.held.narrow({name: mask for name, mask in masks.items() if name in trained})
         if self.control is not None:
             self.control.start(self.steps, self.parts.module, self.parts.held)
         if self.parts.validation is not None:
@@ -310,17 +323,24 @@ class _Run:
     def finish(self, model: ir.Model, best_step: int) -> Tuned:
         """Return the result, from the weights that the module has now."""
         parts = self.parts
+        values = parts.module.values()
+        for name, array in values.items():
+            if not np.isfinite(array.astype(np.float32)).all():
+                raise TuningError(f"{quoted(name)} is not finite any more; use a lower learning rate")
         return Tuned(
-            model=write_values(model, parts.module.values()),
+            model=write_values(model, values),
             masks=parts.held.masks,
-            trained=tuple(parts.module.trained),
+            changed=tuple(values),
             history=tuple(self.history),
             metric=parts.metric.name,
+            metric_output=parts.metric.output,
             higher_is_better=parts.metric.higher_is_better,
+            batch=parts.batches.per_step,
             steps=self.steps,
             steps_done=self.step,
             best_step=best_step,
             decided=parts.told,
             notes=tuple(parts.notes),
+            probe=parts.probe(),
             first_process=self.processes.first,
         )

@@ -38,11 +38,13 @@ class Metric:
             `onnxprune.tuning.losses`) or ``loss``.
         higher_is_better: its direction.
         of: (values, labels, the original's values) to the mean over a batch; None for the loss itself.
+        output: name of the output that it judges, where that is one.
     """
 
     name: str
     higher_is_better: bool
     of: Callable[[Values, Tensor | None, Values | None], Tensor] | None
+    output: str | None = None
 
 
 @dataclass(slots=True)
@@ -202,14 +204,22 @@ def _metric(
     if judged is not None and not isinstance(labels, UserLoss):
         name = judged.output
         if judged.name == "cross_entropy":
-            return Metric("top1", True, lambda values, given, _: _share_equal(values[name], given))
-        return Metric("mse", False, lambda values, given, _: judged.per_sample(values, _there(given)).mean())
+            return Metric("top1", True, lambda values, given, _: _share_equal(values[name], given), name)
+        return Metric("mse", False, lambda values, given, _: judged.per_sample(values, _there(given)).mean(), name)
     if labels is not None or not outputs:
         return Metric("loss", False, None)
     classes = [target.name for target in outputs if target.kind == "kl"]
     if classes:
-        return Metric("agreement", True, lambda values, _, original: _agreement(classes, values, _there(original)))
-    return Metric("divergence", False, lambda values, _, original: _divergence(outputs, values, _there(original)))
+        of_one = classes[0] if len(classes) == 1 else None
+        return Metric(
+            "agreement",
+            True,
+            lambda values, _, original: _agreement(classes, values, _there(original)),
+            of_one,
+        )
+    return Metric(
+        "divergence", False, lambda values, _, original: _divergence(outputs, values, _there(original))
+    )
 
 
 def _share_equal(output: Tensor, labels: Tensor | None) -> Tensor:

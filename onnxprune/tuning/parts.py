@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,24 @@ from onnxprune.types import Mask, Skipped
 #: Samples that scales and kinds of outputs are taken from, at the beginning of the data.
 _FIRST_SAMPLES = 256
 
+#: Samples of a probe.
+_PROBED_SAMPLES = 8
+
 #: Settings that change nothing of what comes out.
 _FREE = frozenset({"checkpoint_every"})
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a module computes from some samples.
+
+    Attributes:
+        inputs: by name, [samples, ...].
+        outputs: those that hold floats, by name; none where two runs differ (the model draws random numbers).
+    """
+
+    inputs: Mapping[str, npt.NDArray[Any]]
+    outputs: Mapping[str, npt.NDArray[np.float32]]
 
 
 class Parts:
@@ -90,6 +107,22 @@ class Parts:
     def unsynchronized(self) -> AbstractContextManager[None]:
         """Return a block in which gradients of this process alone are added up."""
         return nullcontext() if self._together is None else self._together.no_sync()
+
+    def probe(self) -> Probe:
+        """Return what the module computes from the first few samples."""
+        batch = self.batches.first(_PROBED_SAMPLES)
+        data, count = self.batches.data, len(next(iter(batch.inputs.values())))
+        self.evaluate()
+        with torch.no_grad():
+            once, again = self.module(batch.inputs), self.module(batch.inputs)
+        same = all(torch.equal(once[name], again[name]) for name in self.module.outputs)
+        outputs = {
+            name: value.float().cpu().numpy()
+            for name, value in once.items()
+            if same and isinstance(value, Tensor) and value.is_floating_point()
+        }
+        places = np.resize(np.arange(min(count, len(data))), count)
+        return Probe({name: array[places] for name, array in data.arrays.items()}, outputs)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Return copies, in main memory, of all that tuning changes in the module."""

@@ -82,8 +82,8 @@ def _why_no_pattern(weight: FoundWeight, mask: Mask, pattern: Pattern) -> str | 
     )
 
 
-def check_same_graph(model: ir.Model, original: ir.Model | None, plan: Plan) -> Check:
-    """Check that masks changed nothing but weights: the same nodes read the same values.
+def check_same_graph(model: ir.Model, original: ir.Model | None, plan: Plan | None) -> Check:
+    """Check that nothing but weights was changed: the same nodes read the same values.
 
     Without the original, the digest in the plan is compared, which does not see names.
     """
@@ -93,7 +93,7 @@ def check_same_graph(model: ir.Model, original: ir.Model | None, plan: Plan) -> 
             old, new = _reads(before), _reads(after)
             if old != new:
                 return Check(name, False, f"{consumer_name(after)} is {new}; in the original it is {old}")
-    expected = structure_digest(original) if original is not None else plan.structure_digest
+    expected = structure_digest(original) if original is not None else plan and plan.structure_digest
     if expected and structure_digest(model) != expected:
         where = "the original" if original is not None else "the model that the plan was made for"
         return Check(name, False, f"operators, attributes or shapes are not those of {where}")
@@ -180,9 +180,9 @@ def check_untouched(
         if len(values) != len(after.get(name, [])):
             continue  # folded or renamed on the way: nothing to compare it with
         for old, new in zip(values, after[name], strict=True):
-            problem = _other_form(tensor_of(old), tensor_of(new))
+            problem = other_form(tensor_of(old), tensor_of(new))
             if problem is None and not (rewritten and name in masks):
-                problem = _first_change(tensor_of(old), tensor_of(new), masks.get(name))
+                problem = first_change(tensor_of(old), tensor_of(new), masks.get(name))
             if problem is not None:
                 return Check("other weights unchanged", False, f"{name!r} {problem}")
             compared += 1
@@ -208,9 +208,9 @@ def check_form(model: ir.Model, original: ir.Model) -> Check:
         if len(values) != len(after.get(tensor, [])):
             continue  # folded or renamed on the way: nothing to compare it with
         for old, new in zip(map(tensor_of, values), map(tensor_of, after[tensor]), strict=True):
-            problem = _other_form(old, new)
+            problem = other_form(old, new)
             if problem is None and not old.dtype.is_floating_point():
-                problem = _first_change(old, new, None)
+                problem = first_change(old, new, None)
                 equal += 1
             if problem is not None:
                 return Check(name, False, f"{tensor!r} {problem}")
@@ -219,7 +219,7 @@ def check_form(model: ir.Model, original: ir.Model) -> Check:
     return Check(name, True, f"{detail}; a repair changed floats")
 
 
-def _other_form(old: ir.TensorProtocol, new: ir.TensorProtocol) -> str | None:
+def other_form(old: ir.TensorProtocol, new: ir.TensorProtocol) -> str | None:
     if old.dtype != new.dtype or tuple(old.shape.numpy()) != tuple(new.shape.numpy()):
         return (
             f"was {old.dtype.name.lower()} {list(old.shape.numpy())}, "
@@ -228,7 +228,7 @@ def _other_form(old: ir.TensorProtocol, new: ir.TensorProtocol) -> str | None:
     return None
 
 
-def _first_change(old: ir.TensorProtocol, new: ir.TensorProtocol, mask: Mask | None) -> str | None:
+def first_change(old: ir.TensorProtocol, new: ir.TensorProtocol, mask: Mask | None) -> str | None:
     start = 0
     for ours, theirs in zip(read_pieces(new), read_pieces(old), strict=True):
         changed = _bits(ours) != _bits(theirs)
