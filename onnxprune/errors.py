@@ -99,16 +99,17 @@ class NothingToPrune(OnnxPruneError):
         self.reasons = tuple(reasons)
 
 
-def require_torch(purpose: str, *others: str) -> None:
-    """Check that torch is installed, without importing it.
+def require_extra(what: str, extra: str, *packages: str) -> None:
+    """Make sure that optional packages are there, without importing them.
 
     Args:
-        purpose: what needs it, as the subject of a sentence.
-        others: packages that the same extra installs, and that are needed too.
+        what: what needs them, for the message.
+        extra: the extra of this package that brings them.
+        packages: by the name that is imported.
 
     Raises:
-        MissingExtra: it is not; the message holds the command that installs it.
+        MissingExtra: one is not installed.
     """
-    for name in ("torch", *others):
+    for name in packages:
         if importlib.util.find_spec(name) is None:
-            raise MissingExtra(f"{purpose} needs {name}: pip install 'onnxprune[torch]'")
+            raise MissingExtra(f"{what} needs {name}: pip install 'onnxprune[{extra}]'")

@@ -33,6 +33,8 @@ from onnxprune.pruning import (
     prune_layers,
     prune_weights,
 )
+from onnxprune.scores.movement import MOVEMENT_SCORERS
+from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
 from onnxprune.types import Check, Plan, Report, Skipped
 from onnxprune.verification import verify
@@ -46,6 +48,7 @@ def prune(
     target_macs: float | None = None,
     target_params: float | None = None,
     score: str | None = None,
+    before: str | Path | None = None,
     scope: str | None = None,
     align: int | str = "auto",
     protect: Sequence[str] = (),
@@ -82,6 +85,8 @@ def prune(
             data: the latter changes the weights that stay. With a repair, ``obs`` is the default for
             channels and heads; ``l2`` then stands in for it in groups where it can't be measured or would
             take long, which the report says.
+        before: a file of the same graph with earlier weights, which scores ``movement`` and
+            ``movement_distance`` compare with.
         scope: ``uniform`` (the same share everywhere), ``global`` (one threshold for all; the default for
             layers, for zeros that are chosen on data, and where the score is by default ``obs``, whose losses
             then add up to the least under a target) or ``sensitivity`` (where it costs least, measured
@@ -119,7 +124,8 @@ def prune(
     recipe = recipe_of(
         {
             "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
-            "score": score, "scope": scope, "align": align, "protect": protect, "floor": floor,
+            "score": score, "before": before, "scope": scope, "align": align, "protect": protect,
+            "floor": floor,
             "input_shapes": input_shapes, "allow_inexact": allow_inexact or None,
             "recover": recover, "rounds": rounds,
         },
@@ -127,6 +133,8 @@ def prune(
     )  # fmt: skip
     wish = Repair(recover, rounds)
     wish.check(samples, pattern)
+    if score in MOVEMENT_SCORERS and rounds != 1:
+        raise UsageError(f"score {score!r} looks at the weights as they were trained: leave out rounds")
     if pattern == "layers":
         return prune_layers(model, recipe, samples, wish, seed, watch)
     setting = trial_setting(cache, jobs, watch.running)
@@ -214,12 +222,14 @@ def recipe_of(options: Mapping[str, Any], data: Dataset | None = None) -> dict[s
         defaults = {**_DEFAULTS, **_DEFAULTS_ON_DATA}
     score, scope = defaults.get(options["pattern"], ("l2", "uniform"))
     usual = options["score"] is None and score == "obs"
-    if options["score"] in DATA_WEIGHT_SCORERS and options["pattern"] not in (*STRUCTURED, "layers"):
+    on_data = {*DATA_WEIGHT_SCORERS, *GRADIENT_WEIGHT_SCORERS}
+    if options["score"] in on_data and options["pattern"] not in (*STRUCTURED, "layers"):
         scope = "global"
     plain = {
         **options,
         "score": options["score"] or score,
         "scope": options["scope"] or scope,
+        "before": None if options.get("before") is None else str(options["before"]),
         "stand_in": "l2" if usual else None,  # where obs can't be measured, or takes too long
         "data": None if data is None else data.source,
         "data_digest": None if data is None else data.digest,

@@ -364,7 +364,7 @@ def prune_weights(
     repairs = _Repairs(wish, Trials(seed, samples), watch)
     masks: Mapping[str, Mask] = {}
     for number, step in enumerate(recipes_by_round(recipe, wish.rounds, wish.shape), start=1):
-        plan, weights = plan_masks(current, step, samples, seed, watch, setting, earlier=masks)
+        plan, weights = plan_masks(current, step, samples, seed, watch, setting, gone=masks)
         masks = plan.masks
         current = _mask(original, current, plan, weights, repairs, number)
     plan = replace(

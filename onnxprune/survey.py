@@ -32,8 +32,9 @@ from onnxprune.planning.channels import (
 )
 from onnxprune.planning.curves import AMOUNTS, Measured, Setting, check_amounts, curve_rows, trial_setting
 from onnxprune.planning.mask_trials import measure_masks
-from onnxprune.planning.masks import check_weight_score, masks_for
+from onnxprune.planning.masks import check_weight_score, masks_for, rank_weights
 from onnxprune.report.sensitivity import sensitivity_report
+from onnxprune.scores.gradient import notes_on_labels
 from onnxprune.types import Curve, Mask, Report, Skipped
 
 
@@ -57,6 +58,7 @@ def measure_sensitivity(
     pattern: str = "channels",
     amounts: Sequence[float] = AMOUNTS,
     score: str = "l2",
+    before: str | Path | None = None,
     metric: str | None = None,
     output: str | None = None,
     align: int | str = "auto",
@@ -83,6 +85,7 @@ def measure_sensitivity(
         pattern: as for `onnxprune.prune`, but for ``layers`` and ``dead``.
         amounts: shares of each group, in (0, 1). N:M has one of its own.
         score: which channels or weights of a group go first.
+        before: a file of the same graph with earlier weights, for score ``movement``.
         metric: ``cross_entropy`` or ``mse`` (with labels; the one that fits is the default), ``divergence``
             (the default without labels) or ``kl``: see `onnxprune.sensitivity.losses`.
         output: name of the only output to look at; all of them by default, or the first that fits the labels.
@@ -120,11 +123,13 @@ def measure_sensitivity(
     recipe = {
         "pattern": pattern, "score": score, "scope": "uniform", "align": align, "protect": list(protect),
         "allow_inexact": allow_inexact, "input_shapes": input_shapes, "floor": 0.0,
+        "before": None if before is None else str(before),
     }  # fmt: skip
     try_all = _try_channels if pattern in STRUCTURED else _try_tensors
     tried = try_all(_Job(given, path, recipe, sorted(set(amounts)), samples, setting, seed, watch))
     measured = tried.measured
-    skipped = (*tried.skipped, *measured.skipped, *unused_samples(given, samples))
+    notes = (*notes_on_labels(score, samples), *unused_samples(given, samples))
+    skipped = (*tried.skipped, *measured.skipped, *notes)
     if not measured.curves:
         reasons = [f"{entry.name}: {entry.reason}" for entry in skipped]
         first = f" ({reasons[0]})" if reasons else ""
@@ -176,7 +181,7 @@ class _Tried:
 
 def _try_channels(job: _Job) -> _Tried:
     recipe, watch = job.recipe, job.watch
-    check_score(recipe["score"], job.data)
+    check_score(recipe["score"], job.data, recipe["before"])
     with watch.stage("analyze"):
         analysis = analyze_for(recipe, job.model)
         sums = Sums(analysis.model.graph, analysis.channels)
@@ -206,14 +211,16 @@ def _try_tensors(job: _Job) -> _Tried:
     pattern = parse_pattern(recipe["pattern"])
     runs = pattern.kind == "N:M"
     amounts = [1 - pattern.keep / pattern.run] if runs else list(job.amounts)
-    check_weight_score(recipe["score"])
+    check_weight_score(recipe["score"], recipe["before"])
     skipped: list[Skipped] = []
     with watch.stage("find weights"):
         uses, unreachable = find_weights(job.model)
+    with watch.stage("score"):
+        ranking = rank_weights(job.model, uses, recipe, job.data, job.seed, watch.running)
 
     def masks_at(amount: float) -> Mapping[str, Mask]:
         wish = {**recipe, "amount": None if runs else amount}
-        found = masks_for(job.model, uses, wish, job.data, job.seed, running=watch.running)
+        found = masks_for(job.model, uses, wish, job.data, job.seed, ranking=ranking, running=watch.running)
         if amount == max(amounts):
             skipped.extend(found.skipped)
         return found.masks

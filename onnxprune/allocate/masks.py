@@ -129,7 +129,7 @@ def choose_masks(
     seed: int = 0,
     protect: Sequence[str] = (),
     shares: Mapping[str, float] | None = None,
-    earlier: Mapping[str, Mask] | None = None,
+    gone: Mapping[str, Mask] | None = None,
 ) -> tuple[dict[str, Mask], list[Skipped]]:
     """Choose which weights become zero.
 
@@ -145,7 +145,7 @@ def choose_masks(
         seed: for scores that draw at random.
         protect: patterns (``*``, ``?``) of tensor or consumer names that are left alone.
         shares: what single tensors give instead of the amount, each for itself.
-        earlier: masks by tensor name: what is gone already, which counts, and goes before everything else.
+        gone: masks by tensor name: what is gone already, which counts, and goes before everything else.
 
     Returns:
         Masks by tensor name, and the tensors that were left alone with the reasons.
@@ -160,8 +160,9 @@ def choose_masks(
     if scope not in SCOPES:
         raise UsageError(f"unknown scope {scope!r}{did_you_mean(scope, SCOPES)}; known: {', '.join(SCOPES)}")
     weights, skipped = select_weights(model, uses, wanted, protect)
-    gone = earlier or {}
-    candidates = [_Candidate(found[0], scorer, seed, gone.get(name)) for name, found in weights.items()]
+    candidates = [
+        _Candidate(found[0], scorer, seed, (gone or {}).get(name)) for name, found in weights.items()
+    ]
     masks: dict[str, Mask] = {}
     if wanted.kind == "N:M":
         masks = {candidate.name: _mask_runs(candidate, wanted) for candidate in candidates}

@@ -67,8 +67,9 @@ class Differentiable:
         model: complete; runs in float32.
         data: samples that fit it, with labels or without.
         running: samples of a batch where that is symbolic, and threads.
-        fed: the model that the data fits, where ``model`` has masks as inputs beside.
-        masks: shapes of these masks, by name.
+        weights: names of the stored weights to differentiate by; those that don't train are passed over.
+        masks: inputs of ``model`` that are no inputs of ``fed``: their shapes by name.
+        fed: the model that the data fits, where there are masks.
 
     Raises:
         ModelError: an operator has no meaning in torch.
@@ -81,55 +82,52 @@ class Differentiable:
         data: Dataset,
         running: Running = USUAL,
         *,
-        fed: ir.Model | None = None,
+        weights: Collection[str] = (),
         masks: Mapping[str, tuple[int, ...]] | None = None,
+        fed: ir.Model | None = None,
     ) -> None:
         self._fed = model if fed is None else fed
         self._data = data
         self._running = running
         self._masks = dict(masks or {})
-        self._module = OnnxModule(in_float32(model))
+        self._module = OnnxModule(in_float32(model), trains=frozenset(weights).__contains__)
         self._module.eval()
 
     @property
     def weights(self) -> Collection[str]:
-        """Names of the stored weights that have gradients."""
+        """Names of the weights that have gradients."""
         return self._module.trained.keys()
 
     @property
     def without_gradient(self) -> Mapping[str, str]:
-        """Why other tensors of floats have none, by name."""
+        """Why other tensors of floats have none, by stored name."""
         return self._module.frozen
 
     def weight_gradients(
-        self,
-        names: Collection[str],
-        visit: Visit,
-        wish: Wish,
-        progress: Callable[[float], None] | None = None,
+        self, visit: Visit, wish: Wish, progress: Callable[[float], None] | None = None
     ) -> Iterator[int]:
-        """Differentiate by weights: yield the number of samples after each step, whose visits are then over.
+        """Differentiate by the weights: yield the number of samples after each step and its visits.
 
         Args:
-            names: of weights; those that have no gradient are passed over.
-            visit: called for every weight in every step that its gradient reaches.
+            visit: called in every step for each weight that a gradient reaches.
             wish: what is differentiated.
             progress: called with the share that is done, in (0, 1].
 
         Raises:
             DataError: the labels fit no output, or a loss or a gradient is not finite.
+            ModelError: a node can't run on this data.
         """
-        hooks = []
-        for name, weight in self._module.trained.items():
-            weight.requires_grad_(name in names)
-            if name in names:
-                hook = partial(_hand_over, name, visit, self._data.source)
-                hooks.append(weight.register_post_accumulate_grad_hook(hook))
+        hooks = [
+            weight.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                partial(_hand_over, name, visit, self._data.source)
+            )
+            for name, weight in self._module.trained.items()
+        ]
         try:
             size = 1 if wish.by_sample else self._running.batch
             for losses in self._losses(wish, size, {}, progress) if hooks else ():
                 for count, loss, last in _single(losses) if wish.by_sample else _together(losses):
-                    loss.backward(retain_graph=not last)
+                    loss.backward(retain_graph=not last)  # type: ignore[no-untyped-call]
                     yield count
         finally:
             for hook in hooks:
@@ -141,16 +139,14 @@ class Differentiable:
         """Differentiate by the masks at ones, sample by sample: yield float64 [samples, dim] by name.
 
         Args:
-            by_sample: names of masks whose operand has the samples as its first axis. If all do, whole batches
-                run at once, with ones for each sample; otherwise samples run one at a time.
+            by_sample: names of masks whose operand has the samples as its first axis. If all do, whole
+                batches run at once, with ones for each sample; otherwise samples run one at a time.
             wish: what is differentiated.
             progress: called with the share that is done, in (0, 1].
 
         Raises:
-            DataError: as for `weight_gradients`.
+            DataError, ModelError: as for `weight_gradients`.
         """
-        for weight in self._module.trained.values():
-            weight.requires_grad_(False)
         at_once = len(by_sample) == len(self._masks)
         ones: dict[str, Tensor] = {}
         for losses in self._losses(wish, self._running.batch if at_once else 1, ones, progress):

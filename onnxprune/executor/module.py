@@ -221,7 +221,7 @@ class OnnxModule(torch.nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnnxModule:
         """Move constants together with parameters, as ``to`` and ``cuda`` do it."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._place_constants(fn)
         self._device = fn(torch.empty(0, device=self._device)).device
         return self
@@ -240,10 +240,12 @@ class OnnxModule(torch.nn.Module):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the model and the parameters; functions are made anew."""
         tensors = self._tensors
-        names = [
-            {str(v.name): n for v, n in group.items()} for group in (tensors.trained, tensors.statistics)
-        ]
-        static = (ir.to_proto(self._model).SerializeToString(), *names, dict(tensors.frozen))
+        trained, statistics = (
+            {str(value.name): name for value, name in group.items()}
+            for group in (tensors.trained, tensors.statistics)
+        )
+        contents = ir.to_proto(self._model).SerializeToString()
+        static = (contents, trained, statistics, dict(tensors.frozen))
         settings = (self._device, self._floats, self._dtypes)
         return _restored, (static, settings, self.state_dict(), self.training, self._requires())
 

@@ -158,7 +158,9 @@ class _Judge:
             for node, index in here.uses():
                 if node.op_type in ("Shape", "Size"):
                     continue
-                if node.outputs and node.outputs[0] in self.computed and node.op_type not in _ANGLES:
+                computed = bool(node.outputs) and node.outputs[0] in self.computed
+                moved = index == 0 and node.op_type in _MOVED
+                if (computed or moved) and node.op_type not in _ANGLES:
                     waiting.extend(output for output in node.outputs if output not in seen)
                     seen.update(node.outputs)
                 else:
@@ -228,10 +230,12 @@ class _Judge:
         return None
 
 
-_MOVES = frozenset({
-    "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile",
+#: Operators that only move their first input, to places that may depend on sizes.
+_MOVED = frozenset({
+    "Cast", "Dropout", "Expand", "Flatten", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile",
     "Transpose", "Unsqueeze",
 })  # fmt: skip
+_MOVES = _MOVED | {"Concat", "Gather"}
 
 
 def _rank(value: ir.Value) -> int:

@@ -1,8 +1,8 @@
 """A graph as a list of steps: each runs one node and lets go of what nobody needs any more.
 
-Every value of the graph, and of the bodies within it, has a slot in one list. Sizes and the arithmetic on them
-stay in main memory, also where the rest is computed on an accelerator, so that no step waits for one to be
-copied. Which values these are is decided here, once.
+Every value of the graph, and of the bodies within it, has a slot in one list. Sizes and the arithmetic on
+them stay in main memory, also where the rest is computed on an accelerator, so that no step waits for one to
+be copied. Which values these are is decided here, once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from onnxprune.errors import ModelError
 from onnxprune.messages import one_line, quoted
-from onnxprune.model.nodes import graphs_in, nodes_in, reads_of
+from onnxprune.model.nodes import graphs_in, nodes_in
 from onnxprune.ops.meanings import FAMILIES
 from onnxprune.ops.meanings.base import Array, Entry, Mode, NoMeaning, Run, Static, meaning_for
 from onnxprune.ops.meanings.stored import as_torch

@@ -98,11 +98,11 @@ class Zeros:
         return Found(plan.masks, weights, {"zeros": size - kept, "of weights": size})
 
     def _plan(
-        self, model: ir.Model, recipe: Mapping[str, Any], earlier: Mapping[str, Mask]
+        self, model: ir.Model, recipe: Mapping[str, Any], gone: Mapping[str, Mask]
     ) -> tuple[Plan, Mapping[str, Array]]:
         wish = self._wish
         return plan_masks(
-            model, recipe, wish.samples, wish.seed, wish.watch, wish.setting, earlier=earlier, stay=self._stay
+            model, recipe, wish.samples, wish.seed, wish.watch, wish.setting, gone=gone, stay=self._stay
         )
 
     def state(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Channels:
         }
         return Found(masks, {}, figures)
 
-    def _plan(self, model: ir.Model, recipe: Mapping[str, Any], earlier: Mapping[str, IntArray]) -> Decision:
+    def _plan(self, model: ir.Model, recipe: Mapping[str, Any], gone: Mapping[str, IntArray]) -> Decision:
         wish = self._wish
         return plan_channels(
             model,
@@ -160,7 +160,7 @@ class Channels:
             wish.seed,
             wish.watch,
             wish.setting,
-            earlier=earlier,
+            gone=gone,
             stay=lambda analysis: reasons_to_cut(analysis, self._trained),
         )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune.errors import ImporterError, RuntimeFailure, UsageError, require_torch
+from onnxprune.errors import ImporterError, RuntimeFailure, UsageError, require_extra
 from onnxprune.importers.input_shapes import InputShapes
 from onnxprune.importers.result import ImportResult
 from onnxprune.messages import one_line
@@ -78,7 +78,7 @@ def import_model(
         return _pass_through(Path(source), started)
     if example_inputs is not None and input_shapes is not None:
         raise UsageError("give example inputs or input shapes, not both")
-    require_torch("importing from PyTorch", "onnxscript")
+    require_extra("importing from PyTorch", "torch", "torch", "onnxscript")
     from onnxprune.importers.source import find, find_example
 
     # the folder stays importable throughout: a model may import more while it runs; stdout is for results

@@ -25,14 +25,18 @@ from onnxprune.cost import cost_of
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
+from onnxprune.model.prepare import prepare
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
 from onnxprune.planning.channel_trials import Candidates, measure_channels, without_unmeasured
 from onnxprune.planning.curves import AMOUNTS, Measured, Setting, curve_rows
-from onnxprune.planning.earlier import frozen, gone_first, with_earlier
+from onnxprune.planning.earlier import check_earlier, earlier_model
+from onnxprune.planning.gone import frozen, gone_first, with_gone
 from onnxprune.planning.positions import planned
 from onnxprune.registry import did_you_mean
+from onnxprune.scores.gradient import notes_on_labels
 from onnxprune.scores.magnitude import CHANNEL_SCORERS, score
+from onnxprune.scores.movement import MOVEMENT_SCORERS, channel_movement
 from onnxprune.scores.on_data import DATA_SCORERS, score_on_data
 from onnxprune.scores.refit import too_wide
 from onnxprune.scores.subject import Subject
@@ -115,7 +119,7 @@ def plan_channels(
     watch: Watch,
     setting: Setting = Setting(),  # noqa: B008 # frozen
     *,
-    earlier: Mapping[str, IntArray] | None = None,
+    gone: Mapping[str, IntArray] | None = None,
     stay: Callable[[Analysis], Mapping[str, str]] | None = None,
 ) -> Decision:
     """Analyse, score, and choose the channels that go.
@@ -127,13 +131,13 @@ def plan_channels(
         seed: of every random choice.
         watch: gets the seconds of each stage.
         setting: how trials are run where the scope is "sensitivity".
-        earlier: int32 channel numbers by group name: what is masked already, which counts, and stays gone.
+        gone: int32 channel numbers by group name: what is masked already, which counts, and stays gone.
         stay: says which groups stay whole, with the reason, by name.
 
     Raises:
         UsageError, DataError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
     """
-    check_score(recipe["score"], data)
+    check_score(recipe["score"], data, recipe.get("before"))
     check_scope(recipe["scope"], data)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
@@ -141,16 +145,16 @@ def plan_channels(
         candidates = candidates_of(recipe, analysis, sums, scores)
         if stay is not None:
             candidates = replace(candidates, groups=frozen(candidates.groups, stay(analysis)))
-        if earlier:
-            candidates = replace(candidates, dead=gone_first(candidates, earlier))
+        if gone:
+            candidates = replace(candidates, dead=gone_first(candidates, gone))
         candidates, measured = _measure(candidates, recipe, data, setting, watch)
         curves = None if measured is None else measured.curves
         with watch.stage("allocate"):
             whole = cost_of(analysis.model.graph, analysis.channels)
-            choices, notes = choose(recipe, candidates, whole, curves, earlier)
-            if earlier:
+            choices, notes = choose(recipe, candidates, whole, curves, gone)
+            if gone:
                 original = {group.name: group for group in candidates.groups}
-                choices = tuple(with_earlier(choice, original, earlier) for choice in choices)
+                choices = tuple(with_gone(choice, original, gone) for choice in choices)
             removed = {choice.group.name: choice.removed for choice in choices}
             left = cost_after(analysis, removed)
         if not any(len(numbers) for numbers in removed.values()):
@@ -176,6 +180,7 @@ def plan_channels(
                     *(() if measured is None else measured.skipped),
                     *analysis.unknown,
                     *unmatched(recipe, _names(analysis.groups)),
+                    *notes_on_labels(recipe["score"], data),
                     *unused_samples(model, data),
                 ),
             )
@@ -210,13 +215,14 @@ def _analysis_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_score(name: str, data: Dataset | None) -> None:
-    """Refuse a score from data without data, and names that nobody knows."""
+def check_score(name: str, data: Dataset | None, before: str | None) -> None:
+    """Refuse a score without the data or the earlier weights that it takes, and names that nobody knows."""
+    check_earlier(name, before)
     if name in DATA_SCORERS:
         if data is None:
             raise UsageError(f"score {name!r} is measured on samples: give --data calib.npz")
-    elif name not in CHANNEL_SCORERS:
-        known = [*CHANNEL_SCORERS, *DATA_SCORERS]
+    elif name not in CHANNEL_SCORERS and name not in MOVEMENT_SCORERS:
+        known = [*CHANNEL_SCORERS, *DATA_SCORERS, *MOVEMENT_SCORERS]
         raise UsageError(f"unknown score {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
 
 
@@ -230,6 +236,10 @@ def score_groups(
     recipe: Mapping[str, Any], analysis: Analysis, data: Dataset | None, seed: int, watch: Watch
 ) -> Scores:
     """Score the channels of the groups that a recipe may take them from."""
+    if recipe["score"] in MOVEMENT_SCORERS:
+        before, _ = prepare(earlier_model(recipe["before"], analysis.given), recipe.get("input_shapes"))
+        found = channel_movement(analysis.model, before, analysis.groups, recipe["score"])
+        return Scores.of(recipe["score"], found)
     if data is None or recipe["score"] not in DATA_SCORERS:
         return score(analysis.model, analysis.groups, recipe["score"], seed=seed)
     kinds = STRUCTURED[recipe["pattern"]]

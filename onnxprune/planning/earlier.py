@@ -1,62 +1,47 @@
-"""What went before counts, goes before everything else, and is never brought back."""
+"""Earlier weights of the same graph, for scores that go by how far weights moved."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
+import onnx_ir as ir
 
-from onnxprune.allocate.dead import Dead
-from onnxprune.planning.channel_trials import Candidates
-from onnxprune.types import BoolArray, ChannelGroup, Choice, IntArray, Mask
-
-
-def masks_with_earlier(earlier: Mapping[str, Mask], now: Mapping[str, Mask]) -> dict[str, Mask]:
-    """Return masks without the weights that went earlier."""
-    joined = {**earlier, **now}
-    for name in earlier.keys() & now.keys():
-        joined[name] = Mask(now[name].shape, earlier[name].bits & now[name].bits)
-    return joined
+from onnxprune.errors import PlanError, UsageError
+from onnxprune.messages import visible
+from onnxprune.model.digest import structure_digest
+from onnxprune.model.io import load
+from onnxprune.scores.movement import MOVEMENT_SCORERS
 
 
-def with_earlier(
-    choice: Choice, original: Mapping[str, ChannelGroup], before: Mapping[str, IntArray]
-) -> Choice:
-    """Return a choice with the channels that went earlier.
+def check_earlier(score: str, before: str | None) -> None:
+    """Refuse a score that goes by earlier weights without these, and earlier weights that nothing looks at.
+
+    Raises:
+        UsageError: see above.
+    """
+    if score in MOVEMENT_SCORERS and before is None:
+        raise UsageError(
+            f"score {score!r} compares with earlier weights of the same graph: give --before earlier.onnx"
+        )
+    if score not in MOVEMENT_SCORERS and before is not None:
+        known = ", ".join(MOVEMENT_SCORERS)
+        raise UsageError(f"score {score!r} looks at no earlier weights: leave --before out, or take {known}")
+
+
+def earlier_model(path: str, model: ir.Model) -> ir.Model:
+    """Read an earlier model.
 
     Args:
-        choice: for one group.
-        original: all groups as they were found, by name.
-        before: int32 channel numbers by group name.
+        path: of its file.
+        model: the graph that it must have.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+        PlanError: it holds another graph.
     """
-    name = choice.group.name
-    total = np.union1d(choice.removed, before.get(name, [])).astype(np.int32)
-    return Choice(original[name], total, None if len(total) else choice.skipped)
-
-
-def gone_first(candidates: Candidates, earlier: Mapping[str, IntArray]) -> Dead:
-    """Let channels that are masked already go before all others; none of them carries a constant."""
-    dead = candidates.dead
-    first, last = dict(dead.removable), dict(dead.carriers)
-    for group in candidates.groups:
-        if group.name in earlier:
-            gone = among(group, earlier[group.name])
-            first[group.name] = gone | dead.removable.get(group.name, False)
-            last[group.name] = ~gone & dead.carriers.get(group.name, False)
-    return replace(dead, removable=first, carriers=last)
-
-
-def among(group: ChannelGroup, numbers: IntArray) -> BoolArray:
-    """Return bool [size], True for some channels."""
-    marked = np.zeros(group.size, dtype=np.bool_)
-    marked[numbers] = True
-    return marked
-
-
-def frozen(groups: Sequence[ChannelGroup], reasons: Mapping[str, str]) -> list[ChannelGroup]:
-    """Return the groups, those that have a reason to stay whole frozen."""
-    return [
-        replace(group, frozen=group.frozen or reasons[group.name]) if group.name in reasons else group
-        for group in groups
-    ]
+    before = load(Path(path))
+    if structure_digest(before) != structure_digest(model):
+        raise PlanError(
+            f"{visible(path)} holds another graph; earlier weights must be of the same export as the model"
+        )
+    return before

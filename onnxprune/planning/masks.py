@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.allocate.channels import SENSITIVITY
-from onnxprune.allocate.masks import SCOPES, check_amount, choose_masks
+from onnxprune.allocate.masks import SCOPES, check_amount, choose_masks, select_weights
 from onnxprune.calibration.activations import USUAL, Running
 from onnxprune.cost import cost_of
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.prepare import prepare
+from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.ops.channels import Channels
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import parse_pattern
 from onnxprune.planning.channels import Watch, check_scope, unmatched, unused_samples, versions
 from onnxprune.planning.curves import AMOUNTS, Setting, curve_rows
-from onnxprune.planning.earlier import masks_with_earlier
+from onnxprune.planning.earlier import check_earlier, earlier_model
+from onnxprune.planning.gone import masks_with_gone
 from onnxprune.planning.mask_trials import measure_masks, share_out
 from onnxprune.planning.masks_on_data import MeasuredMasks, choose_masks_on_data, outlier_shares
 from onnxprune.registry import did_you_mean
+from onnxprune.scores.gradient import notes_on_labels
 from onnxprune.scores.magnitude import CHANNEL_SCORERS
+from onnxprune.scores.movement import MOVEMENT_SCORERS, weight_figures
 from onnxprune.scores.on_data import DATA_SCORERS
-from onnxprune.scores.weights import WEIGHT_SCORERS
+from onnxprune.scores.weights import WEIGHT_SCORERS, WeightScorer
+from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS, WeightSubject
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
 from onnxprune.types import Cost, Mask, Plan, Skipped, WeightUse
 
@@ -45,12 +51,12 @@ def plan_masks(
     watch: Watch,
     setting: Setting = Setting(),  # noqa: B008 # frozen
     *,
-    earlier: Mapping[str, Mask] | None = None,
+    gone: Mapping[str, Mask] | None = None,
     stay: Mapping[str, str] | None = None,
 ) -> tuple[Plan, Mapping[str, Array]]:
     """Choose the weights that become zero; arguments and errors as for `plan_channels`.
 
-    What is gone ``earlier``, by tensor name, counts and stays gone. A score that is measured on data may
+    What is ``gone`` already, by tensor name, counts and stays gone. A score that is measured on data may
     weigh a dead input as little as a weight that is gone; then a little more goes than was asked for, and the
     plan says all of it. Tensors in ``stay`` stay whole, for the reasons given there.
 
@@ -68,23 +74,18 @@ def plan_masks(
         uses = [use for use in uses if use.tensor not in whole]
     notes: Sequence[Skipped] = ()
     shares = None
+    with watch.stage("score"):
+        ranking = rank_weights(model, uses, recipe, data, seed, watch.running, watch.progress)
     if data is not None and recipe["scope"] == SENSITIVITY:
         with watch.stage("sensitivity"):
-            shares, notes = _shares_by_trials(model, uses, recipe, data, seed, watch, setting)
+            shares, notes = _shares_by_trials(model, uses, recipe, data, seed, watch, setting, ranking)
     with watch.stage("choose masks"):
         found = masks_for(
-            model,
-            uses,
-            recipe,
-            data,
-            seed,
-            shares=shares,
-            earlier=earlier,
-            running=watch.running,
-            progress=watch.progress,
-        )
-    masks = masks_with_earlier(earlier or {}, found.masks)
-    skipped = [*found.skipped, *notes, *unused_samples(model, data)]
+            model, uses, recipe, data, seed,
+            ranking=ranking, shares=shares, gone=gone, running=watch.running, progress=watch.progress,
+        )  # fmt: skip
+    masks = masks_with_gone(gone or {}, found.masks)
+    skipped = [*found.skipped, *notes, *notes_on_labels(recipe["score"], data), *unused_samples(model, data)]
     names = {name for use in uses for name in (use.tensor, use.consumer)}
     skipped = [*unreachable, *spared, *skipped, *unmatched(recipe, names)]
     if not masks:
@@ -118,8 +119,8 @@ def _check(recipe: Mapping[str, Any], data: Dataset | None) -> None:
                 f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount"
             )
     check_amount(wanted, recipe.get("amount"))
-    check_weight_score(score)
-    measured = score in DATA_WEIGHT_SCORERS
+    check_weight_score(score, recipe.get("before"))
+    measured = score in DATA_WEIGHT_SCORERS or score in GRADIENT_WEIGHT_SCORERS
     if scope not in SCOPES:
         raise UsageError(f"unknown scope {scope!r}{did_you_mean(scope, SCOPES)}; known: {', '.join(SCOPES)}")
     if scope in ("owl", SENSITIVITY) and wanted.kind == "N:M":
@@ -132,18 +133,20 @@ def _check(recipe: Mapping[str, Any], data: Dataset | None) -> None:
     unused = not measured and scope not in ("owl", SENSITIVITY) and recipe.get("recover") is None
     if data is not None and unused:
         raise UsageError(
-            f"score {score!r} goes by weights alone: leave the data out, repair with it, or take obs or wanda"
+            f"score {score!r} goes by weights alone: leave the data out, repair with it, or take obs, wanda "
+            "or taylor"
         )
 
 
-def check_weight_score(name: str) -> None:
-    """Refuse scores of single weights that nobody knows.
+def check_weight_score(name: str, before: str | None) -> None:
+    """Refuse scores of single weights that nobody knows, or that lack earlier weights.
 
     Raises:
         UsageError: see above.
     """
-    if name not in DATA_WEIGHT_SCORERS and name not in WEIGHT_SCORERS:
-        known = [*WEIGHT_SCORERS, *DATA_WEIGHT_SCORERS]
+    check_earlier(name, before)
+    known = [*WEIGHT_SCORERS, *DATA_WEIGHT_SCORERS, *GRADIENT_WEIGHT_SCORERS, *MOVEMENT_SCORERS]
+    if name not in known:
         elsewhere = " for zeros" if name in DATA_SCORERS or name in CHANNEL_SCORERS else ""
         raise UsageError(
             f"unknown score {name!r}{elsewhere}{did_you_mean(name, known)}; known: {', '.join(known)}"
@@ -157,8 +160,9 @@ def masks_for(
     data: Dataset | None,
     seed: int,
     *,
+    ranking: Ranking | None = None,
     shares: Mapping[str, float] | None = None,
-    earlier: Mapping[str, Mask] | None = None,
+    gone: Mapping[str, Mask] | None = None,
     running: Running = USUAL,
     progress: Callable[[float], None] | None = None,
 ) -> MeasuredMasks:
@@ -170,8 +174,9 @@ def masks_for(
         recipe: with pattern, score and scope, and perhaps an amount and what is protected.
         data: what scores and the scope are measured on.
         seed: of random scores.
+        ranking: from `rank_weights`, where that is known already.
         shares: what single tensors give, where that is known; the scope then decides nothing.
-        earlier: what is gone already, which goes first where scores are not measured on data.
+        gone: what is gone already, which goes first where scores are not measured on data.
         running: batches, threads and memory of runs.
         progress: called while something is measured, with the share that is done, in (0, 1].
 
@@ -193,11 +198,58 @@ def masks_for(
         )
     if shares is None and recipe["scope"] == "owl" and data is not None:
         shares = outlier_shares(model, uses, data, recipe["amount"], running=running, progress=progress)
-    scorer = WEIGHT_SCORERS.get(recipe["score"])
+    ranking = ranking or rank_weights(model, uses, recipe, data, seed, running, progress)
+    if ranking is None:
+        raise ValueError(f"score {recipe['score']!r} does not rank weights")
+    able = [use for use in uses if use.tensor not in ranking.missing]
     masks, skipped = choose_masks(
-        model, uses, scorer=scorer, seed=seed, shares=shares, earlier=earlier, **options
+        model, able, scorer=ranking.scorer, seed=seed, shares=shares, gone=gone, **options
     )
+    left = [use for use in uses if use.tensor in ranking.missing]
+    fitting, others = select_weights(model, left, parse_pattern(recipe["pattern"]), options["protect"])
+    skipped = [*skipped, *others, *(Skipped(name, ranking.missing[name]) for name in fitting)]
     return MeasuredMasks(masks, {}, skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What ranks single weights.
+
+    Attributes:
+        scorer: gives each of them a figure.
+        missing: why a tensor has none, by name.
+    """
+
+    scorer: WeightScorer
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def rank_weights(
+    model: ir.Model,
+    uses: Sequence[WeightUse],
+    recipe: Mapping[str, Any],
+    data: Dataset | None,
+    seed: int,
+    running: Running = USUAL,
+    progress: Callable[[float], None] | None = None,
+) -> Ranking | None:
+    """Measure what the score of a recipe ranks weights by; None for a score that decides layer by layer.
+
+    Raises:
+        UsageError, DataError, ModelError, PlanError, MissingExtra: as `plan_masks`.
+    """
+    score, tensors = recipe["score"], list(dict.fromkeys(use.tensor for use in uses))
+    if score in MOVEMENT_SCORERS:
+        before = earlier_model(recipe["before"], model)
+        stored = stored_values(model)
+        floats = [name for name in tensors if tensor_of(stored[name][0]).dtype.is_floating_point()]
+        missing = {name: "it holds no floats" for name in tensors if name not in floats}
+        return Ranking(weight_figures(model, before, floats, score).scorer(), missing)
+    if data is not None and score in GRADIENT_WEIGHT_SCORERS:
+        subject = WeightSubject(model, tensors, data, running, seed, progress)
+        figures = GRADIENT_WEIGHT_SCORERS.get(score)(subject)
+        return Ranking(figures.scorer(), figures.missing)
+    return Ranking(WEIGHT_SCORERS.get(score)) if score in WEIGHT_SCORERS else None
 
 
 def _shares_by_trials(
@@ -208,6 +260,7 @@ def _shares_by_trials(
     seed: int,
     watch: Watch,
     setting: Setting,
+    ranking: Ranking | None,
 ) -> tuple[dict[str, float], Sequence[Skipped]]:
     """Return what each tensor gives such that the amount goes at the least predicted loss.
 
@@ -216,7 +269,8 @@ def _shares_by_trials(
     even = {**recipe, "scope": "uniform"}
 
     def masks_at(amount: float) -> Mapping[str, Mask]:
-        return masks_for(model, uses, {**even, "amount": amount}, data, seed, running=watch.running).masks
+        wish = {**even, "amount": amount}
+        return masks_for(model, uses, wish, data, seed, ranking=ranking, running=watch.running).masks
 
     measured = measure_masks(model, masks_at, (*AMOUNTS, *_BEYOND), data, setting, progress=watch.progress)
     watch.sections["sensitivity"] = curve_rows(measured)

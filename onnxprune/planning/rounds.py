@@ -16,7 +16,7 @@ from onnxprune.errors import UsageError
 from onnxprune.ops.sums import Sums
 from onnxprune.patterns import Pattern, parse_pattern
 from onnxprune.planning.channels import STRUCTURED, Decision, Watch, choose, cost_after, look
-from onnxprune.planning.earlier import among, with_earlier
+from onnxprune.planning.gone import among, with_gone
 from onnxprune.planning.positions import planned
 from onnxprune.schedule import shares_by_round
 from onnxprune.types import ChannelGroup, FloatArray, IntArray
@@ -159,7 +159,7 @@ def plan_more_channels(
         whole = earlier.plan.predicted[0]
         chosen, _ = choose(recipe, candidates, whole, earlier.curves, before)
         original = {group.name: group for group in earlier.candidates.groups}
-        choices = [with_earlier(choice, original, before) for choice in chosen]
+        choices = [with_gone(choice, original, before) for choice in chosen]
         total = {choice.group.name: choice.removed for choice in choices}
         left = cost_after(earlier.analysis, total)
     plan = replace(earlier.plan, groups=tuple(planned(choice) for choice in choices), predicted=(whole, left))

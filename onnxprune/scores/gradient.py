@@ -1,4 +1,4 @@
-"""Importance of channels from gradients: what a loss would change by, extrapolated from where the weights are.
+"""Importance of channels from gradients: what a loss would change by, extrapolated from where weights are.
 
 ::
 
@@ -20,16 +20,15 @@ What a group has no gradients of (its weights are quantized, say) is told in pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.data import Dataset
-from onnxprune.errors import require_torch
 from onnxprune.scores.masked import Masked
-from onnxprune.scores.members import Members
+from onnxprune.scores.members import Members, why_no_floats
 from onnxprune.scores.subject import Subject, owners_of
 from onnxprune.types import ChannelGroup, FloatArray, Skipped
 
@@ -67,7 +66,7 @@ def taylor(subject: Subject) -> Mapping[str, FloatArray | str]:
         members.add(changes, name, weights * gradient)
 
     samples = 0
-    for count in model.weight_gradients(members.tensors, visit, _wish(subject), subject.progress):
+    for count in model.weight_gradients(visit, _wish(subject), subject.progress):
         samples += count
         for name, change in changes.items():
             totals[name] += np.square(change) / count  # the change is of the sum over the batch
@@ -83,7 +82,7 @@ def optimal_brain_damage(subject: Subject) -> Mapping[str, FloatArray | str]:
     information of the model's own distribution, with one draw for each sample.
     """
     model, members, reasons = _differentiable(subject)
-    means = mean_squares(model, members.tensors, "drawn", subject.seed, subject.progress)
+    means = mean_squares(model, "drawn", subject.seed, subject.progress)
     totals = members.zeros()
     for name, (weights, squares) in means.items():
         members.add(totals, name, np.square(weights, dtype=np.float64) * squares / 2)
@@ -102,7 +101,7 @@ def connection_sensitivity(subject: Subject) -> Mapping[str, FloatArray | str]:
     def visit(name: str, weights: Array, gradient: Array) -> None:
         members.add(totals, name, np.abs(weights * gradient))
 
-    for _ in model.weight_gradients(members.tensors, visit, _wish(subject, batches=1), subject.progress):
+    for _ in model.weight_gradients(visit, _wish(subject, batches=1), subject.progress):
         pass
     whole = sum(float(total.sum()) for total in totals.values()) or 1.0
     return {**{name: total / whole for name, total in totals.items()}, **reasons}
@@ -111,9 +110,9 @@ def connection_sensitivity(subject: Subject) -> Mapping[str, FloatArray | str]:
 def activation_change(subject: Subject) -> Mapping[str, FloatArray | str]:
     """score[c] = mean over samples of |dL/dm| = mean of |sum over consumers and positions of a * dL/da|
 
-    Molchanov et al. 2017, "Pruning Convolutional Neural Networks for Resource Efficient Inference", section
-    2.2, but for the number of positions, which is the same for all channels of a group; for heads, this is the
-    importance of Michel et al. 2019, "Are Sixteen Heads Really Better than One?", section 4.1.
+    Molchanov et al. 2017, "Pruning Convolutional Neural Networks for Resource Efficient Inference",
+    section 2.2, but for the number of positions, which is the same for all channels of a group; for heads,
+    this is the importance of Michel et al. 2019, "Are Sixteen Heads Really Better than One?", section 4.1.
     """
     return _at_masks(subject, "labels or predicted", np.abs)
 
@@ -130,7 +129,6 @@ def fisher(subject: Subject) -> Mapping[str, FloatArray | str]:
 
 def mean_squares(
     model: Differentiable,
-    names: Iterable[str],
     targets: Targets,
     seed: int,
     progress: Callable[[float], None] | None = None,
@@ -150,7 +148,7 @@ def mean_squares(
         sums[name] += np.square(gradient)
 
     wish = Wish(targets, by_sample=True, seed=seed)
-    samples = sum(model.weight_gradients(set(names), visit, wish, progress))
+    samples = sum(model.weight_gradients(visit, wish, progress))
     for total in sums.values():
         total /= samples
     return {name: (values[name], total) for name, total in sums.items()}
@@ -164,10 +162,10 @@ def _wish(subject: Subject, batches: int | None = None) -> Any:
 
 def _differentiable(subject: Subject) -> tuple[Differentiable, Members, dict[str, str]]:
     """Return the model, the members of those groups that have gradients, and why others have none."""
-    require_torch("a score from gradients")
     from onnxprune.executor.gradients import Differentiable
 
-    model = Differentiable(subject.model, subject.data, subject.running)
+    tensors = {member.tensor for group in subject.groups for member in group.members}
+    model = Differentiable(subject.model, subject.data, subject.running, weights=tensors)
     reasons = {
         group.name: reason
         for group in subject.groups
@@ -179,25 +177,17 @@ def _differentiable(subject: Subject) -> tuple[Differentiable, Members, dict[str
 
 def _why_not(subject: Subject, group: ChannelGroup, model: Differentiable) -> str | None:
     """Return why a group can't be judged by the gradients of its weights, None if it can."""
-    initializers = subject.model.graph.initializers
-    tensors = dict.fromkeys(member.tensor for member in group.members)
-    for name in tensors:
-        tensor = initializers[name].const_value
-        if tensor is not None and not tensor.dtype.is_floating_point() and len(tensor.shape) > 1:
-            kind = tensor.dtype.name.lower()
-            return f"{name} holds {kind} numbers, which have no gradient: prune before quantizing"
-    if any(name in model.weights for name in tensors):
-        return None
-    first = next(iter(tensors), None)
-    why = model.without_gradient.get(first or "", "it does not train")
-    return "it has no weights" if first is None else f"{first} has no gradient: {why}"
+    tensors = [member.tensor for member in group.members]
+    if any(name in model.weights for name in tensors) or not tensors:
+        return why_no_floats(subject.model, group)
+    why = model.without_gradient.get(tensors[0], "it does not train")
+    return why_no_floats(subject.model, group) or f"{tensors[0]} has no gradient: {why}"
 
 
 def _at_masks(
     subject: Subject, targets: Targets, measure: Callable[[FloatArray], FloatArray]
 ) -> Mapping[str, FloatArray | str]:
     """Return the mean over samples of a measure of dL/dm, by group."""
-    require_torch("a score from gradients")
     from onnxprune.executor.gradients import Differentiable, Wish
 
     masked = Masked.of(subject)
@@ -241,6 +231,6 @@ def _by_channel(
         mine = channel_at >= 0
         flat = rows * group.size + channel_at[mine]
         sums = np.bincount(flat.ravel(), gradients[name][:, mine].ravel(), minlength=samples * group.size)
-        change = sums.reshape(samples, group.size)
+        change = np.asarray(sums, np.float64).reshape(samples, group.size)
         found[group.name] = found[group.name] + change if group.name in found else change
     return found

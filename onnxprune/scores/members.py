@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnxprune.types import ChannelGroup, FloatArray, IntArray
 
@@ -73,6 +74,16 @@ class Members:
                 sums[axis] = figures.sum(axis=others, dtype=np.float64)
             mine = channel_at >= 0
             totals[group] += np.bincount(channel_at[mine], sums[axis][mine], minlength=self.sizes[group])
+
+
+def why_no_floats(model: ir.Model, group: ChannelGroup) -> str | None:
+    """Return why the weights of a group can't be compared as real numbers, None if they can."""
+    initializers = model.graph.initializers
+    for name in dict.fromkeys(member.tensor for member in group.members):
+        tensor = initializers[name].const_value
+        if tensor is not None and not tensor.dtype.is_floating_point() and len(tensor.shape) > 1:
+            return f"{name} holds {tensor.dtype.name.lower()} numbers: prune before quantizing"
+    return None if group.members else "no weight goes with its channels"
 
 
 def channel_figures(groups: Iterable[ChannelGroup], figures: Mapping[str, Array]) -> dict[str, FloatArray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from onnxprune.registry import Registry
-from onnxprune.scores import ablation, activation, refit
+from onnxprune.scores import ablation, activation, gradient, refit
 from onnxprune.scores.subject import Subject
 from onnxprune.types import FloatArray, Scores
 
@@ -18,9 +18,14 @@ DATA_SCORERS.register("activation")(activation.energy)
 DATA_SCORERS.register("wanda")(activation.weighted_energy)
 DATA_SCORERS.register("obs")(refit.loss_after_refit)
 DATA_SCORERS.register("ablation")(ablation.change_of_outputs)
+DATA_SCORERS.register("taylor")(gradient.taylor)
+DATA_SCORERS.register("taylor_activation")(gradient.activation_change)
+DATA_SCORERS.register("fisher")(gradient.fisher)
+DATA_SCORERS.register("obd")(gradient.optimal_brain_damage)
+DATA_SCORERS.register("snip")(gradient.connection_sensitivity)
 
 #: The scores that are losses, which compare between groups and add up.
-_LOSSES = frozenset({"obs"})
+_LOSSES = frozenset({"obs", "taylor", "fisher", "obd"})
 
 
 def score_on_data(subject: Subject, scorer: str = "activation") -> Scores:
@@ -34,5 +39,7 @@ def score_on_data(subject: Subject, scorer: str = "activation") -> Scores:
         UsageError: the scorer is not known, or does not suit so many channels.
         DataError: the data does not fit the model, or makes it compute what is not finite.
         RuntimeFailure: ONNX Runtime can't run the model.
+        MissingExtra: the score takes gradients, and torch is not installed.
+        ModelError: it takes gradients, and an operator has no meaning in torch.
     """
     return Scores.of(scorer, DATA_SCORERS.get(scorer)(subject), subject.data.digest, losses=scorer in _LOSSES)

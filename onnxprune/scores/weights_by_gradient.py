@@ -16,7 +16,6 @@ import onnx_ir as ir
 
 from onnxprune.calibration.activations import USUAL, Running
 from onnxprune.data import Dataset
-from onnxprune.errors import require_torch
 from onnxprune.registry import Registry
 from onnxprune.scores.gradient import mean_squares
 from onnxprune.scores.weights import PieceScorer, Reader, WeightScorer
@@ -146,7 +145,7 @@ def _sensitivities(subject: WeightSubject, batches: int | None) -> Figures:
             sums[name] = change
 
     wish = Wish(batches=batches, seed=subject.seed)
-    samples = sum(model.weight_gradients(subject.tensors, visit, wish, subject.progress))
+    samples = sum(model.weight_gradients(visit, wish, subject.progress))
     for total in sums.values():
         total /= max(samples, 1)
     return Figures(sums, missing=_missing(subject, model, sums))
@@ -155,7 +154,7 @@ def _sensitivities(subject: WeightSubject, batches: int | None) -> Figures:
 def _curvatures(subject: WeightSubject, targets: Targets) -> Figures:
     """Return |w| * sqrt(mean over samples of (dL/dw)**2 / 2)."""
     model = _differentiable(subject)
-    found = mean_squares(model, subject.tensors, targets, subject.seed, subject.progress)
+    found = mean_squares(model, targets, subject.seed, subject.progress)
     figures = {}
     for name, (weights, squares) in found.items():
         figures[name] = np.sqrt(squares, out=squares)
@@ -164,18 +163,17 @@ def _curvatures(subject: WeightSubject, targets: Targets) -> Figures:
 
 
 def _differentiable(subject: WeightSubject) -> Differentiable:
-    require_torch("a score from gradients")
     from onnxprune.executor.gradients import Differentiable
 
-    return Differentiable(subject.model, subject.data, subject.running)
+    return Differentiable(subject.model, subject.data, subject.running, weights=subject.tensors)
 
 
 def _missing(subject: WeightSubject, model: Differentiable, found: Collection[str]) -> dict[str, str]:
     """Say why tensors have no figures."""
-    usual = "no output that the loss looks at depends on it"
-    frozen = model.without_gradient
-    return {
-        name: f"it has no gradient: {usual if name in model.weights else frozen.get(name, 'it does not train')}"
+    unread = "no output that the loss looks at depends on it"
+    reasons = {
+        name: unread if name in model.weights else model.without_gradient.get(name, "it does not train")
         for name in subject.tensors
         if name not in found
     }
+    return {name: f"it has no gradient: {reason}" for name, reason in reasons.items()}

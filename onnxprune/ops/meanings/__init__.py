@@ -3,17 +3,57 @@
 from __future__ import annotations
 
 from onnxprune.ops.meanings import (
+    attention,
     constants,
+    contrib_attention,
+    contrib_fused,
+    control,
     conv,
+    einsum,
     elementwise,
+    experts,
+    image,
+    losses,
     matmul,
     move,
     normalize,
     pool,
+    positions,
+    random,
+    recurrent,
     reduce,
     reshape,
+    resize,
+    scatter,
+    sequence,
+    spectral,
 )
 
-FAMILIES = (constants, conv, elementwise, matmul, move, normalize, pool, reduce, reshape)
+FAMILIES = (
+    attention,
+    constants,
+    contrib_attention,
+    contrib_fused,
+    control,
+    conv,
+    einsum,
+    elementwise,
+    experts,
+    image,
+    losses,
+    matmul,
+    move,
+    normalize,
+    pool,
+    positions,
+    random,
+    recurrent,
+    reduce,
+    reshape,
+    resize,
+    scatter,
+    sequence,
+    spectral,
+)
 
 __all__ = ["FAMILIES"]

@@ -2,8 +2,8 @@
 
 A meaning is a function that is called once for a node, when a program is built: it reads attributes and
 constant inputs, and returns the function that runs at every step. So a step costs little more than the torch
-operators it is made of. Meanings are written without regard to devices: the executor keeps sizes in main memory
-and everything else where the module is.
+operators it is made of. Meanings are written without regard to devices: the executor keeps sizes in main
+memory and everything else where the module is.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Array: TypeAlias = npt.NDArray[Any]
 Integer: TypeAlias = int  # within Static, int is the method
 Real: TypeAlias = float
 
-#: Gets one positional argument for each input of the node (None where it is omitted). Returns the output, or a
-#: tuple of all outputs (None where nobody wants one). A value that is a sequence is a list.
+#: Gets one positional argument for each input of the node (None where it is omitted). Returns the output, or
+#: a tuple of all outputs (None where nobody wants one). A value that is a sequence is a list.
 Run: TypeAlias = Callable[..., Any]
 
 
@@ -60,7 +60,7 @@ class Static:
 
     node: ir.Node
     version: Integer
-    constants: Callable[[Integer], Array | None] = lambda index: None
+    constants: Callable[[Integer], Array | None] = lambda _: None
     bodies: Callable[[ir.Graph], Body] | None = None
     floats: dict[torch.dtype, torch.dtype] = field(default_factory=dict)
     mode: Mode = field(default_factory=Mode)
@@ -217,7 +217,7 @@ def numbers_read(node: Static, index: int) -> Callable[[Tensor | None], list[int
     """
     known = node.numbers(index)
     if known is not None or not node.has(index):
-        return lambda value: known
+        return lambda _: known
     return lambda value: None if value is None else numbers_of(value)
 
 

@@ -25,7 +25,8 @@ def conv(node: Static) -> Run:
 
 def convolution(node: Static) -> Run:
     """Return what convolves ``(x, weight, bias)`` as the attributes of a node say."""
-    groups, cache = node.int("group", 1), {}
+    groups = node.int("group", 1)
+    cache: dict[tuple[int, ...], Windows] = {}
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         kernel = tuple(weight.shape[2:])
@@ -54,7 +55,8 @@ def conv_transpose(node: Static) -> Run:
     The full result has ``(size - 1) stride + extent`` places along an axis; ``pads`` cuts it at both ends,
     and ``output_padding`` adds places behind.
     """
-    groups, cache = node.int("group", 1), {}
+    groups = node.int("group", 1)
+    cache: dict[tuple[int, ...], Windows] = {}
     wanted, more = node.ints("output_shape"), node.ints("output_padding")
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -102,7 +104,7 @@ def col2im(node: Static) -> Run:
     """Sums of windows, put back where they were taken from; two axes of space."""
 
     def run(x: Tensor, image: Tensor, block: Tensor) -> Tensor:
-        size, kernel = image.tolist(), block.tolist()
+        size, kernel = tuple(image.tolist()), tuple(block.tolist())
         windows = Windows.of(node, kernel)
         if windows.rank != 2 or windows.pads[:2] != windows.pads[2:]:
             raise NoMeaning("Col2Im other than over two axes with the same padding on both sides")

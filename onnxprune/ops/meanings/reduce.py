@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from onnxprune.ops.meanings.base import Run, Static, meaning, numbers_of
 
-Axes = Sequence[int]
+Axes: TypeAlias = list[int]
 
 
 def _product(x: Tensor, axes: Axes, keep: bool) -> Tensor:
@@ -25,9 +26,9 @@ def _mean(x: Tensor, axes: Axes, keep: bool) -> Tensor:
 
 
 def _norm(x: Tensor, axes: Axes, keep: bool) -> Tensor:
-    if x.is_floating_point():
-        return torch.linalg.vector_norm(x, 2, axes, keepdim=keep)
-    return torch.linalg.vector_norm(x.double(), 2, axes, keepdim=keep).to(x.dtype)
+    wide = x if x.is_floating_point() else x.double()
+    norm: Tensor = torch.linalg.vector_norm(wide, 2, axes, keepdim=keep)
+    return norm.to(x.dtype)
 
 
 def _total(x: Tensor, axes: Axes, keep: bool) -> Tensor:
