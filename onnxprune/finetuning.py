@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.data import DataReader, Dataset
-from onnxprune.errors import ModelError, PlanError, UsageError, VerificationError, require_torch
+from onnxprune.errors import ModelError, PlanError, UsageError, VerificationError, require_extra
 from onnxprune.measure.accuracy import validate
 from onnxprune.messages import one_line, quoted
 from onnxprune.model.io import load, save
@@ -110,7 +110,7 @@ def finetune(
         OutputError: the checkpoint can't be written.
         MissingExtra: torch is not installed.
     """
-    require_torch("tuning")
+    require_extra("tuning", "torch", "torch")
     from onnxprune.tuning.batches import split
     from onnxprune.tuning.loop import tune
 

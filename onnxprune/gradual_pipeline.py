@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.allocate.channels import SENSITIVITY
 from onnxprune.data import DataReader, Dataset
-from onnxprune.errors import UsageError, require_torch
+from onnxprune.errors import UsageError, require_extra
 from onnxprune.finetuning import divide
 from onnxprune.gradual.deciders import Wish
 from onnxprune.gradual.rounds import prune_in_rounds
@@ -84,7 +84,7 @@ def prune_gradually(
         TuningError: the loss is no number any more; the checkpoint is damaged, or of another run.
         NothingToPrune, LimitMissed, DataError, ModelError, OutputError, ProofError: as `onnxprune.prune`.
     """
-    require_torch("tuning")
+    require_extra("tuning", "torch", "torch")
     from onnxprune.tuning.batches import split
 
     given = _options(model, options)

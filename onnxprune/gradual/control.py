@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from onnxprune.gradual.deciders import Decider
+from onnxprune.gradual.moves import Moves
 from onnxprune.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ class Gradual:
     """
 
     def __init__(
-        self, model: ir.Model, decider: Decider, schedule: Schedule, identity: Mapping[str, Any]
+        self,
+        model: ir.Model,
+        decider: Decider,
+        schedule: Schedule,
+        moves: Moves,
+        identity: Mapping[str, Any],
     ) -> None:
         """Make ready.
 
@@ -31,10 +37,12 @@ class Gradual:
             model: what is tuned, for its graph.
             decider: says what goes.
             schedule: says when.
+            moves: watches weights move.
             identity: plain values that decide what goes; a checkpoint made with others is refused.
         """
         self._model = model
         self._decider = decider
+        self._moves = moves
         self._due = {milestone.step: milestone.share for milestone in schedule.milestones()}
         self._identity = {**identity, "milestones": [list(m) for m in schedule.milestones()]}
         self.rows: list[dict[str, Any]] = []
@@ -44,7 +52,9 @@ class Gradual:
         self._prune(0, module, held)
 
     def after_backward(self, step: int, module: OnnxModule) -> None:
-        """Do nothing: gradients decide nothing here."""
+        """Let gradients be looked at, until the last pruning."""
+        if not self.settled(step - 1):
+            self._moves.add(module)
 
     def after_step(self, step: int, module: OnnxModule, held: HeldMasks) -> None:
         """Prune if it is time."""
@@ -60,12 +70,13 @@ class Gradual:
 
     def state(self) -> dict[str, Any]:
         """Return what is gone so far."""
-        return {"rows": self.rows, "decider": self._decider.state()}
+        return {"rows": self.rows, "gone": self._decider.state(), "moves": self._moves.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.rows = state["rows"]
-        self._decider.load(state["decider"])
+        self._decider.load(state["gone"])
+        self._moves.load(state["moves"])
 
     def _prune(self, step: int, module: OnnxModule, held: HeldMasks) -> None:
         if step not in self._due:
@@ -73,7 +84,8 @@ class Gradual:
         from onnxprune.tuning.parts import write_values
         from onnxprune.tuning.weights import put_values
 
-        found = self._decider.decide(write_values(self._model, module.values()), self._due[step])
+        now = write_values(self._model, module.values())
+        found = self._decider.decide(now, self._due[step], self._moves.figures(now, module))
         if found is None:
             return
         held.narrow(found.masks)

@@ -10,17 +10,23 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.analyze import Analysis
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune
 from onnxprune.planning.channel_masks import reasons_to_cut, zeros_of
 from onnxprune.planning.channels import Decision, Watch, cost_after, plan_channels
 from onnxprune.planning.curves import Setting
-from onnxprune.planning.masks import plan_masks
+from onnxprune.planning.masks import Ranking, plan_masks
 from onnxprune.planning.positions import planned
 from onnxprune.planning.rounds import recipe_at
-from onnxprune.types import Choice, IntArray, Mask, Plan
+from onnxprune.scores.movement import MOVEMENT_SCORERS, channel_sums
+from onnxprune.scores.weights_by_gradient import Figures
+from onnxprune.types import Choice, IntArray, Mask, Plan, Scores
 
 Array = npt.NDArray[Any]
+
+#: What stands for a score that goes by moves, before anything moved.
+_STAND_IN = "l2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +66,14 @@ class Found:
 class Decider(Protocol):
     """Decides what goes, remembers it, and never brings it back."""
 
-    def decide(self, model: ir.Model, share: float) -> Found | None:
-        """Return what stays once a share is gone, judged by the weights of a model; None if no more goes."""
+    def decide(self, model: ir.Model, share: float, moved: Figures | None) -> Found | None:
+        """Return what stays once a share is gone, judged by the weights of now; None if no more goes.
+
+        Args:
+            model: as it is now.
+            share: of what `goal_of` the recipe counts.
+            moved: how far weights moved, where the score goes by it.
+        """
 
     def state(self) -> dict[str, Any]:
         """Return what is gone, for a checkpoint."""
@@ -81,28 +93,40 @@ class Zeros:
         """
         self._wish = wish
         self._stay = stay
-        self.goal, _ = self._plan(model, wish.recipe, {})
+        self.goal, _ = self._plan(model, before_moving(wish.recipe), {})
         self.masks: Mapping[str, Mask] = {}
 
-    def decide(self, model: ir.Model, share: float) -> Found | None:
+    def decide(self, model: ir.Model, share: float, moved: Figures | None) -> Found | None:
         """See `Decider`."""
         recipe = recipe_at(self._wish.recipe, share)
+        if recipe is None:
+            return None
         try:
-            plan, weights = self._plan(model, recipe or {}, self.masks) if recipe else (None, {})
+            plan, weights = self._plan(model, recipe, self.masks, moved)
         except NothingToPrune:  # less than one weight of any tensor; the goal was planned before
-            plan, weights = None, {}
-        if plan is None:
             return None
         self.masks = plan.masks
         kept, size = (sum(getattr(mask, what) for mask in plan.masks.values()) for what in ("kept", "size"))
         return Found(plan.masks, weights, {"zeros": size - kept, "of weights": size})
 
     def _plan(
-        self, model: ir.Model, recipe: Mapping[str, Any], gone: Mapping[str, Mask]
+        self,
+        model: ir.Model,
+        recipe: Mapping[str, Any],
+        gone: Mapping[str, Mask],
+        moved: Figures | None = None,
     ) -> tuple[Plan, Mapping[str, Array]]:
         wish = self._wish
         return plan_masks(
-            model, recipe, wish.samples, wish.seed, wish.watch, wish.setting, gone=gone, stay=self._stay
+            model,
+            recipe,
+            wish.samples,
+            wish.seed,
+            wish.watch,
+            wish.setting,
+            gone=gone,
+            stay=self._stay,
+            ranking=None if moved is None else Ranking(moved.scorer()),
         )
 
     def state(self) -> dict[str, Any]:
@@ -129,16 +153,16 @@ class Channels:
         """
         self._wish = wish
         self._trained = trained
-        self._goal = self._plan(model, wish.recipe, {})
+        self._goal = self._plan(model, before_moving(wish.recipe), {})
         self.removed: Mapping[str, IntArray] = {}
 
-    def decide(self, model: ir.Model, share: float) -> Found | None:
+    def decide(self, model: ir.Model, share: float, moved: Figures | None) -> Found | None:
         """See `Decider`."""
         recipe = recipe_at(self._wish.recipe, share)
         if recipe is None:
             return None
         try:
-            decision = self._plan(model, recipe, self.removed)
+            decision = self._plan(model, recipe, self.removed, moved)
         except NothingToPrune:  # less than a step of any group; the goal was planned before
             return None
         self.removed = decision.removed
@@ -151,8 +175,20 @@ class Channels:
         }
         return Found(masks, {}, figures)
 
-    def _plan(self, model: ir.Model, recipe: Mapping[str, Any], gone: Mapping[str, IntArray]) -> Decision:
+    def _plan(
+        self,
+        model: ir.Model,
+        recipe: Mapping[str, Any],
+        gone: Mapping[str, IntArray],
+        moved: Figures | None = None,
+    ) -> Decision:
         wish = self._wish
+
+        def summed(analysis: Analysis) -> Scores:
+            tensors: Mapping[str, Array] = {} if moved is None else moved.tensors
+            found = channel_sums(analysis.model, analysis.groups, tensors, tensors.__getitem__)
+            return Scores.of(recipe["score"], found)
+
         return plan_channels(
             model,
             recipe,
@@ -162,6 +198,7 @@ class Channels:
             wish.setting,
             gone=gone,
             stay=lambda analysis: reasons_to_cut(analysis, self._trained),
+            scored=None if moved is None else summed,
         )
 
     def state(self) -> dict[str, Any]:
@@ -190,3 +227,9 @@ class Channels:
         left = cost_after(goal.analysis, self.removed)
         groups = tuple(planned(choice) for choice in choices)
         return replace(goal.plan, groups=groups, predicted=(goal.plan.predicted[0], left))
+
+
+def before_moving(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe that can be planned with before a model is tuned."""
+    waits = recipe["score"] in MOVEMENT_SCORERS and recipe.get("before") is None
+    return {**recipe, **({"score": _STAND_IN} if waits else {})}

@@ -2,8 +2,8 @@
 
 With earlier weights, this is how lottery tickets are found: prune a trained network, give what is left of it
 the weights that it had early in training, train again (Frankle and Carbin 2019, "The Lottery Ticket
-Hypothesis"; with weights of some steps after the first, Frankle et al. 2020, "Linear Mode Connectivity and the
-Lottery Ticket Hypothesis").
+Hypothesis"; with weights of a little later than the first step, Frankle et al. 2020, "Linear Mode
+Connectivity and the Lottery Ticket Hypothesis").
 """
 
 from __future__ import annotations

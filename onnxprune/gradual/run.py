@@ -14,6 +14,7 @@ from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import ProofError
 from onnxprune.gradual.control import Gradual
 from onnxprune.gradual.deciders import Channels, Wish, Zeros
+from onnxprune.gradual.moves import Moves
 from onnxprune.planning.channels import STRUCTURED
 from onnxprune.planning.rounds import goal_of
 from onnxprune.proving import Trials, compare
@@ -99,7 +100,7 @@ def prune_gradually(
     trained, frozen = trained_tensors(model)
     decider = Channels(model, wish, trained) if structured else Zeros(model, wish, frozen)
     identity = {"recipe": {**wish.recipe}, "seed": wish.seed}
-    control = Gradual(model, decider, schedule, identity)
+    control = Gradual(model, decider, schedule, Moves(model, wish.recipe), identity)
     with wish.watch.stage("tune"):
         tuned = learning.tune(model, {}, control, learning.checkpoint)
     wish.watch.sections["milestones"] = control.rows
@@ -141,7 +142,7 @@ def tuning_sections(tuned: Tuned) -> dict[str, Any]:
     """Return what there is to tell of a run, as tables by name."""
     summary = {
         **tuned.decided,
-        "tensors trained": len(tuned.trained),
+        "tensors trained": len(tuned.changed),
         "steps": tuned.steps_done,
         "weights of step": tuned.best_step,
     }

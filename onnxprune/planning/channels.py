@@ -121,6 +121,7 @@ def plan_channels(
     *,
     gone: Mapping[str, IntArray] | None = None,
     stay: Callable[[Analysis], Mapping[str, str]] | None = None,
+    scored: Callable[[Analysis], Scores] | None = None,
 ) -> Decision:
     """Analyse, score, and choose the channels that go.
 
@@ -133,15 +134,17 @@ def plan_channels(
         setting: how trials are run where the scope is "sensitivity".
         gone: int32 channel numbers by group name: what is masked already, which counts, and stays gone.
         stay: says which groups stay whole, with the reason, by name.
+        scored: gives scores in place of the recipe's.
 
     Raises:
         UsageError, DataError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
     """
-    check_score(recipe["score"], data, recipe.get("before"))
+    if scored is None:
+        check_score(recipe["score"], data, recipe.get("before"))
     check_scope(recipe["scope"], data)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
-        analysis, sums, scores = look(model, recipe, data, seed, watch)
+        analysis, sums, scores = look(model, recipe, data, seed, watch, scored)
         candidates = candidates_of(recipe, analysis, sums, scores)
         if stay is not None:
             candidates = replace(candidates, groups=frozen(candidates.groups, stay(analysis)))
@@ -188,7 +191,12 @@ def plan_channels(
 
 
 def look(
-    model: ir.Model, recipe: Mapping[str, Any], data: Dataset | None, seed: int, watch: Watch
+    model: ir.Model,
+    recipe: Mapping[str, Any],
+    data: Dataset | None,
+    seed: int,
+    watch: Watch,
+    scored: Callable[[Analysis], Scores] | None = None,
 ) -> tuple[Analysis, Sums, Scores]:
     """Find the channels of a model, the constants among them, and what they are worth."""
     with watch.stage("analyze"):
@@ -198,7 +206,8 @@ def look(
     scores = Scores(recipe["score"], {})
     if recipe["pattern"] != DEAD:
         with watch.stage("score"):
-            scores = score_groups(recipe, analysis, data, seed, watch)
+            found = scored(analysis) if scored is not None else None
+            scores = found or score_groups(recipe, analysis, data, seed, watch)
     return analysis, sums, scores
 
 

@@ -53,19 +53,21 @@ def plan_masks(
     *,
     gone: Mapping[str, Mask] | None = None,
     stay: Mapping[str, str] | None = None,
+    ranking: Ranking | None = None,
 ) -> tuple[Plan, Mapping[str, Array]]:
     """Choose the weights that become zero; arguments and errors as for `plan_channels`.
 
     What is ``gone`` already, by tensor name, counts and stays gone. A score that is measured on data may
     weigh a dead input as little as a weight that is gone; then a little more goes than was asked for, and the
-    plan says all of it. Tensors in ``stay`` stay whole, for the reasons given there.
+    plan says all of it. Tensors in ``stay`` stay whole, for the reasons given there. A ``ranking``
+    that is given takes the place of the score.
 
     Returns:
         The plan, and what masked tensors hold instead of their weights, by name, where the score makes the
         weights that stay make up for those that go.
     """
     pattern = recipe["pattern"]
-    _check(recipe, data)
+    _check(recipe, data, ranked=ranking is not None)
     with watch.stage("find weights"):
         uses, unreachable = find_weights(model)
         whole = stay or {}
@@ -75,7 +77,7 @@ def plan_masks(
     notes: Sequence[Skipped] = ()
     shares = None
     with watch.stage("score"):
-        ranking = rank_weights(model, uses, recipe, data, seed, watch.running, watch.progress)
+        ranking = ranking or rank_weights(model, uses, recipe, data, seed, watch.running, watch.progress)
     if data is not None and recipe["scope"] == SENSITIVITY:
         with watch.stage("sensitivity"):
             shares, notes = _shares_by_trials(model, uses, recipe, data, seed, watch, setting, ranking)
@@ -109,8 +111,8 @@ def plan_masks(
     return decision, found.weights
 
 
-def _check(recipe: Mapping[str, Any], data: Dataset | None) -> None:
-    """Refuse options that do not go together, before long work."""
+def _check(recipe: Mapping[str, Any], data: Dataset | None, *, ranked: bool = False) -> None:
+    """Refuse options that do not go together, before long work; if weights are ranked, any score will do."""
     pattern, score, scope = recipe["pattern"], recipe["score"], recipe["scope"]
     wanted = parse_pattern(pattern)
     for name in ("target_macs", "target_params"):
@@ -119,7 +121,8 @@ def _check(recipe: Mapping[str, Any], data: Dataset | None) -> None:
                 f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount"
             )
     check_amount(wanted, recipe.get("amount"))
-    check_weight_score(score, recipe.get("before"))
+    if not ranked:
+        check_weight_score(score, recipe.get("before"))
     measured = score in DATA_WEIGHT_SCORERS or score in GRADIENT_WEIGHT_SCORERS
     if scope not in SCOPES:
         raise UsageError(f"unknown scope {scope!r}{did_you_mean(scope, SCOPES)}; known: {', '.join(SCOPES)}")
