@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -19,11 +19,15 @@ from onnxprune.gradual.deciders import Wish
 from onnxprune.gradual.rounds import prune_in_rounds
 from onnxprune.gradual.run import Learning
 from onnxprune.gradual.run import prune_gradually as prune_in_one_run
+from onnxprune.model.io import load
 from onnxprune.pipeline import prune, recipe_of, running_of, samples_of
 from onnxprune.planning.channels import DEAD, Watch
 from onnxprune.planning.curves import trial_setting
 from onnxprune.pruning import PruneResult
+from onnxprune.scores.influence import BRANCH_SCORERS
+from onnxprune.scores.movement import MOVEMENT_SCORERS
 from onnxprune.scores.on_data import DATA_SCORERS
+from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
 from onnxprune.tuning.settings import Tuning
 
@@ -45,7 +49,7 @@ def prune_gradually(
     frequency: int | None = None,
     freeze: float = 0.25,
     rounds: int = 1,
-    rewind: ir.Model | None = None,
+    rewind: ir.Model | str | Path | None = None,
     validation: Dataset | str | Path | float | None = 0.1,
     checkpoint: str | Path | None = None,
     resume: bool = False,
@@ -70,7 +74,8 @@ def prune_gradually(
         frequency: steps from one pruning to the next; about 20 prunings by default.
         freeze: share of the steps after the last pruning.
         rounds: prune and tune in so many rounds, each of all the steps in ``settings``.
-        rewind: the same graph with earlier weights, which what is left starts from in each round.
+        rewind: the same graph with earlier weights, or its file, which what is left starts from in each
+            round.
         validation: samples that the best weights are chosen by, once nothing more goes, or the share of
             ``data`` that is set aside for it; None or 0 for none.
         checkpoint: folder that the state of the run is kept in.
@@ -99,14 +104,15 @@ def prune_gradually(
     learned, looked_at, notes = divide(samples, validation, model, settings.seed, split)
     teacher = None if settings.distil == 0 else model
     folder = None if checkpoint is None else Path(checkpoint)
-    learning = Learning(learned, settings, teacher, looked_at, folder, resume, told)
+    earlier = load(rewind) if isinstance(rewind, (str, Path)) else rewind
+    learning = Learning(learned, settings, teacher, looked_at, folder, resume, told, tuple(notes))
     recipe = recipe_of({**given, "recover": "none", "rounds": 1})
     recipe |= {"data": samples.source, "data_digest": samples.digest}
     wish = Wish(recipe, _scored(learned, recipe, seed), seed, watch, setting)
-    if rounds > 1 or rewind is not None:
-        _refuse_timing(initial, warm_up, frequency)
-        shape = schedule or ("cubic" if rewind is None else "geometric")
-        return prune_in_rounds(model, wish, learning, rounds=rounds, shape=shape, rewind=rewind)
+    if rounds > 1 or earlier is not None:
+        _refuse_timing(recipe, initial, warm_up, frequency)
+        shape = schedule or ("cubic" if earlier is None else "geometric")
+        return prune_in_rounds(model, wish, learning, rounds=rounds, shape=shape, rewind=earlier)
     timing = {
         "shape": schedule or "cubic", "initial": initial, "warm_up": warm_up, "frequency": frequency,
         "freeze": freeze,
@@ -134,7 +140,11 @@ def _options(model: ir.Model, options: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _refuse_timing(initial: float, warm_up: float | None, frequency: int | None) -> None:
+def _refuse_timing(
+    recipe: Mapping[str, Any], initial: float, warm_up: float | None, frequency: int | None
+) -> None:
+    if recipe["score"] in MOVEMENT_SCORERS:
+        raise UsageError(f"score {recipe['score']!r} watches one run: leave out rounds and earlier weights")
     for name, value in (("initial", initial or None), ("warm_up", warm_up), ("frequency", frequency)):
         if value is not None:
             raise UsageError(f"{name} is of a schedule in one run; rounds prune before their first step")
@@ -142,7 +152,10 @@ def _refuse_timing(initial: float, warm_up: float | None, frequency: int | None)
 
 def _scored(samples: Dataset, recipe: dict[str, Any], seed: int) -> Dataset | None:
     """Return the samples that scores are measured on; None if they go by weights alone."""
-    measured = recipe["score"] in DATA_SCORERS or recipe["score"] in DATA_WEIGHT_SCORERS
+    measured = any(
+        recipe["score"] in scorers
+        for scorers in (DATA_SCORERS, DATA_WEIGHT_SCORERS, GRADIENT_WEIGHT_SCORERS, BRANCH_SCORERS)
+    )
     if not measured and recipe["scope"] not in (SENSITIVITY, "owl"):
         return None
     if len(samples) <= SCORED_SAMPLES:

@@ -21,7 +21,7 @@ from onnxprune.proving import Trials, compare
 from onnxprune.pruning import PruneResult, Repair, apply_to_channels, apply_to_weights
 from onnxprune.schedule import Schedule
 from onnxprune.tuning.settings import Tuning
-from onnxprune.types import Mask
+from onnxprune.types import Mask, Skipped
 
 if TYPE_CHECKING:
     from onnxprune.tuning.control import Standing
@@ -40,6 +40,7 @@ class Learning:
         checkpoint: folder that the state of the run is kept in.
         resume: go on from the checkpoint.
         progress: called after every step.
+        notes: what is to be said of the data.
     """
 
     data: Dataset
@@ -49,6 +50,7 @@ class Learning:
     checkpoint: Path | None = None
     resume: bool = False
     progress: Callable[[Standing], None] | None = None
+    notes: tuple[Skipped, ...] = ()
 
     def steps(self, model: ir.Model) -> int:
         """Return how many steps a run over the data has."""
@@ -106,11 +108,14 @@ def prune_gradually(
     wish.watch.sections["milestones"] = control.rows
     wish.watch.sections |= tuning_sections(tuned)
     recipe = {**wish.recipe, "schedule": schedule.shape, "tuning": learning.settings.as_dict()}
+    told = (*learning.notes, *tuned.notes)
     if isinstance(decider, Channels):
-        plan = replace(decider.plan(), recipe=recipe)
+        goal = decider.plan()
+        plan = replace(goal, recipe=recipe, skipped=(*goal.skipped, *told))
         result = apply_to_channels(tuned.model, plan, None, Repair(), wish.watch)
         return _compared(result, tuned.model, decider.input_shapes)
-    plan = replace(decider.plan(tuned.masks), recipe=recipe)
+    goal = decider.plan(tuned.masks)
+    plan = replace(goal, recipe=recipe, skipped=(*goal.skipped, *told))
     return apply_to_weights(tuned.model, plan, None, Repair(), wish.watch)
 
 
