@@ -42,8 +42,8 @@ def gradual() -> Decorator:
 def schedule() -> Decorator:
     """When what share goes, and what is left starts from."""
     return together(
-        name("--schedule", help="How what goes grows over the steps: one-shot, linear, cubic, geometric; with "
-             "--rounds over the rounds, each of all steps. [default: cubic; geometric with --rewind]"),
+        name("--schedule", help="How what goes grows over the steps: one-shot, linear, cubic, geometric; over "
+             "--rounds, each of all the steps, if given. [default: cubic; geometric with --rewind]"),
         share("--schedule-initial", default=0.0, help="Share that goes at the first pruning."),
         share("--schedule-warm-up", help="Share of the steps before it. [default: 0.1; one-shot 0]"),
         count("--schedule-every", help="Steps from one pruning to the next. [default: about 20 prunings]"),
@@ -55,7 +55,7 @@ def schedule() -> Decorator:
     )  # fmt: skip
 
 
-def take(ctx: click.Context, choices: dict[str, Any]) -> dict[str, Any] | None:
+def take(choices: dict[str, Any]) -> dict[str, Any] | None:
     """Take these options out of what was chosen, as arguments of `onnxprune.prune_gradually`.
 
     Returns:
@@ -64,6 +64,7 @@ def take(ctx: click.Context, choices: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         click.UsageError: an option of tuning without tuning, or two that exclude each other.
     """
+    ctx = click.get_current_context()
     names = [str(parameter.name) for parameter in in_section(ctx.command, HEADING)]
     if all(choices[key] is None for key in _ASKED_BY):
         for key in names:

@@ -52,11 +52,8 @@ SCOPES = (
 @options.external_data()
 @options.sparse_storage()
 @gradual_options.gradual()
-@click.pass_context
 @reporting
-def prune(
-    out: Output, ctx: click.Context, model: Path, output: Path, plan: Path | None, **choices: Any
-) -> None:
+def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: Any) -> None:
     """Remove what matters least from MODEL, prove the result, and write it.
 
     Give one of --amount, --target-macs and --target-params; N:M and dead need none of them. Nothing is
@@ -68,7 +65,7 @@ def prune(
     """
     options.only_one(choices, "amount", "target_macs", "target_params")
     storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}
-    tuning = gradual_options.take(ctx, choices)
+    tuning = gradual_options.take(choices)
     from onnxprune import load, prune_gradually, save_pruned
     from onnxprune import prune as run
     from onnxprune.model.atomic import check_target

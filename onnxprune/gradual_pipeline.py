@@ -21,10 +21,9 @@ from onnxprune.gradual.run import Learning
 from onnxprune.gradual.run import prune_gradually as prune_in_one_run
 from onnxprune.model.io import load
 from onnxprune.pipeline import prune, recipe_of, running_of, samples_of
-from onnxprune.planning.channels import DEAD, Watch
+from onnxprune.planning.channels import DEAD, STRUCTURED, Watch
 from onnxprune.planning.curves import trial_setting
 from onnxprune.pruning import PruneResult
-from onnxprune.scores.influence import BRANCH_SCORERS
 from onnxprune.scores.movement import MOVEMENT_SCORERS
 from onnxprune.scores.on_data import DATA_SCORERS
 from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
@@ -36,6 +35,9 @@ if TYPE_CHECKING:
 
 #: Samples that scores are measured on, at every milestone anew.
 SCORED_SAMPLES = 512
+
+#: The score of layers that is measured.
+_INFLUENCE = "influence"
 
 
 def prune_gradually(
@@ -152,10 +154,13 @@ def _refuse_timing(
 
 def _scored(samples: Dataset, recipe: dict[str, Any], seed: int) -> Dataset | None:
     """Return the samples that scores are measured on; None if they go by weights alone."""
-    measured = any(
-        recipe["score"] in scorers
-        for scorers in (DATA_SCORERS, DATA_WEIGHT_SCORERS, GRADIENT_WEIGHT_SCORERS, BRANCH_SCORERS)
-    )
+    pattern, score = recipe["pattern"], recipe["score"]
+    if pattern == "layers":
+        measured = score == _INFLUENCE
+    elif pattern in STRUCTURED:
+        measured = score in DATA_SCORERS
+    else:
+        measured = score in DATA_WEIGHT_SCORERS or score in GRADIENT_WEIGHT_SCORERS
     if not measured and recipe["scope"] not in (SENSITIVITY, "owl"):
         return None
     if len(samples) <= SCORED_SAMPLES:

@@ -208,6 +208,9 @@ def running_of(batch: int, memory_limit: int, threads: int) -> Running:
 #: What goes without saying.
 _USUAL = {"recover": "none", "rounds": 1}
 
+#: What is said of a plan that was made while the model was tuned.
+_WHILE_TUNING = ("schedule", "rewound", "tuning")
+
 #: score and scope where none are given
 _DEFAULTS = {"layers": ("influence", "global")}
 
@@ -290,12 +293,15 @@ def apply_plan(
             "repair", f"not repaired: the plan was made with --recover {usual}, which takes --data"
         )
         plan = replace(plan, skipped=(*plan.skipped, unrepaired))
+    if "tuning" in plan.recipe:
+        untuned = Skipped("tuning", "not tuned: the plan was made while the model was; finetune does it")
+        plan = replace(plan, skipped=(*plan.skipped, untuned))
     notes = [note for note in unused_samples(model, samples) if note not in plan.skipped]
     plan = replace(plan, skipped=(*plan.skipped, *notes))
     if plan.masks and plan.recipe.get("score") == "obs" and wish.method == "none":
         reason = "not adjusted: score 'obs' did that when the plan was made; --data and --recover repair"
         plan = replace(plan, skipped=(*plan.skipped, Skipped("weights that stay", reason)))
-    recipe = {name: value for name, value in plan.recipe.items() if name not in _USUAL}
+    recipe = {name: value for name, value in plan.recipe.items() if name not in (*_USUAL, *_WHILE_TUNING)}
     done = {} if wish.method == "none" else {"recover": wish.method}
     plan = replace(plan, recipe={**recipe, **done})  # what was done to this model
     if plan.pattern == "layers":

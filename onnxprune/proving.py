@@ -24,7 +24,7 @@ from onnxprune.rewrite.twin import make_twin
 from onnxprune.types import BoolArray, Branch, Check, IntArray
 
 #: Name of the proof where a cut claims to lose nothing: its twin is the original itself.
-_UNCHANGED = "cut equals the original"
+UNCHANGED = "cut equals the original"
 
 #: Real inputs are taken in batches of two, and two batches are enough.
 _BATCH = 2
@@ -122,7 +122,7 @@ def _check_cut(analysis: Analysis, made: Cut, trials: Trials) -> Check:
     twin = make_twin(analysis.original, analysis.channels, made.gone, exact_positions(made.folds))
     check = compare(analysis.original, twin, made.in_single, analysis.shapes.input_shapes, trials)
     lossless = all(fold.lossless for fold in made.folds) and not _restricted(analysis, made.gone)
-    return replace(check, name=_UNCHANGED) if lossless else check
+    return replace(check, name=UNCHANGED) if lossless else check
 
 
 def _check_layers(layers: Layers, pruned: ir.Model, branches: Sequence[Branch], trials: Trials) -> Check:

@@ -115,7 +115,7 @@ def _gone_first(scores: Array, gone: Mask, start: int) -> Array:
     bits = gone.bits[start // 8 : (start + scores.size + 7) // 8]  # pieces begin at whole bytes
     kept = np.unpackbits(bits, count=scores.size).astype(np.bool_).reshape(scores.shape)
     least = scores.dtype.type(np.finfo(np.float32).tiny)
-    return np.where(kept, np.maximum(scores, least), scores.dtype.type(0))
+    return np.asarray(np.where(kept, np.maximum(scores, least), scores.dtype.type(0)))
 
 
 def choose_masks(

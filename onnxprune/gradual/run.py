@@ -17,7 +17,7 @@ from onnxprune.gradual.deciders import Channels, Wish, Zeros
 from onnxprune.gradual.moves import Moves
 from onnxprune.planning.channels import STRUCTURED
 from onnxprune.planning.rounds import goal_of
-from onnxprune.proving import Trials, compare
+from onnxprune.proving import UNCHANGED, Trials, compare
 from onnxprune.pruning import PruneResult, Repair, apply_to_channels, apply_to_weights
 from onnxprune.schedule import Schedule
 from onnxprune.tuning.settings import Tuning
@@ -26,6 +26,10 @@ from onnxprune.types import Mask, Skipped
 if TYPE_CHECKING:
     from onnxprune.tuning.control import Standing
     from onnxprune.tuning.loop import Tuned
+
+
+#: Channels that are masked do nothing any more; the original of their cut is not the user's.
+_PROOFS = {UNCHANGED: "cut equals its twin"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +135,8 @@ def _compared(
     check = replace(compare(masked, masked, result.model, input_shapes, Trials(result.plan.seed)), name=name)
     if not check.passed:
         raise ProofError(f"{name}: {check.detail}; nothing was written")
-    report = replace(result.report, checks=(*result.report.checks, check))
-    return replace(result, report=report)
+    proved = (replace(each, name=_PROOFS.get(each.name, each.name)) for each in result.report.checks)
+    return replace(result, report=replace(result.report, checks=(*proved, check)))
 
 
 def trained_tensors(model: ir.Model) -> tuple[frozenset[str], Mapping[str, str]]:
