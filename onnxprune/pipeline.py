@@ -27,12 +27,11 @@ from onnxprune.pruning import (
     PruneResult,
     Repair,
     apply_to_channels,
-    apply_to_layers,
     apply_to_weights,
     prune_channels,
-    prune_layers,
     prune_weights,
 )
+from onnxprune.pruning_layers import apply_to_layers, prune_layers
 from onnxprune.scores.movement import MOVEMENT_SCORERS
 from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS

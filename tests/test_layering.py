@@ -25,6 +25,7 @@ LAYERS = (
     ("planning",),
     ("proving", "pruning_report"),
     ("pruning",),
+    ("pruning_layers",),
     ("gradual",),
     ("finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
     ("onnxprune",),  # the public API

@@ -23,6 +23,7 @@ from onnxprune.model.digest import structure_digest
 from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.planning.channels import STRUCTURED
 from onnxprune.pruning import PruneResult, Repair, prune_channels, prune_weights
+from onnxprune.pruning_layers import prune_layers
 from onnxprune.rewrite.mask import apply_masks
 from onnxprune.types import Mask
 
@@ -58,8 +59,12 @@ def prune_in_rounds(
     rows: list[dict[str, Any]] = []
     mending = _Mending(wish, learning, rewind, rows)
     repair = Repair(rounds=rounds, shape=shape, mend=mending)
-    prune = prune_channels if recipe["pattern"] in STRUCTURED else prune_weights
-    result = prune(model, recipe, wish.samples, repair, wish.seed, wish.watch, wish.setting)
+    options = (model, recipe, wish.samples, repair, wish.seed, wish.watch)
+    if recipe["pattern"] == "layers":
+        result = prune_layers(*options)
+    else:
+        prune = prune_channels if recipe["pattern"] in STRUCTURED else prune_weights
+        result = prune(*options, wish.setting)
     done = {"rounds": rounds, "schedule": shape, "tuning": learning.settings.as_dict()}
     done |= {} if rewind is None else {"rewound": True}
     plan = replace(result.plan, recipe={**recipe, **done})

@@ -34,9 +34,8 @@ def tuning(steps: int = 12, **options: Any) -> Tuning:
 
 
 def weights_of(model: ir.Model) -> dict[str, np.ndarray]:
-    return {
-        name: tensor_of(values[0]).numpy() for name, values in stored_values(model).items() if len(values) == 1
-    }
+    stored = stored_values(model)
+    return {name: tensor_of(values[0]).numpy() for name, values in stored.items() if len(values) == 1}
 
 
 def same_weights(a: ir.Model, b: ir.Model) -> bool:
