@@ -77,9 +77,7 @@ def take(choices: dict[str, Any]) -> dict[str, Any] | None:
         return None
     options.only_one(choices, "epochs", "steps")
     if choices.pop("recover") != "none":
-        raise click.UsageError(
-            "--recover and tuning exclude each other: tuning repairs better; leave it out", ctx
-        )
+        raise click.UsageError("--recover and tuning exclude each other: leave --recover out", ctx)
     if choices["data"] is None:
         raise click.UsageError("tuning takes samples: give --data train.npz", ctx)
     mine = {key: choices.pop(key) for key in names}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 #: Channels that are masked do nothing any more; the original of their cut is not the user's.
-_PROOFS = {UNCHANGED: "cut equals its twin"}
+_PROOFS = {UNCHANGED: "cut equals its exact twin"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def test_each_round_prunes_more_and_tunes_what_is_left(pattern: str, monkeypatch
     shares = [
         1 - sum(m.kept for m in each.values()) / sum(m.size for m in each.values()) for each in starts.masks
     ]
-    wanted = [0.5, 0.75] if pattern == "1:4" else [0.5, 0.75, 0.875]
+    wanted = [0.25, 0.5, 0.75] if pattern == "1:4" else [0.5, 0.75, 0.875]
     assert shares == pytest.approx(wanted, abs=0.02)
     for before, after in pairwise(starts.masks):
         for name, mask in before.items():
