@@ -42,14 +42,16 @@ def gradual() -> Decorator:
 def schedule() -> Decorator:
     """When what share goes, and what is left starts from."""
     return together(
-        name("--schedule", help="How what goes grows over the steps: one-shot, linear, cubic, geometric; over "
-             "--rounds, each of all the steps, if given. [default: cubic; geometric with --rewind]"),
+        name("--schedule", help="How what goes grows over the steps, or over --rounds of so many steps each: "
+             "one-shot, linear, cubic, geometric. [default: cubic; geometric with --rewind]"),
         share("--schedule-initial", default=0.0, help="Share that goes at the first pruning."),
         share("--schedule-warm-up", help="Share of the steps before it. [default: 0.1; one-shot 0]"),
         count("--schedule-every", help="Steps from one pruning to the next. [default: about 20 prunings]"),
         share("--schedule-freeze", default=0.25, help="Share of the steps after the last."),
         click.option("--rewind", type=options.FILE, metavar="EARLIER", help="Lottery ticket: after each "
                      "round, weights go back to those of this file of the same graph."),
+        click.option("--plot", type=options.FILE, metavar="FILE",
+                     help="Draw the schedule and the losses: .svg, .png or .pdf."),
         name("--validation", default="0.1", help="Samples that the best weights are chosen by, or the share "
              "of --data that is set aside; 0: none."),
     )  # fmt: skip
@@ -80,8 +82,18 @@ def take(choices: dict[str, Any]) -> dict[str, Any] | None:
         raise click.UsageError("--recover and tuning exclude each other: leave --recover out", ctx)
     if choices["data"] is None:
         raise click.UsageError("tuning takes samples: give --data train.npz", ctx)
-    mine = {key: choices.pop(key) for key in names}
+    if choices["plot"] is not None:
+        _check_plot(choices)
+    mine = {key: choices.pop(key) for key in names if key != "plot"}
     found = {argument: mine.pop(key) for key, argument in _TIMING.items()}
     found |= {key: mine.pop(key) for key in ("validation", "checkpoint", "resume", "rewind")}
     mine |= {key: choices[key] for key in _SHARED}
     return {**found, "settings": tuning_options.settings_of(mine)}
+
+
+def _check_plot(choices: dict[str, Any]) -> None:
+    from onnxprune.report.plot import check_plot
+
+    if choices["rounds"] > 1 or choices["rewind"] is not None:
+        raise click.UsageError("--plot draws one run: leave it out, or --rounds and --rewind")
+    check_plot(choices["plot"])  # rather now than after long work

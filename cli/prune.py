@@ -66,9 +66,11 @@ def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: 
     options.only_one(choices, "amount", "target_macs", "target_params")
     storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}
     tuning = gradual_options.take(choices)
+    plot = choices.pop("plot", None)
     from onnxprune import load, prune_gradually, save_pruned
     from onnxprune import prune as run
     from onnxprune.model.atomic import check_target
+    from onnxprune.report.plot import draw_schedule
 
     check_target(output)  # rather now than after long work
     out.step(f"reading {model}")
@@ -82,4 +84,8 @@ def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: 
         result = prune_gradually(original, told=out.progress.standing, **tuning, **choices)
     out.step(f"verifying and writing {output}")
     report = save_pruned(result, output, against=model, plan_folder=plan, **storage)
-    out.show(report, title=f"prune {model} -> {output}", written={"model": output, "plan": plan})
+    written = {"model": output, "plan": plan}
+    if plot is not None:
+        draw_schedule(report, plot)
+        written["plot"] = plot
+    out.show(report, title=f"prune {model} -> {output}", written=written)

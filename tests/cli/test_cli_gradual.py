@@ -41,6 +41,17 @@ def test_zeros_grow_while_it_learns(run, saved, data, tmp_path):
     assert run("apply", plan, saved["mlp"], "-o", tmp_path / "again.onnx").status == 0
 
 
+def test_a_schedule_is_drawn(run, saved, data, tmp_path):
+    pytest.importorskip("matplotlib", reason="plots are an extra")
+    arguments = ("prune", saved["mlp"], "--amount", "0.5", "--data", data, "--steps", "6")
+    ran = run(*arguments, "-o", tmp_path / "a.onnx", "--plot", tmp_path / "a.svg")
+    assert (ran.status, ran.err) == (0, "")
+    assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
+    ran = run(*arguments, "-o", tmp_path / "b.onnx", "--plot", tmp_path / "b.svg", "--rounds", "2")
+    assert ran.status == 2
+    assert "--plot draws one run" in ran.error
+
+
 def test_channels_are_cut_after_rounds(run, saved, data, tmp_path):
     output = tmp_path / "small.onnx"
     ran = run(
