@@ -43,10 +43,10 @@ def schedule() -> Decorator:
     """When what share goes, and what is left starts from."""
     return together(
         name("--schedule", help="How what goes grows over the steps, or over --rounds of so many steps each: "
-             "one-shot, linear, cubic, geometric. [default: cubic; geometric with --rewind]"),
+             "one-shot, linear, cubic (default), geometric (default with --rewind)."),
         share("--schedule-initial", default=0.0, help="Share that goes at the first pruning."),
-        share("--schedule-warm-up", help="Share of the steps before it. [default: 0.1; one-shot 0]"),
-        count("--schedule-every", help="Steps from one pruning to the next. [default: about 20 prunings]"),
+        share("--schedule-warm-up", help="Share of the steps before it: 0.1, or 0 for one-shot."),
+        count("--schedule-every", help="Steps from one pruning to the next: about 20 prunings."),
         share("--schedule-freeze", default=0.25, help="Share of the steps after the last."),
         click.option("--rewind", type=options.FILE, metavar="EARLIER", help="Lottery ticket: after each "
                      "round, weights go back to those of this file of the same graph."),
