@@ -41,7 +41,8 @@ def finetune(out: Output, model: Path, output: Path, **choices: Any) -> None:
     """Tune the weights of MODEL on data, from labels, from the original's outputs (--teacher), or from both.
 
     The graph stays as it is, zeros of pruned weights stay zero, and the best weights on samples that were set
-    aside are written, verified. torchrun --no-python --nproc-per-node 2 onnxprune finetune ... shares the work.
+    aside are written, verified. To share the work among processes or machines, start the command by
+    torchrun --no-python --nproc-per-node 2 onnxprune finetune ...
     """
     options.only_one(choices, "epochs", "steps")
     storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}

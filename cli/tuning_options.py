@@ -18,8 +18,12 @@ _positive = click.FloatRange(min=0, min_open=True)
 def aims() -> Decorator:
     """What the loss is made of."""
     return together(
-        name("--loss", default="auto", help="From labels: auto, cross_entropy, mse, none, or module:function."),
-        share("--distil", help="Weight of the original's outputs. [default: 1 without labels, 0.7 with them]"),
+        name(
+            "--loss", default="auto", help="From labels: auto, cross_entropy, mse, none, or module:function."
+        ),
+        share(
+            "--distil", help="Weight of the original's outputs. [default: 1 without labels, 0.7 with them]"
+        ),
         name("--distil-loss", default="auto", help="For these: kl (classes), mse, or auto."),
         option("--temperature", type=_positive, default=2.0, metavar="T", help="Softens classes in kl."),
         option("--match", multiple=True, metavar="NAME", help="Inner value to keep as it was; repeatable."),
@@ -44,12 +48,14 @@ def optimizer() -> Decorator:
     """How weights move."""
     return together(
         name("--optimizer", default="adam", help="adam, adamw or sgd."),
-        option("--learning-rate", type=_positive, metavar="RATE", help="The highest. [default: 0.001; sgd 0.01]"),
+        option("--learning-rate", type=_positive, metavar="RATE",
+               help="The highest. [default: 0.001; sgd 0.01]"),
         name("--learning-rate-schedule", default="cosine", help="constant, linear, cosine or step."),
         share("--warm-up", default=0.1, help="Share of the steps in which the learning rate rises."),
         share("--momentum", default=0.9, help="Of sgd."),
         option("--nesterov", is_flag=True, help="sgd looks ahead by its momentum."),
-        option("--weight-decay", type=click.FloatRange(min=0), default=0.0, metavar="RATE", help="Not of biases."),
+        option("--weight-decay", type=click.FloatRange(min=0), default=0.0, metavar="RATE",
+               help="Not of biases."),
         option("--clip", type=click.FloatRange(min=0), default=1.0, metavar="LENGTH",
                help="Longest gradient; 0 for any."),
         name("--precision", default="float32", help="float32, bfloat16, or float16 on a GPU."),
@@ -69,7 +75,9 @@ def looks() -> Decorator:
 def checkpoints() -> Decorator:
     """``--checkpoint``, ``--checkpoint-every`` and ``--resume``."""
     return together(
-        click.option("--checkpoint", type=options.FILE, metavar="DIR", help="Keep the state of the run here."),
+        click.option(
+            "--checkpoint", type=options.FILE, metavar="DIR", help="Keep the state of the run here."
+        ),
         count("--checkpoint-every", help="Steps between checkpoints. [default: at each look]"),
         option("--resume", is_flag=True, help="Go on from the checkpoint, if there is one."),
     )

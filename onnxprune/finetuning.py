@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.data import DataReader, Dataset
@@ -139,6 +138,9 @@ def finetune(
         check = _check_agrees(tuned.model, tuned.probe, VerificationError, "after tuning")
         rows = _accuracy(tuned, given, original, looked_at or tuned_on)
     report = _report(tuned, settings, (tuned_on, looked_at), rows, masks)
+    if tuned.best_step == 0:
+        reason = "no step was better on the validation samples: the weights are those that were given"
+        more = [*more, Skipped("weights", reason)]
     report = replace(
         report, checks=(check,), skipped=(*tuned.notes, *notes, *more), seconds=dict(watch.seconds)
     )
@@ -216,7 +218,7 @@ def divide(
     if not 0 <= share < 1:
         raise UsageError(f"validation is a share below 1, or samples of their own, not {share:g}")
     if share == 0:
-        note = "no samples are set aside: the last weights are taken, not the best, and judged on what they were tuned on"
+        note = "no samples are set aside: the last weights are taken, and judged on what they were tuned on"
         return samples, None, [Skipped("validation", note)]
     if len(samples) < 2:
         raise UsageError("one sample can't be divided: give validation samples of their own, or none (0)")
@@ -288,8 +290,8 @@ def _check_agrees(model: ir.Model, probe: Probe, error: type[Exception], when: s
         worst = max(worst, share)
         if not share <= _tolerance(model):
             raise error(
-                f"output {quoted(output)}: {when} torch and ONNX Runtime differ by {share:.2g} of the largest "
-                "value, so it can't be tuned here; please report the model"
+                f"output {quoted(output)}: {when} torch and ONNX Runtime differ by {share:.2g} of the "
+                "largest value, so it can't be tuned here; please report the model"
             )
     return Check(name, True, f"outputs differ by at most {worst:.1e} of the largest value")
 

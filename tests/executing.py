@@ -52,7 +52,9 @@ def one_node(
     return helper.make_model(graph, opset_imports=imports, ir_version=min(10, onnx.IR_VERSION))
 
 
-def in_torch(model: onnx.ModelProto | ir.Model, inputs: Mapping[str, np.ndarray], **options: Any) -> list[np.ndarray]:
+def in_torch(
+    model: onnx.ModelProto | ir.Model, inputs: Mapping[str, np.ndarray], **options: Any
+) -> list[np.ndarray]:
     """What a module makes of inputs, in the order of the outputs."""
     module = OnnxModule(_loaded(model), **options).eval()
     with torch.no_grad():
@@ -64,7 +66,7 @@ def by_runtime(model: onnx.ModelProto | ir.Model, inputs: Mapping[str, np.ndarra
     """What ONNX Runtime makes of them; skips the test where it has no kernel."""
     proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
     try:
-        session = open_session(ir.from_proto(proto), threads=1, optimize=False)
+        session = open_session(ir.from_proto(proto), threads=1, optimize="none")
         return list(session.run(dict(inputs)).values())
     except RuntimeFailure as error:
         if "NOT_IMPLEMENTED" in str(error) or "Could not find an implementation" in str(error):

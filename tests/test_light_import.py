@@ -21,7 +21,7 @@ HEAVY = (
     "torch",
 )
 
-COMMANDS = ("import", "inspect", "sensitivity", "prune", "apply", "verify", "bench", "validate")
+COMMANDS = ("import", "inspect", "sensitivity", "prune", "apply", "finetune", "verify", "bench", "validate")
 
 
 def heavy_after(code: str) -> list[str]:

@@ -293,7 +293,9 @@ def _key(name: str) -> str:
 
 def _stored(model: ir.Model) -> tuple[dict[str, ir.DataType], dict[int, str], set[str]]:
     """Return the type of every stored tensor by name, names by identity, and names that several have."""
-    dtypes, names, shared = {}, {}, set()
+    dtypes: dict[str, ir.DataType] = {}
+    names: dict[int, str] = {}
+    shared: set[str] = set()
     for name, values in stored_values(model).items():
         dtypes[name] = tensor_of(values[0]).dtype
         names.update((id(tensor_of(value)), name) for value in values)

@@ -119,6 +119,7 @@ def sort_tensors(work: ir.Model, stored_names: Mapping[int, str], shared: Collec
     return found
 
 
+_SINGLE = "a single number: a constant of the formula, for all the file says"
 _STATISTIC = "a running statistic: it moves in training, by no gradient"
 
 
@@ -136,6 +137,8 @@ class _Judge:
         """Return why an initializer does not train, None if it does."""
         if value.is_graph_output():
             return "it is an output of the model"
+        if value.const_value is not None and not len(value.const_value.shape):
+            return _SINGLE
         reasons: list[str] = []
         trains = False
         for node, index, seen in self._readers(value):
@@ -177,6 +180,8 @@ class _Judge:
             return "angles of sines and cosines are computed from it"
         if kind == "RotaryEmbedding":
             return "a table of sines and cosines"
+        if kind == "InstanceNormalization" and index > 0 and _spells_groups(node, value, float(index == 1)):
+            return "a group normalisation is spelled with it, and scales its result elsewhere"
         if index in _LEARNED.get((domain, kind), ()):
             return self._table(value) if kind == "Gather" else None
         rule = rule_for(node)
@@ -206,7 +211,7 @@ class _Judge:
     def _operand(self, node: ir.Node, index: int, value: ir.Value) -> str | None:
         tensor = value.const_value
         if tensor is None or tensor.size <= 1:
-            return "a single number: a constant of the formula, for all the file says"
+            return _SINGLE
         others = [other for place, other in enumerate(node.inputs) if place != index]
         scaled_input = any(other in self.inputs for other in others) and tensor.size <= 4
         if scaled_input and node.op_type in ("Add", "Div", "Mul", "Sub"):
@@ -232,7 +237,7 @@ class _Judge:
 
 #: Operators that only move their first input, to places that may depend on sizes.
 _MOVED = frozenset({
-    "Cast", "Dropout", "Expand", "Flatten", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile",
+    "Cast", "CastLike", "Dropout", "Expand", "Flatten", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile",
     "Transpose", "Unsqueeze",
 })  # fmt: skip
 _MOVES = _MOVED | {"Concat", "Gather"}
@@ -241,6 +246,15 @@ _MOVES = _MOVED | {"Concat", "Gather"}
 def _rank(value: ir.Value) -> int:
     tensor = value.const_value
     return len(tensor.shape) if tensor is not None else len(value.shape or ())
+
+
+def _spells_groups(node: ir.Node, value: ir.Value, neutral: float) -> bool:
+    """Whether a scale or offset that changes nothing belongs to groups that a Reshape made channels of."""
+    before = None if node.inputs[0] is None else node.inputs[0].producer()
+    tensor = value.const_value
+    if before is None or before.op_type != "Reshape" or tensor is None:
+        return False
+    return bool((np.asarray(tensor.numpy(), np.float64) == neutral).all())
 
 
 def is_mask(array: Array) -> bool:

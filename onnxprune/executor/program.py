@@ -303,6 +303,8 @@ class _Builder:
         """Run a node in advance if all its inputs are constants, and the result is small; say whether."""
         if not entry.folds or graphs_in(node):
             return False
+        if node.op_type in _SIZES:
+            return self._known_size(node, run)
         inputs = [self.contents(value) for value in node.inputs]
         if any(found is None and value is not None for found, value in zip(inputs, node.inputs, strict=True)):
             return False
@@ -323,6 +325,19 @@ class _Builder:
             return False
         for value, part in zip(node.outputs, results, strict=False):
             self.constants[value] = part
+        return True
+
+    def _known_size(self, node: ir.Node, run: Run) -> bool:
+        """Note the size of a stored tensor, which stays as it is when its numbers train."""
+        value, (output,) = node.inputs[0], node.outputs
+        if value is None or output.is_graph_output() or value.is_graph_input():
+            return False
+        contents = self.contents(value)
+        if contents is None and value.is_initializer() and value.const_value is not None:
+            contents = torch.empty(tuple(value.const_value.shape.numpy()), device="meta")
+        if contents is None:
+            return False
+        self.constants[output] = run(contents)
         return True
 
 

@@ -1,8 +1,9 @@
 """Which samples make up which step.
 
-All passes over the data form one endless row of samples: a new order for each pass, drawn from the seed and its
-number alone. A step takes the next samples of the row, so no batch is smaller than the others, no sample is left
-out, and a resumed run needs to know its step only. With several processes each takes its part of every step.
+All passes over the data form one endless row of samples: a new order for each pass, drawn from the seed and
+its number alone. A step takes the next samples of the row, so no batch is smaller than the others, no sample
+is left out, and a resumed run needs to know its step only. With several processes each takes its part of
+every step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The whole state of a run in one file, which is replaced as a whole.
 
-The file is what ``torch.save`` writes of tensors and plain values, and is read without unpickling anything else
-(``weights_only``). It says which run it belongs to: digests of the models and the data, and all settings.
+The file is what ``torch.save`` writes of tensors and plain values, and is read without unpickling anything
+else (``weights_only``). It says which run it belongs to: digests of models and data, and all settings.
 """
 
 from __future__ import annotations
@@ -72,7 +72,15 @@ def load(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
         version, of, state = contents["format"], _unpacked(contents["run"]), _unpacked(contents["state"])
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
         reason = one_line(error)
         raise TuningError(f"{visible(path)}: is no sound checkpoint ({reason}); remove it") from error
     if version != _FORMAT:

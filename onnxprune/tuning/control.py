@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Control(Protocol):
-    """Gradual pruning, movement, rewinding: what looks at gradients, and narrows masks while a model is tuned.
+    """Gradual pruning, movement, rewinding: what sees gradients, and narrows masks while a model is tuned.
 
     With several processes each has its own, and all must decide the same: they see the same weights and
     gradients, so whatever depends on these, the step and a seed alone does.
@@ -73,5 +73,7 @@ class Standing:
         """Return a line for people."""
         metric = "" if self.metric is None else f", {self.metric[0]} {self.metric[1]:.4g}"
         zeros = f", {self.sparsity:.1%} zeros" if self.sparsity else ""
-        left = f"{self.seconds_left:.0f} s" if self.seconds_left < 120 else f"{self.seconds_left / 60:.0f} min"
+        left = (
+            f"{self.seconds_left:.0f} s" if self.seconds_left < 120 else f"{self.seconds_left / 60:.0f} min"
+        )
         return f"step {self.step} of {self.steps}, loss {self.loss:.4g}{metric}{zeros}, {left} left"

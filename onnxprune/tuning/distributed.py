@@ -1,4 +1,4 @@
-"""Several processes, as ``torchrun`` starts them: each has its part of every batch, and all have one gradient."""
+"""Several processes, as ``torchrun`` starts them: each has its part of every batch, all have one gradient."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from onnxprune.errors import UsageError
+from onnxprune.messages import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,10 @@ def joined(device: str) -> Iterator[Processes]:
     started = "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized()
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {device!r}: torch finds no CUDA GPU here; leave it out to tune on the CPU")
-    where = torch.device(device)
-    if where.type == "cuda" and where.index is None:
-        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    try:
+        where = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device)
+    except RuntimeError as error:
+        raise UsageError(f"device {device!r}: {one_line(error)}") from error
     if where.type == "cuda":
         torch.cuda.set_device(where)
     if started and int(os.environ["WORLD_SIZE"]) > 1:

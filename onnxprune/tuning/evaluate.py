@@ -32,7 +32,9 @@ class Look:
         """Tell whether this is the better one: by the metric, and by the loss where that is the same."""
         if other is None:
             return True
-        mine, theirs = (self.metric, other.metric) if metric.higher_is_better else (-self.metric, -other.metric)
+        mine, theirs = (
+            (self.metric, other.metric) if metric.higher_is_better else (-self.metric, -other.metric)
+        )
         return (mine, -self.loss) > (theirs, -other.loss)
 
 

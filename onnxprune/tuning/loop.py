@@ -82,7 +82,7 @@ def tune(
     checkpoint: Path | None = None,
     resume: bool = False,
     progress: Callable[[Standing], None] | None = None,
-    examine: Callable[[Probe], None] | None = None,
+    examine: Callable[[Probe], object] | None = None,
 ) -> Tuned:
     """Tune the weights of a model; its graph stays as it is.
 
@@ -123,18 +123,14 @@ def tune(
 class _Run:
     """The state of a run, and its steps."""
 
-    def __init__(
-        self, parts: Parts, settings: Tuning, processes: Processes, control: Control | None
-    ) -> None:
+    def __init__(self, parts: Parts, settings: Tuning, processes: Processes, control: Control | None) -> None:
         self.parts = parts
         self.settings = settings
         self.processes = processes
         self.control = control
         self.steps = settings.steps_over(len(parts.batches.data), parts.batches.size)
         self.optimizer = build_optimizer(parts.module.trained.values(), settings)
-        self.scaler = torch.amp.GradScaler(
-            processes.device.type, enabled=settings.precision == "float16"
-        )
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=settings.precision == "float16")
         parts.held.attach(self.optimizer)
         self.order = Order(len(parts.batches.data), settings.seed)
         self.step = 0
@@ -282,9 +278,7 @@ class _Run:
 
     def _standing(self, seconds_left: float) -> Standing:
         metric = None if self.look is None else (self.parts.metric.name, self.look.metric)
-        return Standing(
-            self.step, self.steps, self.loss, metric, self.parts.held.sparsity, seconds_left
-        )
+        return Standing(self.step, self.steps, self.loss, metric, self.parts.held.sparsity, seconds_left)
 
     def _save(self, folder: Path, who: Mapping[str, Any]) -> None:
         if self.processes.first:

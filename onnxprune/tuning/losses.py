@@ -4,14 +4,15 @@
 
     labels   cross_entropy, mse          of `onnxprune.executor.losses`, or the user's own module:function
     kl       T**2 * mean over samples and positions of  sum_c p0[c] log(p0[c] / p[c]),
-             p = softmax(y / T), p0 = softmax(y0 / T)                  (Hinton et al. 2015, sections 2 and 2.1)
+             p = softmax(y / T), p0 = softmax(y0 / T)                (Hinton et al. 2015, sections 2 and 2.1)
     mse      mean of (y - y0)**2 / s,  s = mean of (y0 - m)**2,  m = mean of y0 over samples
     total    (1 - d) * labels + d * (mean over outputs of kl or mse + mean over matched values of mse)
 
-y are values of the model, y0 those of the original. Where an output holds probabilities p, its logarithms stand
-for y. T**2 keeps the size of the gradient where T is changed (section 2.1). s is taken once, over the first
-samples; dividing by it makes outputs and inner values of any size count alike, and 1 means "as far off as one
-constant answer". Matching inner values is the hint of FitNets (Romero et al. 2015, eq. 3) between equal shapes.
+y are values of the model, y0 those of the original. Where an output holds probabilities p, its logarithms
+stand for y. T**2 keeps the size of the gradient where T is changed (section 2.1). s is taken once, over the
+first samples; dividing by it makes outputs and inner values of any size count alike, and 1 means "as far off
+as one constant answer". Matching inner values is the hint of FitNets (Romero et al. 2015, eq. 3) between
+equal shapes.
 """
 
 from __future__ import annotations

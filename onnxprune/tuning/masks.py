@@ -1,8 +1,9 @@
 """Masks that are held while a model is tuned: a masked weight is 0.0 after every step, bit for bit.
 
-A masked gradient is set to zero before anything is made of it: before its length is taken, before it reaches a
-moment of the optimizer. So the state of the optimizer stays zero where it is zero, and it is set to zero where a
-mask begins. The weight itself is set to zero again after every step, whatever an optimizer does to a zero.
+A masked gradient is set to zero before anything is made of it: before its length is taken, before it reaches
+a moment of the optimizer. So the state of the optimizer stays zero where it is zero, and it is set to zero
+where a mask begins. The weight itself is set to zero again after every step, whatever an optimizer does to a
+zero.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +88,9 @@ def decide(settings: Tuning, data: Dataset, first: First) -> Decided:
     outputs = _targets(settings, first, classified, decided.notes) if distil > 0 else ()
     matched = _matched(settings, first, decided.notes) if distil > 0 else ()
     if distil > 0 and not outputs and not matched:
-        raise UsageError("no output of the original can be compared with this model's: shapes or names differ")
+        raise UsageError(
+            "no output of the original can be compared with this model's: shapes or names differ"
+        )
     decided.objective = Objective(labels, outputs, matched, distil, settings.temperature)
     decided.metric = _metric(labels, classified, outputs)
     decided.told = _told(settings, decided.objective)
@@ -102,7 +104,11 @@ def _share_of_original(settings: Tuning, first: First) -> float:
         if settings.distil or settings.match:
             raise UsageError("distil and match compare with the original: give it (--teacher)")
         if not by_labels:
-            missing = "labels are not used (loss none)" if settings.loss == "none" else "the data has no labels that are numbers"
+            missing = (
+                "labels are not used (loss none)"
+                if settings.loss == "none"
+                else "the data has no labels that are numbers"
+            )
             raise UsageError(f"{missing}: give the original as --teacher to tune by its outputs")
         return 0.0
     if settings.distil is None:
@@ -205,7 +211,9 @@ def _metric(
         name = judged.output
         if judged.name == "cross_entropy":
             return Metric("top1", True, lambda values, given, _: _share_equal(values[name], given), name)
-        return Metric("mse", False, lambda values, given, _: judged.per_sample(values, _there(given)).mean(), name)
+        return Metric(
+            "mse", False, lambda values, given, _: judged.per_sample(values, _there(given)).mean(), name
+        )
     if labels is not None or not outputs:
         return Metric("loss", False, None)
     classes = [target.name for target in outputs if target.kind == "kl"]
@@ -223,7 +231,8 @@ def _metric(
 
 
 def _share_equal(output: Tensor, labels: Tensor | None) -> Tensor:
-    return (output.argmax(dim=-1) == _there(labels)).double().mean()
+    same: Tensor = output.argmax(dim=-1) == _there(labels)
+    return same.double().mean()
 
 
 def _agreement(names: list[str], values: Values, original: Values) -> Tensor:
@@ -241,7 +250,7 @@ def _there(value: Any) -> Any:
     return value
 
 
-def _told(settings: Tuning, objective: Objective) -> Mapping[str, Any]:
+def _told(settings: Tuning, objective: Objective) -> dict[str, Any]:
     """Return what was decided, for the report."""
     told: dict[str, Any] = {}
     if objective.labels is not None:

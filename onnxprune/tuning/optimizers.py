@@ -12,11 +12,12 @@ from onnxprune.tuning.settings import Tuning
 def build_optimizer(parameters: Iterable[torch.nn.Parameter], settings: Tuning) -> torch.optim.Optimizer:
     """Return the optimizer of a run.
 
-    ``adam`` (Kingma and Ba 2015; weight decay is added to the gradient), ``adamw`` (Loshchilov and Hutter 2019;
-    weight decay shrinks the weights themselves) and ``sgd`` with momentum. Tensors of fewer than two axes
-    (biases, scales) have no weight decay.
+    ``adam`` (Kingma and Ba 2015; weight decay is added to the gradient), ``adamw`` (Loshchilov and Hutter
+    2019;     weight decay shrinks the weights themselves) and ``sgd`` with momentum. Tensors of fewer than
+    two axes     (biases, scales) have no weight decay.
     """
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for parameter in parameters:
         (matrices if parameter.dim() >= 2 else others).append(parameter)
     groups = [

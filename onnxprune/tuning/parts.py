@@ -185,7 +185,9 @@ def assemble(
     if teacher is not None:
         teachers, its_own = _batch_size(teacher, data, settings)
         if its_own and (teachers, its_own) != (size, fixed):
-            raise UsageError(f"the original takes batches of {teachers} alone, this model does not: export both alike")
+            raise UsageError(
+                f"the original takes batches of {teachers} alone, this model does not: export both alike"
+            )
     # weights and sums in float32 where the file stores less
     module = OnnxModule(model, device=processes.device, precision="float32")
     if not module.trained:
@@ -193,9 +195,7 @@ def assemble(
         raise ModelError(f"nothing in this model can be trained ({why})")
     frozen = None
     if teacher is not None:
-        frozen = OnnxModule(
-            teacher, device=processes.device, precision="float32", trains=lambda name: False
-        )
+        frozen = OnnxModule(teacher, device=processes.device, precision="float32", trains=lambda _: False)
         frozen.eval()
 
     def batches(samples: Dataset) -> Batches:
@@ -231,12 +231,12 @@ def identity(
     """Return what decides the course of a run, as plain values: a checkpoint of another is refused."""
     chosen = {name: value for name, value in settings.as_dict().items() if name not in _FREE}
     return {
+        **chosen,  # first: a seed, say, that changes the samples too is what is to be named
         "model": _digest(model),
         "original": None if teacher is None else _digest(teacher),
         "data": data.digest,
         "validation samples": None if validation is None else validation.digest,
         "masks": _digest_of_masks(masks or {}),
-        **chosen,
         **({} if control is None else {"schedule": dict(control.settings())}),
     }
 

@@ -45,7 +45,7 @@ class Tuning:
         weight_decay: of tensors of two axes and more; biases and scales are left alone.
         clip: longest gradient over all weights together (L2); None for any.
         precision: of activations and gradients between layers; weights and sums stay float32.
-        loss: what labels are compared by: ``auto``, ``cross_entropy``, ``mse``, ``none`` or ``module:function``.
+        loss: of labels: ``auto``, ``cross_entropy``, ``mse``, ``none`` or ``module:function``.
         distil: weight of the original's outputs in the loss, in [0, 1]; the labels have the rest. None: 1
             without labels, `USUAL_DISTIL` with them.
         distil_loss: how outputs are compared with the original's: ``kl``, ``mse`` or ``auto``.

@@ -220,6 +220,7 @@ def check_form(model: ir.Model, original: ir.Model) -> Check:
 
 
 def other_form(old: ir.TensorProtocol, new: ir.TensorProtocol) -> str | None:
+    """Say how types or shapes differ, None if they don't."""
     if old.dtype != new.dtype or tuple(old.shape.numpy()) != tuple(new.shape.numpy()):
         return (
             f"was {old.dtype.name.lower()} {list(old.shape.numpy())}, "
@@ -229,6 +230,7 @@ def other_form(old: ir.TensorProtocol, new: ir.TensorProtocol) -> str | None:
 
 
 def first_change(old: ir.TensorProtocol, new: ir.TensorProtocol, mask: Mask | None) -> str | None:
+    """Say where two tensors of one form first differ in a bit (where a mask keeps), None if they don't."""
     start = 0
     for ours, theirs in zip(read_pieces(new), read_pieces(old), strict=True):
         changed = _bits(ours) != _bits(theirs)

@@ -47,7 +47,7 @@ def test_batches_have_equal_sizes_and_go_on_from_one_pass_to_the_next():
     batches, order = batches_of(10, 4), Order(10, 0)
     seen = [numbers_of(batches.of_step(order, step)) for step in range(1, 6)]
     assert [len(one) for one in seen] == [4] * 5
-    assert sorted(sum(seen, [])) == sorted(list(range(10)) * 2)
+    assert sorted(number for one in seen for number in one) == sorted(list(range(10)) * 2)
 
 
 @given(st.sampled_from([1, 2, 4]), st.integers(1, 3), st.booleans(), st.integers(1, 9))
@@ -60,7 +60,7 @@ def test_processes_together_have_the_samples_of_one(processes, accumulate, fixed
     ]
     together = [part.of_step(Order(11, 1), step) for part in parts]
     expected = numbers_of(alone.of_step(Order(11, 1), step))
-    assert sum((numbers_of(batches) for batches in together), []) == expected
+    assert [number for batches in together for number in numbers_of(batches)] == expected
     sizes = {len(batch.labels) for batches in together for batch in batches}
     assert sizes == {8 if fixed else 8 // processes}
     once = [number for part in parts for b in part.once() for number in b.labels[: b.count].tolist()]

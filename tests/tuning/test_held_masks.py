@@ -124,7 +124,7 @@ def test_a_mask_that_begins_forgets_what_the_optimizer_remembers():
 
 
 def test_biases_and_scales_have_no_weight_decay():
-    parameters, held = with_masks()
+    parameters, _ = with_masks()
     optimizer = build_optimizer(parameters.values(), Tuning(optimizer="sgd", weight_decay=0.1))
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)

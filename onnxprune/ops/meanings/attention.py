@@ -184,9 +184,7 @@ def rotary_embedding(node: Static) -> Run:
         if positions is not None:
             cosines, sines = cosines[positions.long()], sines[positions.long()]
         merged = x.dim() == 3
-        turned = rotate(
-            apart(x, heads) if merged else x, cosines[:, None], sines[:, None], interleaved
-        )
+        turned = rotate(apart(x, heads) if merged else x, cosines[:, None], sines[:, None], interleaved)
         return together(turned) if merged else turned
 
     return run

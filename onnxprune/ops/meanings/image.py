@@ -79,7 +79,9 @@ def roi_align(node: Static) -> Run:
         for y, row_weight in ((rows[0], rows[2]), (rows[1], rows[3])):
             for x, column_weight in ((columns[0], columns[2]), (columns[1], columns[3])):
                 weight = row_weight[:, :, None, None] * column_weight
-                parts.append(image[:, y[:, :, None, None], x] * weight)  # [channels, bins, points, bins, points]
+                parts.append(
+                    image[:, y[:, :, None, None], x] * weight
+                )  # [channels, bins, points, bins, points]
         if takes_maximum:
             return torch.stack(parts).amax(dim=0).amax(dim=(2, 4))
         return sum(parts[1:], parts[0]).mean(dim=(2, 4))
@@ -130,7 +132,10 @@ def max_roi_pool(node: Static) -> Run:
 def max_unpool(node: Static) -> Run:
     """y = zeros, with the maxima of a pooling where they came from"""
     kernel = node.ints("kernel_shape") or []
-    strides, pads = node.ints("strides", [1] * len(kernel)) or [], node.ints("pads", [0, 0] * len(kernel)) or []
+    strides, pads = (
+        node.ints("strides", [1] * len(kernel)) or [],
+        node.ints("pads", [0, 0] * len(kernel)) or [],
+    )
 
     def run(x: Tensor, places: Tensor, shape: Tensor | None = None) -> Tensor:
         space = [

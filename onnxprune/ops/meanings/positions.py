@@ -121,9 +121,7 @@ def _edges(boxes: Tensor, centers: bool) -> Tensor:
     return torch.cat([torch.minimum(first, second), torch.maximum(first, second)], dim=1)
 
 
-def _suppressed(
-    edges: Tensor, scores: Tensor, most: int, overlap: float, lowest: float | None
-) -> list[int]:
+def _suppressed(edges: Tensor, scores: Tensor, most: int, overlap: float, lowest: float | None) -> list[int]:
     order = torch.sort(scores, descending=True, stable=True).indices
     if lowest is not None:
         order = order[scores[order] > lowest]
@@ -135,7 +133,10 @@ def _suppressed(
         kept.append(best)
         if left:
             others = edges[left]
-            low, high = torch.maximum(edges[best, :2], others[:, :2]), torch.minimum(edges[best, 2:], others[:, 2:])
+            low, high = (
+                torch.maximum(edges[best, :2], others[:, :2]),
+                torch.minimum(edges[best, 2:], others[:, 2:]),
+            )
             common = (high - low).clamp(min=0).prod(dim=1)
             share = common / (areas[best] + areas[left] - common)
             left = [box for box, part in zip(left, share.tolist(), strict=True) if not part > overlap]

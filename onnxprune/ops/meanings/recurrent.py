@@ -161,7 +161,9 @@ def _rnn_step(layer: _Layer, functions: Sequence[Function], weights: Weights) ->
 _STEPS = {"LSTM": _lstm_step, "GRU": _gru_step, "RNN": _rnn_step}
 
 
-def _scan(x: Tensor, step: Step, state: State, lengths: Tensor | None, backwards: bool) -> tuple[Tensor, State]:
+def _scan(
+    x: Tensor, step: Step, state: State, lengths: Tensor | None, backwards: bool
+) -> tuple[Tensor, State]:
     """Run over ``[steps, batch, gates * units]``; behind its length, a sample puts out 0 and keeps its state."""
     found = []
     count = x.shape[0]
@@ -179,7 +181,9 @@ def _scan(x: Tensor, step: Step, state: State, lengths: Tensor | None, backwards
     return torch.stack(found) if found else x.new_zeros(0, *state[0].shape), state
 
 
-def _in_torch(layer: _Layer, x: Tensor, weights: list[Weights], states: list[State]) -> tuple[Tensor, list[State]]:
+def _in_torch(
+    layer: _Layer, x: Tensor, weights: list[Weights], states: list[State]
+) -> tuple[Tensor, list[State]]:
     """Run a layer of usual form by torch's own kernel: ``[steps, directions, batch, units]``.
 
     torch has the gates in another order: i f c o for i o f c of an LSTM, r z h for z r h of a GRU.
@@ -206,9 +210,7 @@ def _in_torch(layer: _Layer, x: Tensor, weights: list[Weights], states: list[Sta
     ]
 
 
-def _weights(
-    inputs: Tensor, states: Tensor, bias: Tensor | None, peepholes: Tensor | None
-) -> list[Weights]:
+def _weights(inputs: Tensor, states: Tensor, bias: Tensor | None, peepholes: Tensor | None) -> list[Weights]:
     halves = [(None, None)] * len(inputs) if bias is None else [own.chunk(2) for own in bias]
     return [
         Weights(inputs[place], states[place], *halves[place], None if peepholes is None else peepholes[place])
@@ -220,7 +222,9 @@ def _run_layer(
     layer: _Layer, x: Tensor, weights: list[Weights], states: list[State], lengths: Tensor | None
 ) -> tuple[Tensor, list[State]]:
     """Return outputs ``[steps, directions, batch, units]`` and the last state of each direction."""
-    usual = layer.plain and lengths is None and len(x) > 0 and (layer.kind != "GRU" or layer.linear_before_reset)
+    usual = (
+        layer.plain and lengths is None and len(x) > 0 and (layer.kind != "GRU" or layer.linear_before_reset)
+    )
     if usual and weights[0].peepholes is None and layer.directions != ("reverse",):
         return _in_torch(layer, x, weights, states)
     found, last = [], []
@@ -262,9 +266,7 @@ def recurrent(node: Static) -> Run:
         begins = [hidden, cell] if layer.kind == "LSTM" else [hidden]
         zeros = x.new_zeros(x.shape[1], states.shape[2])
         begin: list[State] = [
-            tuple(
-                zeros if part is None else part[:, place] if layout else part[place] for part in begins
-            )
+            tuple(zeros if part is None else part[:, place] if layout else part[place] for part in begins)
             for place in range(len(inputs))
         ]
         y, last = _run_layer(layer, x, _weights(inputs, states, bias, peepholes), begin, lengths)

@@ -89,7 +89,9 @@ def resize(node: Static) -> Run:
         if sizes is not None and sizes.numel():
             targets = numbers_of(sizes)
             # factors are rounded to 32 bits, as the kernels of ONNX Runtime keep them
-            factors = [float(np.float32(n) / np.float32(x.shape[a])) for n, a in zip(targets, axes, strict=True)]
+            factors = [
+                float(np.float32(n) / np.float32(x.shape[a])) for n, a in zip(targets, axes, strict=True)
+            ]
             if policy != "stretch":
                 one = min(factors) if policy == "not_larger" else max(factors)
                 factors = [one] * len(axes)
@@ -233,8 +235,10 @@ def _picked(x: Tensor, axis: int, places: Integers) -> Tensor:
     size = x.shape[axis]
     times, rest = divmod(len(places), size) if size else (0, 1)
     if not rest and np.array_equal(places, np.repeat(np.arange(size), times)):
-        return x.unsqueeze(axis + 1).expand(*x.shape[: axis + 1], times, *x.shape[axis + 1 :]).flatten(
-            axis, axis + 1
+        return (
+            x.unsqueeze(axis + 1)
+            .expand(*x.shape[: axis + 1], times, *x.shape[axis + 1 :])
+            .flatten(axis, axis + 1)
         )
     return x.index_select(axis, torch.from_numpy(places).to(x.device))
 
@@ -259,8 +263,9 @@ def _matrix(form: _Form, one: _Axis) -> npt.NDArray[np.float64]:
     taps = first[:, None] + np.arange(-reach, reach + 2)
     weights = _kernel(form, (taps - places[:, None]) * narrow)
     inside = (taps >= 0) & (taps < one.before)
-    if form.exclude or form.antialias:
+    if form.exclude:
         weights = weights * inside
+    if form.exclude or form.antialias:
         weights = weights / weights.sum(axis=1, keepdims=True)
     matrix = np.zeros((one.after, one.before))
     rows = np.broadcast_to(np.arange(one.after)[:, None], taps.shape)

@@ -56,7 +56,11 @@ def gather_nd(node: Static) -> Run:
 
     def run(x: Tensor, indices: Tensor) -> Tensor:
         depth = indices.shape[-1]
-        batch, sizes, inner = x.shape[:batched], x.shape[batched : batched + depth], x.shape[batched + depth :]
+        batch, sizes, inner = (
+            x.shape[:batched],
+            x.shape[batched : batched + depth],
+            x.shape[batched + depth :],
+        )
         flat = _rows(indices, tuple(sizes))
         rows = x.reshape(math.prod(batch) * math.prod(sizes), *inner)
         if batched:
