@@ -41,7 +41,9 @@ def steps() -> Decorator:
 
 def batch() -> Decorator:
     """``--batch``."""
-    return count("--batch", default=32, help="Samples in one run, over all processes, where the batch is free.")
+    return count(
+        "--batch", default=32, help="Samples in one run, over all processes, where the batch is free."
+    )
 
 
 def optimizer() -> Decorator:

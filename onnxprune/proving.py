@@ -106,6 +106,15 @@ def prove_layers(
 def compare(
     original: ir.Model, twin: ir.Model, pruned: ir.Model, first: Mapping[str, tuple[int, ...]], trials: Trials
 ) -> Check:
+    """Run a twin and a pruned model on real and on random inputs.
+
+    Args:
+        original: whose interface the inputs are made for.
+        twin: what must come out.
+        pruned: what is judged.
+        first: shapes of the inputs by name.
+        trials: seed, and real inputs if there are any.
+    """
     shapes = trial_shapes(original, first)
     real = () if trials.samples is None else feeds_by_batch(original, trials.samples, batch=_BATCH)
     return prove(

@@ -1,4 +1,4 @@
-"""Channels as masks: a model with these zeros computes what the cut model does, or the reason why not is told."""
+"""Channels as masks: with these zeros a model computes what the cut does, or says why it does not."""
 
 from __future__ import annotations
 
