@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from inspect import signature
@@ -92,6 +93,8 @@ def prune_gradually(
         NothingToPrune, LimitMissed, DataError, ModelError, OutputError, ProofError: as `onnxprune.prune`.
     """
     require_extra("tuning", "torch", "torch")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each would score for itself, and they might disagree
+        raise UsageError("pruning while tuning runs in one process: start it without torchrun")
     from onnxprune.tuning.batches import split
 
     given = _options(model, options)

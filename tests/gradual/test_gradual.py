@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ pytest.importorskip("torch")
 from learners import load, same_weights, samples, tuning, weights_of, zeros_are_the_masks
 
 import onnxprune
-from onnxprune.errors import ProofError, TuningError, UsageError
+from onnxprune.errors import MissingExtra, ProofError, TuningError, UsageError
 from onnxprune.gradual import deciders
 from onnxprune.gradual.deciders import Found, Zeros
 from onnxprune.ops.weights import find_weights
@@ -244,6 +245,21 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -
         options = {**options, "initial": 0.1}
     with pytest.raises(UsageError, match=message):
         gradually(load("mlp"), samples("mlp"), **options)
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="in one process"):
+        gradually(load("mlp"), samples("mlp"), pattern="unstructured", amount=0.5)
+
+
+def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "torch" else real(name, *more)
+    )
+    with pytest.raises(MissingExtra, match=r"tuning needs torch: pip install 'onnxprune\[torch\]'"):
+        gradually(load("mlp"), samples("mlp"), pattern="unstructured", amount=0.5)
 
 
 def test_what_zeros_can_not_stand_for_stays_whole_with_the_reason() -> None:
