@@ -29,6 +29,7 @@ PLAN = "The plan whose zeros are held. [default: zeros of weights that are at le
 @name("--hold", default="auto", help="auto: zeros stay zero; none: they may move.")
 @tuning_options.aims()
 @tuning_options.steps()
+@tuning_options.batch()
 @tuning_options.optimizer()
 @tuning_options.looks()
 @tuning_options.checkpoints()
@@ -52,7 +53,7 @@ def finetune(out: Output, model: Path, output: Path, **choices: Any) -> None:
     check_target(output)  # rather now than after long work
     settings = tuning_options.settings_of(choices)
     out.step(f"tuning {model} on {choices['data']}")
-    result = run(model, settings=settings, progress=lambda s: out.progress.share(s.share, str(s)), **choices)
+    result = run(model, settings=settings, progress=out.progress.standing, **choices)
     if result.first_process:
         out.step(f"verifying and writing {output}")
         report = save_finetuned(result, output, against=model, **storage)

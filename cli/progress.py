@@ -11,6 +11,8 @@ from onnxprune.messages import one_line
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
+    from onnxprune.tuning import Standing
+
 #: Without a terminal: silent for so long, then a line at most this often.
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -50,6 +52,10 @@ class Progress:
                 self._draw(done, note)
         elif self._due(SECONDS_BETWEEN_LINES):
             self._print(f"{self._step}: {done:.0%}{f', {note}' if note else ''}")
+
+    def standing(self, standing: Standing) -> None:
+        """Say where a run of tuning stands."""
+        self.share(standing.share, str(standing))
 
     def close(self) -> None:
         """Remove the live line."""

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from onnxprune_cli import options
+from onnxprune_cli import gradual_options, options
 from onnxprune_cli.options import name, option
 from onnxprune_cli.output import Output, reporting
+from onnxprune_cli.sections import Sectioned
 
 EXAMPLE = options.example(
     "onnxprune prune model.onnx -o small.onnx --target-macs 0.5", "--data calib.npz --recover reconstruct"
@@ -31,7 +32,7 @@ SCOPES = (
 )
 
 
-@click.command(short_help="Remove what matters least, prove it, write it.", epilog=EXAMPLE)
+@click.command(cls=Sectioned, short_help="Remove what matters least, prove it, write it.", epilog=EXAMPLE)
 @click.argument("model", type=options.FILE)
 @options.output_file()
 @option("--pattern", default="channels", metavar="PATTERN", help=PATTERNS)
@@ -52,6 +53,7 @@ SCOPES = (
 @options.seed()
 @options.external_data()
 @options.sparse_storage()
+@gradual_options.gradual()
 @reporting
 def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: Any) -> None:
     """Remove what matters least from MODEL, prove the result, and write it.
@@ -61,19 +63,31 @@ def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: 
     what the original computes), and passes verify. With --recover, what is left is then repaired from
     --data, and the repair is dropped where it does not help on samples that were held out.
     Patterns of zeros save room on disk, not time: ONNX Runtime computes with zeros as with any number.
+    With --steps, MODEL is tuned on --data while more and more of it goes.
     """
     options.only_one(choices, "amount", "target_macs", "target_params")
     storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}
-    from onnxprune import load, save_pruned
+    tuning = gradual_options.take(choices)
+    plot = choices.pop("plot", None)
+    from onnxprune import load, prune_gradually, save_pruned
     from onnxprune import prune as run
     from onnxprune.model.atomic import check_target
+    from onnxprune.report.plot import draw_schedule
 
     check_target(output)  # rather now than after long work
     out.step(f"reading {model}")
     original = load(model)
-    repairs = choices["recover"] != "none"
-    out.step(f"deciding, removing, proving{', repairing' if repairs else ''}")
-    result = run(original, progress=out.progress.share, **choices)
+    if tuning is None:
+        repairs = choices["recover"] != "none"
+        out.step(f"deciding, removing, proving{', repairing' if repairs else ''}")
+        result = run(original, progress=out.progress.share, **choices)
+    else:
+        out.step(f"pruning and tuning on {choices['data']}")
+        result = prune_gradually(original, told=out.progress.standing, **tuning, **choices)
     out.step(f"verifying and writing {output}")
     report = save_pruned(result, output, against=model, plan_folder=plan, **storage)
-    out.show(report, title=f"prune {model} -> {output}", written={"model": output, "plan": plan})
+    written = {"model": output, "plan": plan}
+    if plot is not None:
+        draw_schedule(report, plot)
+        written["plot"] = plot
+    out.show(report, title=f"prune {model} -> {output}", written=written)

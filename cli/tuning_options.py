@@ -35,8 +35,14 @@ def steps() -> Decorator:
     return together(
         option("--epochs", type=_positive, metavar="N", help="Passes over the data. [default: 10]"),
         count("--steps", help="Steps of the optimizer, instead of epochs."),
-        count("--batch", default=32, help="Samples in one run, over all processes, where the batch is free."),
         count("--accumulate", default=1, help="Runs whose gradients make up one step."),
+    )
+
+
+def batch() -> Decorator:
+    """``--batch``."""
+    return count(
+        "--batch", default=32, help="Samples in one run, over all processes, where the batch is free."
     )
 
 

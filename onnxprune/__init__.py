@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onnxprune.analyze import find_groups
     from onnxprune.data import load_data
     from onnxprune.finetuning import FinetuneResult, finetune, save_finetuned
+    from onnxprune.gradual_pipeline import prune_gradually
     from onnxprune.importers import import_model
     from onnxprune.measure.accuracy import validate
     from onnxprune.measure.latency import benchmark
@@ -49,6 +50,7 @@ _HOMES = {
     "measure_sensitivity": "onnxprune.survey",
     "plan": "onnxprune.pipeline",
     "prune": "onnxprune.pipeline",
+    "prune_gradually": "onnxprune.gradual_pipeline",
     "save": "onnxprune.model.io",
     "save_finetuned": "onnxprune.finetuning",
     "save_plan": "onnxprune.plans",
@@ -74,6 +76,7 @@ __all__ = [
     "measure_sensitivity",
     "plan",
     "prune",
+    "prune_gradually",
     "save",
     "save_finetuned",
     "save_plan",

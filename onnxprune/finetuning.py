@@ -120,7 +120,7 @@ def finetune(
         original = load(teacher) if isinstance(teacher, (str, Path)) else teacher
         samples = _samples(data, given)
         masks, pattern, notes = _masks_to_hold(given, plan, hold)
-        tuned_on, looked_at, more = _divide(samples, validation, given, settings.seed, split)
+        tuned_on, looked_at, more = divide(samples, validation, given, settings.seed, split)
     with watch.stage("tune"):
         tuned = tune(
             given,
@@ -204,7 +204,7 @@ def _samples(data: Dataset | DataReader | str | Path, model: ir.Model) -> Datase
     return samples
 
 
-def _divide(
+def divide(
     samples: Dataset,
     validation: Dataset | str | Path | float | None,
     model: ir.Model,

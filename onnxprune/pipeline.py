@@ -27,12 +27,11 @@ from onnxprune.pruning import (
     PruneResult,
     Repair,
     apply_to_channels,
-    apply_to_layers,
     apply_to_weights,
     prune_channels,
-    prune_layers,
     prune_weights,
 )
+from onnxprune.pruning_layers import apply_to_layers, prune_layers
 from onnxprune.scores.movement import MOVEMENT_SCORERS
 from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
@@ -123,7 +122,7 @@ def prune(
     """
     watch = Watch(progress=progress, running=running_of(batch, memory_limit, threads))
     samples = samples_of(data, model, seed, input_shapes)
-    recipe = _recipe(
+    recipe = recipe_of(
         {
             "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
             "score": score, "before": before, "scope": scope, "align": align, "protect": protect,
@@ -163,7 +162,7 @@ def plan(model: ir.Model, **options: Any) -> Plan:
     seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"), running=running)
     samples = samples_of(given.pop("data"), model, seed, given["input_shapes"])
     setting = trial_setting(given.pop("cache"), given.pop("jobs"), running)
-    recipe = _recipe({name: value for name, value in given.items() if name != "model"}, samples)
+    recipe = recipe_of({name: value for name, value in given.items() if name != "model"}, samples)
     if recipe["pattern"] == "layers":
         return plan_layers(model, recipe, samples, seed, watch)[0]
     if recipe["pattern"] in STRUCTURED:
@@ -210,6 +209,9 @@ def running_of(batch: int, memory_limit: int, threads: int) -> Running:
 #: What goes without saying.
 _USUAL = {"recover": "none", "rounds": 1}
 
+#: What is said of a plan that was made while the model was tuned.
+_WHILE_TUNING = ("schedule", "rewound", "tuning")
+
 #: score and scope where none are given
 _DEFAULTS = {"layers": ("influence", "global")}
 
@@ -217,7 +219,7 @@ _DEFAULTS = {"layers": ("influence", "global")}
 _DEFAULTS_ON_DATA = {"channels": ("obs", "global"), "heads": ("obs", "global")}
 
 
-def _recipe(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str, Any]:
+def recipe_of(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str, Any]:
     """Return the options that were given, and defaults, as plain JSON values."""
     defaults = _DEFAULTS
     if data is not None and options["recover"] != "none" and options["score"] is None:
@@ -292,12 +294,15 @@ def apply_plan(
             "repair", f"not repaired: the plan was made with --recover {usual}, which takes --data"
         )
         plan = replace(plan, skipped=(*plan.skipped, unrepaired))
+    if "tuning" in plan.recipe:
+        untuned = Skipped("tuning", "not tuned: the plan was made while the model was; finetune does it")
+        plan = replace(plan, skipped=(*plan.skipped, untuned))
     notes = [note for note in unused_samples(model, samples) if note not in plan.skipped]
     plan = replace(plan, skipped=(*plan.skipped, *notes))
     if plan.masks and plan.recipe.get("score") == "obs" and wish.method == "none":
         reason = "not adjusted: score 'obs' did that when the plan was made; --data and --recover repair"
         plan = replace(plan, skipped=(*plan.skipped, Skipped("weights that stay", reason)))
-    recipe = {name: value for name, value in plan.recipe.items() if name not in _USUAL}
+    recipe = {name: value for name, value in plan.recipe.items() if name not in (*_USUAL, *_WHILE_TUNING)}
     done = {} if wish.method == "none" else {"recover": wish.method}
     plan = replace(plan, recipe={**recipe, **done})  # what was done to this model
     if plan.pattern == "layers":

@@ -24,7 +24,7 @@ from onnxprune.rewrite.twin import make_twin
 from onnxprune.types import BoolArray, Branch, Check, IntArray
 
 #: Name of the proof where a cut claims to lose nothing: its twin is the original itself.
-_UNCHANGED = "cut equals the original"
+UNCHANGED = "cut equals the original"
 
 #: Real inputs are taken in batches of two, and two batches are enough.
 _BATCH = 2
@@ -103,9 +103,18 @@ def prove_layers(
     return (check, *_check_written_out(layers, trials))
 
 
-def _compare(
+def compare(
     original: ir.Model, twin: ir.Model, pruned: ir.Model, first: Mapping[str, tuple[int, ...]], trials: Trials
 ) -> Check:
+    """Run a twin and a pruned model on real and on random inputs.
+
+    Args:
+        original: whose interface the inputs are made for.
+        twin: what must come out.
+        pruned: what is judged.
+        first: shapes of the inputs by name.
+        trials: seed, and real inputs if there are any.
+    """
     shapes = trial_shapes(original, first)
     real = () if trials.samples is None else feeds_by_batch(original, trials.samples, batch=_BATCH)
     return prove(
@@ -120,21 +129,21 @@ def _compare(
 
 def _check_cut(analysis: Analysis, made: Cut, trials: Trials) -> Check:
     twin = make_twin(analysis.original, analysis.channels, made.gone, exact_positions(made.folds))
-    check = _compare(analysis.original, twin, made.in_single, analysis.shapes.input_shapes, trials)
+    check = compare(analysis.original, twin, made.in_single, analysis.shapes.input_shapes, trials)
     lossless = all(fold.lossless for fold in made.folds) and not _restricted(analysis, made.gone)
-    return replace(check, name=_UNCHANGED) if lossless else check
+    return replace(check, name=UNCHANGED) if lossless else check
 
 
 def _check_layers(layers: Layers, pruned: ir.Model, branches: Sequence[Branch], trials: Trials) -> Check:
     twin = make_depth_twin(layers.original, layers.model, branches)
-    return _compare(layers.original, twin, pruned, layers.shapes.input_shapes, trials)
+    return compare(layers.original, twin, pruned, layers.shapes.input_shapes, trials)
 
 
 def _check_written_out(found: Analysis | Layers, trials: Trials) -> tuple[Check, ...]:
     """Check that a model whose functions were written out is still the same; the pruned one has none."""
     if found.original is found.given:
         return ()
-    check = _compare(found.original, found.given, found.original, found.shapes.input_shapes, trials)
+    check = compare(found.original, found.given, found.original, found.shapes.input_shapes, trials)
     if not check.passed:
         raise ProofError(f"writing out the functions changed the model: {check.detail}; nothing was written")
     count = len(found.given.functions) - len(found.original.functions)

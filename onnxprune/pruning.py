@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +21,13 @@ from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
 from onnxprune.planning.channels import DEAD, Decision, Watch, analyze_for, plan_channels
 from onnxprune.planning.curves import Setting
-from onnxprune.planning.layers import Layers, find_layers, plan_layers, planned_branches
 from onnxprune.planning.masks import plan_masks
 from onnxprune.planning.positions import check_groups
-from onnxprune.planning.rounds import plan_more_channels, recipes_by_round, with_earlier
-from onnxprune.proving import Trials, make_cut, prove_cut, prove_layers
+from onnxprune.planning.rounds import plan_more_channels, recipes_by_round
+from onnxprune.proving import Trials, make_cut, prove_cut
 from onnxprune.pruning_report import RepairedRound, pruned_report, repair_sections
 from onnxprune.recover import METHODS, repair
 from onnxprune.registry import did_you_mean
-from onnxprune.rewrite.depth import remove_branches
 from onnxprune.rewrite.fold import Fold
 from onnxprune.rewrite.mask import apply_masks, replace_weights
 from onnxprune.types import BoolArray, Check, Cost, IntArray, Mask, Plan, Report
@@ -50,6 +48,11 @@ class PruneResult:
     report: Report
 
 
+#: (what is left of a model, which of its weights may differ from zero, number of the round from 1 on) -> the
+#: same graph with better weights
+Mend: TypeAlias = Callable[[ir.Model, Mapping[str, Mask], int], ir.Model]
+
+
 @dataclass(frozen=True, slots=True)
 class Repair:
     """How a pruned model is to be repaired.
@@ -57,10 +60,19 @@ class Repair:
     Attributes:
         method: one of `METHODS`, or "none".
         rounds: of removing and repairing.
+        shape: how what goes grows from round to round: see `onnxprune.schedule.Schedule`.
+        mend: what is done after each round in place of a method.
     """
 
     method: str = "none"
     rounds: int = 1
+    shape: str = "cubic"
+    mend: Mend | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Tell whether anything is done."""
+        return self.mend is not None or self.method != "none"
 
     def check(self, data: Dataset | None, pattern: str) -> None:
         """Refuse what makes no sense.
@@ -76,7 +88,7 @@ class Repair:
         if not isinstance(self.rounds, (int, np.integer)) or self.rounds < 1:
             raise UsageError(f"rounds is a whole number from 1 on, not {self.rounds}")
         if self.method == "none":
-            if self.rounds > 1:
+            if self.rounds > 1 and self.mend is None:
                 raise UsageError(
                     "rounds remove and repair in turn: say how to repair (--recover), or leave out --rounds"
                 )
@@ -87,7 +99,7 @@ class Repair:
             raise UsageError(f"pattern {DEAD!r} changes no result: there is nothing to repair")
 
 
-class _Repairs:
+class Repairs:
     """Repairs of one model, one for each round, and what became of them."""
 
     def __init__(self, wish: Repair, trials: Trials, watch: Watch) -> None:
@@ -116,6 +128,9 @@ class _Repairs:
             number: of the round.
             masks: by name of the stored tensor: where weights may differ from zero.
         """
+        if self.wish.mend is not None:
+            with self.watch.stage("tune"):
+                return self.wish.mend(pruned, masks or {}, number)
         if self.wish.method == "none" or self.trials.samples is None:
             return pruned
         running = self.watch.running
@@ -159,7 +174,7 @@ def prune_channels(
     setting: Setting,
 ) -> PruneResult:
     """Remove channels of a model, in rounds if that is wished."""
-    steps = recipes_by_round(recipe, wish.rounds)
+    steps = recipes_by_round(recipe, wish.rounds, wish.shape)
     first, decision = _first_cut(model, steps, samples, seed, watch, setting)
     state = _Cutting(seed, samples, wish, watch)
     current = state.cut(decision.analysis, decision.sums, decision.removed)
@@ -218,7 +233,7 @@ class _Cutting:
     def __init__(self, seed: int, samples: Dataset | None, wish: Repair, watch: Watch) -> None:
         self.trials = Trials(seed, samples)
         self.watch = watch
-        self.repairs = _Repairs(wish, self.trials, watch)
+        self.repairs = Repairs(wish, self.trials, watch)
         self.checks: list[Check] = []
         self.folds: list[Fold] = []
         self.added = np.zeros(2, np.int64)  # numbers and bytes that the model gained
@@ -247,7 +262,7 @@ class _Cutting:
             pruned: what is left.
             number: of the round.
         """
-        if self.repairs.wish.method == "none":
+        if not self.repairs.wish.wanted:
             return pruned
         masks = _masks_by_name(analysis, plan)
         before, after = plan.predicted
@@ -264,11 +279,11 @@ class _Cutting:
         before, after = plan.predicted
         numbers, size_bytes = self.added.tolist()
         after = replace(after, params=after.params + numbers, size_bytes=after.size_bytes + size_bytes)
-        checks = _numbered(self.checks)
+        checks = numbered(self.checks)
         return PruneResult(pruned, plan, self.repairs.report(plan, checks, (before, after), self.folds))
 
 
-def _numbered(checks: Sequence[Check]) -> tuple[Check, ...]:
+def numbered(checks: Sequence[Check]) -> tuple[Check, ...]:
     """Tell the checks of several rounds apart."""
     names = [check.name for check in checks]
     if len(set(names)) == len(names):
@@ -292,46 +307,6 @@ def _size(model: ir.Model) -> Any:
     return np.array([sum(t.size for t in tensors), sum(t.nbytes for t in tensors)], np.int64)
 
 
-def prune_layers(
-    model: ir.Model,
-    recipe: Mapping[str, Any],
-    samples: Dataset | None,
-    wish: Repair,
-    seed: int,
-    watch: Watch,
-) -> PruneResult:
-    """Remove residual branches of a model.
-
-    Raises:
-        UsageError: in rounds.
-    """
-    if wish.rounds > 1:
-        raise UsageError("pattern 'layers' removes whole branches in one round: leave out rounds")
-    decision, layers = plan_layers(model, recipe, samples, seed, watch)
-    return _remove(decision, layers, samples, wish, watch)
-
-
-def apply_to_layers(
-    model: ir.Model, plan: Plan, samples: Dataset | None, wish: Repair, watch: Watch
-) -> PruneResult:
-    """Remove the residual branches of a plan."""
-    with watch.stage("find branches"):
-        layers = find_layers(model, plan.recipe.get("input_shapes"))
-    return _remove(plan, layers, samples, wish, watch)
-
-
-def _remove(plan: Plan, layers: Layers, samples: Dataset | None, wish: Repair, watch: Watch) -> PruneResult:
-    branches = planned_branches(layers, plan)
-    trials = Trials(plan.seed, samples)
-    with watch.stage("remove"):
-        pruned = remove_branches(layers.model, branches)
-    with watch.stage("prove"):
-        checks = prove_layers(layers, branches, pruned, trials)
-    repairs = _Repairs(wish, trials, watch)
-    pruned = repairs(layers.model, pruned, {}, {})
-    return PruneResult(pruned, plan, repairs.report(plan, checks))
-
-
 def prune_weights(
     model: ir.Model,
     recipe: Mapping[str, Any],
@@ -344,12 +319,11 @@ def prune_weights(
     """Set weights of a model to zero, in rounds if that is wished."""
     original = _named(model) if wish.method != "none" else model
     current = original
-    repairs = _Repairs(wish, Trials(seed, samples), watch)
+    repairs = Repairs(wish, Trials(seed, samples), watch)
     masks: Mapping[str, Mask] = {}
-    for number, step in enumerate(recipes_by_round(recipe, wish.rounds), start=1):
-        plan, weights = plan_masks(current, step, samples, seed, watch, setting)
-        masks = with_earlier(masks, plan.masks)
-        plan = replace(plan, masks=masks)
+    for number, step in enumerate(recipes_by_round(recipe, wish.rounds, wish.shape), start=1):
+        plan, weights = plan_masks(current, step, samples, seed, watch, setting, gone=masks)
+        masks = plan.masks
         current = _mask(original, current, plan, weights, repairs, number)
     plan = replace(
         plan,
@@ -365,7 +339,7 @@ def apply_to_weights(
 ) -> PruneResult:
     """Set the weights of a plan to zero."""
     original = _named(model) if wish.method != "none" else model
-    repairs = _Repairs(wish, Trials(plan.seed, samples), watch)
+    repairs = Repairs(wish, Trials(plan.seed, samples), watch)
     masked = _mask(original, original, plan, {}, repairs)
     return PruneResult(masked, plan, repairs.report(plan))
 
@@ -382,7 +356,7 @@ def _mask(
     model: ir.Model,
     plan: Plan,
     weights: Mapping[str, npt.NDArray[Any]],
-    repairs: _Repairs,
+    repairs: Repairs,
     number: int = 1,
 ) -> ir.Model:
     """Set weights of a model to zero, give those that stay new values, and repair it."""

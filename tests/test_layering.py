@@ -25,8 +25,9 @@ LAYERS = (
     ("planning",),
     ("proving", "pruning_report"),
     ("pruning",),
+    ("pruning_layers",),
     ("gradual",),
-    ("finetuning", "inspection", "pipeline", "survey"),
+    ("finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip

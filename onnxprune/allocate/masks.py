@@ -63,6 +63,7 @@ class _Candidate:
     weight: FoundWeight
     scorer: WeightScorer
     seed: int
+    gone: Mask | None = None
 
     @property
     def name(self) -> str:
@@ -83,8 +84,11 @@ class _Candidate:
             ModelError: a weight is not a finite number.
         """
         score = self.scorer.start(self.name, self.seed, self._read)
+        start = 0
         for piece in self._read():
-            yield score(piece), None
+            scores = score(piece)
+            yield (scores if self.gone is None else _gone_first(scores, self.gone, start)), None
+            start += piece.size
 
     def _read(self) -> Iterator[Array]:
         start = 0
@@ -103,6 +107,17 @@ class _Candidate:
         return scores.reshape(self.weight.shape)
 
 
+def _gone_first(scores: Array, gone: Mask, start: int) -> Array:
+    """Return the scores of some flat weights, from place ``start`` on, where those that are gone come first.
+
+    Scores are not negative: what is gone gets 0, and everything else more than that.
+    """
+    bits = gone.bits[start // 8 : (start + scores.size + 7) // 8]  # pieces begin at whole bytes
+    kept = np.unpackbits(bits, count=scores.size).astype(np.bool_).reshape(scores.shape)
+    least = scores.dtype.type(np.finfo(np.float32).tiny)
+    return np.asarray(np.where(kept, np.maximum(scores, least), scores.dtype.type(0)))
+
+
 def choose_masks(
     model: ir.Model,
     uses: Sequence[WeightUse],
@@ -114,6 +129,7 @@ def choose_masks(
     seed: int = 0,
     protect: Sequence[str] = (),
     shares: Mapping[str, float] | None = None,
+    gone: Mapping[str, Mask] | None = None,
 ) -> tuple[dict[str, Mask], list[Skipped]]:
     """Choose which weights become zero.
 
@@ -129,6 +145,7 @@ def choose_masks(
         seed: for scores that draw at random.
         protect: patterns (``*``, ``?``) of tensor or consumer names that are left alone.
         shares: what single tensors give instead of the amount, each for itself.
+        gone: masks by tensor name: what is gone already, which counts, and goes before everything else.
 
     Returns:
         Masks by tensor name, and the tensors that were left alone with the reasons.
@@ -143,7 +160,9 @@ def choose_masks(
     if scope not in SCOPES:
         raise UsageError(f"unknown scope {scope!r}{did_you_mean(scope, SCOPES)}; known: {', '.join(SCOPES)}")
     weights, skipped = select_weights(model, uses, wanted, protect)
-    candidates = [_Candidate(found[0], scorer, seed) for found in weights.values()]
+    candidates = [
+        _Candidate(found[0], scorer, seed, (gone or {}).get(name)) for name, found in weights.items()
+    ]
     masks: dict[str, Mask] = {}
     if wanted.kind == "N:M":
         masks = {candidate.name: _mask_runs(candidate, wanted) for candidate in candidates}

@@ -31,6 +31,7 @@ from onnxprune.ops.sums import Sums
 from onnxprune.planning.channel_trials import Candidates, measure_channels, without_unmeasured
 from onnxprune.planning.curves import AMOUNTS, Measured, Setting, curve_rows
 from onnxprune.planning.earlier import check_earlier, earlier_model
+from onnxprune.planning.gone import frozen, gone_first, with_gone
 from onnxprune.planning.positions import planned
 from onnxprune.registry import did_you_mean
 from onnxprune.scores.gradient import notes_on_labels
@@ -117,6 +118,10 @@ def plan_channels(
     seed: int,
     watch: Watch,
     setting: Setting = Setting(),  # noqa: B008 # frozen
+    *,
+    gone: Mapping[str, IntArray] | None = None,
+    stay: Callable[[Analysis], Mapping[str, str]] | None = None,
+    scored: Callable[[Analysis], Scores] | None = None,
 ) -> Decision:
     """Analyse, score, and choose the channels that go.
 
@@ -127,21 +132,32 @@ def plan_channels(
         seed: of every random choice.
         watch: gets the seconds of each stage.
         setting: how trials are run where the scope is "sensitivity".
+        gone: int32 channel numbers by group name: what is masked already, which counts, and stays gone.
+        stay: says which groups stay whole, with the reason, by name.
+        scored: gives scores in place of the recipe's.
 
     Raises:
         UsageError, DataError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
     """
-    check_score(recipe["score"], data, recipe.get("before"))
+    if scored is None:
+        check_score(recipe["score"], data, recipe.get("before"))
     check_scope(recipe["scope"], data)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
-        analysis, sums, scores = look(model, recipe, data, seed, watch)
+        analysis, sums, scores = look(model, recipe, data, seed, watch, scored)
         candidates = candidates_of(recipe, analysis, sums, scores)
+        if stay is not None:
+            candidates = replace(candidates, groups=frozen(candidates.groups, stay(analysis)))
+        if gone:
+            candidates = replace(candidates, dead=gone_first(candidates, gone))
         candidates, measured = _measure(candidates, recipe, data, setting, watch)
         curves = None if measured is None else measured.curves
         with watch.stage("allocate"):
             whole = cost_of(analysis.model.graph, analysis.channels)
-            choices, notes = choose(recipe, candidates, whole, curves)
+            choices, notes = choose(recipe, candidates, whole, curves, gone)
+            if gone:
+                original = {group.name: group for group in candidates.groups}
+                choices = tuple(with_gone(choice, original, gone) for choice in choices)
             removed = {choice.group.name: choice.removed for choice in choices}
             left = cost_after(analysis, removed)
         if not any(len(numbers) for numbers in removed.values()):
@@ -175,7 +191,12 @@ def plan_channels(
 
 
 def look(
-    model: ir.Model, recipe: Mapping[str, Any], data: Dataset | None, seed: int, watch: Watch
+    model: ir.Model,
+    recipe: Mapping[str, Any],
+    data: Dataset | None,
+    seed: int,
+    watch: Watch,
+    scored: Callable[[Analysis], Scores] | None = None,
 ) -> tuple[Analysis, Sums, Scores]:
     """Find the channels of a model, the constants among them, and what they are worth."""
     with watch.stage("analyze"):
@@ -185,7 +206,8 @@ def look(
     scores = Scores(recipe["score"], {})
     if recipe["pattern"] != DEAD:
         with watch.stage("score"):
-            scores = score_groups(recipe, analysis, data, seed, watch)
+            found = scored(analysis) if scored is not None else None
+            scores = found or score_groups(recipe, analysis, data, seed, watch)
     return analysis, sums, scores
 
 

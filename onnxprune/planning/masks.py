@@ -24,6 +24,7 @@ from onnxprune.patterns import parse_pattern
 from onnxprune.planning.channels import Watch, check_scope, unmatched, unused_samples, versions
 from onnxprune.planning.curves import AMOUNTS, Setting, curve_rows
 from onnxprune.planning.earlier import check_earlier, earlier_model
+from onnxprune.planning.gone import masks_with_gone
 from onnxprune.planning.mask_trials import measure_masks, share_out
 from onnxprune.planning.masks_on_data import MeasuredMasks, choose_masks_on_data, outlier_shares
 from onnxprune.registry import did_you_mean
@@ -49,39 +50,52 @@ def plan_masks(
     seed: int,
     watch: Watch,
     setting: Setting = Setting(),  # noqa: B008 # frozen
+    *,
+    gone: Mapping[str, Mask] | None = None,
+    stay: Mapping[str, str] | None = None,
+    ranking: Ranking | None = None,
 ) -> tuple[Plan, Mapping[str, Array]]:
     """Choose the weights that become zero; arguments and errors as for `plan_channels`.
+
+    What is ``gone`` already, by tensor name, counts and stays gone. A score that is measured on data may
+    weigh a dead input as little as a weight that is gone; then a little more goes than was asked for, and the
+    plan says all of it. Tensors in ``stay`` stay whole, for the reasons given there. A ``ranking``
+    that is given takes the place of the score.
 
     Returns:
         The plan, and what masked tensors hold instead of their weights, by name, where the score makes the
         weights that stay make up for those that go.
     """
     pattern = recipe["pattern"]
-    _check(recipe, data)
+    _check(recipe, data, ranked=ranking is not None)
     with watch.stage("find weights"):
         uses, unreachable = find_weights(model)
+        whole = stay or {}
+        used = dict.fromkeys(use.tensor for use in uses)
+        spared = [Skipped(name, whole[name]) for name in used if name in whole]
+        uses = [use for use in uses if use.tensor not in whole]
     notes: Sequence[Skipped] = ()
     shares = None
     with watch.stage("score"):
-        ranking = rank_weights(model, uses, recipe, data, seed, watch.running, watch.progress)
+        ranking = ranking or rank_weights(model, uses, recipe, data, seed, watch.running, watch.progress)
     if data is not None and recipe["scope"] == SENSITIVITY:
         with watch.stage("sensitivity"):
             shares, notes = _shares_by_trials(model, uses, recipe, data, seed, watch, setting, ranking)
     with watch.stage("choose masks"):
         found = masks_for(
             model, uses, recipe, data, seed,
-            ranking=ranking, shares=shares, running=watch.running, progress=watch.progress,
+            ranking=ranking, shares=shares, gone=gone, running=watch.running, progress=watch.progress,
         )  # fmt: skip
-    masks = found.masks
+    masks = masks_with_gone(gone or {}, found.masks)
     skipped = [*found.skipped, *notes, *notes_on_labels(recipe["score"], data), *unused_samples(model, data)]
     names = {name for use in uses for name in (use.tensor, use.consumer)}
-    skipped = [*unreachable, *skipped, *unmatched(recipe, names)]
+    skipped = [*unreachable, *spared, *skipped, *unmatched(recipe, names)]
     if not masks:
         reasons = [f"{entry.name}: {entry.reason}" for entry in skipped]
         first = f" ({reasons[0]})" if reasons else ""
         raise NothingToPrune(f"no weight can take the pattern {pattern!r}{first}", reasons)
     with watch.stage("digest"):
-        whole = _cost(model, recipe.get("input_shapes"))
+        cost = _cost(model, recipe.get("input_shapes"))
         decision = Plan(
             pattern=pattern,
             structure_digest=structure_digest(model),
@@ -89,7 +103,7 @@ def plan_masks(
             groups=(),
             masks=masks,
             recipe=dict(recipe),
-            predicted=(whole, whole),
+            predicted=(cost, cost),
             seed=seed,
             versions=versions(),
             skipped=tuple(skipped),
@@ -97,8 +111,8 @@ def plan_masks(
     return decision, found.weights
 
 
-def _check(recipe: Mapping[str, Any], data: Dataset | None) -> None:
-    """Refuse options that do not go together, before long work."""
+def _check(recipe: Mapping[str, Any], data: Dataset | None, *, ranked: bool = False) -> None:
+    """Refuse options that do not go together, before long work; if weights are ranked, any score will do."""
     pattern, score, scope = recipe["pattern"], recipe["score"], recipe["scope"]
     wanted = parse_pattern(pattern)
     for name in ("target_macs", "target_params"):
@@ -107,7 +121,8 @@ def _check(recipe: Mapping[str, Any], data: Dataset | None) -> None:
                 f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount"
             )
     check_amount(wanted, recipe.get("amount"))
-    check_weight_score(score, recipe.get("before"))
+    if not ranked:
+        check_weight_score(score, recipe.get("before"))
     measured = score in DATA_WEIGHT_SCORERS or score in GRADIENT_WEIGHT_SCORERS
     if scope not in SCOPES:
         raise UsageError(f"unknown scope {scope!r}{did_you_mean(scope, SCOPES)}; known: {', '.join(SCOPES)}")
@@ -150,6 +165,7 @@ def masks_for(
     *,
     ranking: Ranking | None = None,
     shares: Mapping[str, float] | None = None,
+    gone: Mapping[str, Mask] | None = None,
     running: Running = USUAL,
     progress: Callable[[float], None] | None = None,
 ) -> MeasuredMasks:
@@ -163,6 +179,7 @@ def masks_for(
         seed: of random scores.
         ranking: from `rank_weights`, where that is known already.
         shares: what single tensors give, where that is known; the scope then decides nothing.
+        gone: what is gone already, which goes first where scores are not measured on data.
         running: batches, threads and memory of runs.
         progress: called while something is measured, with the share that is done, in (0, 1].
 
@@ -188,7 +205,9 @@ def masks_for(
     if ranking is None:
         raise ValueError(f"score {recipe['score']!r} does not rank weights")
     able = [use for use in uses if use.tensor not in ranking.missing]
-    masks, skipped = choose_masks(model, able, scorer=ranking.scorer, seed=seed, shares=shares, **options)
+    masks, skipped = choose_masks(
+        model, able, scorer=ranking.scorer, seed=seed, shares=shares, gone=gone, **options
+    )
     left = [use for use in uses if use.tensor in ranking.missing]
     fitting, others = select_weights(model, left, parse_pattern(recipe["pattern"]), options["protect"])
     skipped = [*skipped, *others, *(Skipped(name, ranking.missing[name]) for name in fitting)]

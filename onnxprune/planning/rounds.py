@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,41 +14,83 @@ from onnxprune.analyze import Analysis
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.ops.sums import Sums
+from onnxprune.patterns import Pattern, parse_pattern
 from onnxprune.planning.channels import STRUCTURED, Decision, Watch, choose, cost_after, look
+from onnxprune.planning.gone import among, with_gone
 from onnxprune.planning.positions import planned
-from onnxprune.schedule import cubic
-from onnxprune.types import BoolArray, ChannelGroup, Choice, FloatArray, IntArray, Mask
+from onnxprune.schedule import shares_by_round
+from onnxprune.types import ChannelGroup, FloatArray, IntArray
 
 
-def recipes_by_round(recipe: Mapping[str, Any], rounds: int) -> list[dict[str, Any]]:
-    """Return a recipe with the amount or target of each round, by the cubic schedule.
+def recipes_by_round(recipe: Mapping[str, Any], rounds: int, shape: str = "cubic") -> list[dict[str, Any]]:
+    """Return a recipe for each round, of which the last is the given one.
+
+    Args:
+        recipe: with an amount, a target or a pattern N:M, which says its share itself.
+        rounds: how many there are; N:M goes in at most M - N of them.
+        shape: how what goes grows: see `onnxprune.schedule.Schedule`.
 
     Raises:
         UsageError: the recipe has nothing that could grow from round to round.
     """
     if rounds == 1:
         return [dict(recipe)]
-    for name in ("amount", "target_macs", "target_params"):
+    shares = shares_by_round(goal_of(recipe), rounds, shape)
+    steps = [step for share in shares[:-1] if (step := recipe_at(recipe, share)) is not None]
+    return without_repeats([*steps, dict(recipe)])
+
+
+def goal_of(recipe: Mapping[str, Any]) -> float:
+    """Return the share that a recipe removes: of channels or weights, of MACs or of parameters.
+
+    Raises:
+        UsageError: the recipe has nothing that could grow.
+    """
+    if (runs := runs_of(recipe["pattern"])) is not None:
+        return 1 - runs.keep / runs.run
+    if recipe.get("amount") is not None:
+        return float(recipe["amount"])
+    for name in _TARGETS:
         if recipe.get(name) is not None:
-            goal = float(recipe[name])
-            if name == "amount":
-                return [{**recipe, name: share} for share in cubic(goal, rounds)]
-            return [{**recipe, name: 1 - gone} for gone in cubic(1 - goal, rounds)]
+            return 1 - float(recipe[name])
     raise UsageError(
         f"pattern {recipe['pattern']!r} without an amount or target goes in one round: leave out rounds"
     )
 
 
-def with_earlier(earlier: Mapping[str, Mask], now: Mapping[str, Mask]) -> dict[str, Mask]:
-    """Return masks without the weights that went in earlier rounds, so that what is gone stays gone.
+def recipe_at(recipe: Mapping[str, Any], share: float) -> dict[str, Any] | None:
+    """Return a recipe that removes another share, not above its goal, of what `goal_of` counts.
 
-    A score that weighs a dead input, or a scope that shares out anew, may keep another weight than before;
-    then a little more goes than was asked for, and the plan says all of it.
+    N:M grows weight by weight of each run: 2:4 by way of 3:4, never ahead of the share.
+
+    Returns:
+        The recipe, or None where the share is less than one weight of each run.
     """
-    joined = {**earlier, **now}
-    for name in earlier.keys() & now.keys():
-        joined[name] = Mask(now[name].shape, earlier[name].bits & now[name].bits)
-    return joined
+    if (runs := runs_of(recipe["pattern"])) is not None:
+        gone = math.floor(share * runs.run + _EXACT)
+        return {**recipe, "pattern": f"{runs.run - gone}:{runs.run}"} if gone else None
+    if recipe.get("amount") is not None:
+        return {**recipe, "amount": share}
+    return {**recipe, **{name: 1 - share for name in _TARGETS if recipe.get(name) is not None}}
+
+
+def without_repeats(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the steps that differ from the one before."""
+    return [step for number, step in enumerate(steps) if number == 0 or step != steps[number - 1]]
+
+
+def runs_of(pattern: str) -> Pattern | None:
+    """Return a pattern N:M, None for any other."""
+    if pattern == "layers" or pattern in STRUCTURED:
+        return None
+    parsed = parse_pattern(pattern)
+    return parsed if parsed.kind == "N:M" else None
+
+
+_TARGETS = ("target_macs", "target_params")
+
+#: Shares are products of whole numbers and divisions: what is missing to a whole number by less is one.
+_EXACT = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +146,7 @@ def plan_more_channels(
         groups.append(group)
     dead = earlier.candidates.dead
     first = {
-        group.name: _among(group, before[group.name]) | dead.removable.get(group.name, False)
+        group.name: among(group, before[group.name]) | dead.removable.get(group.name, False)
         for group in groups
     }
     candidates = replace(
@@ -116,7 +159,7 @@ def plan_more_channels(
         whole = earlier.plan.predicted[0]
         chosen, _ = choose(recipe, candidates, whole, earlier.curves, before)
         original = {group.name: group for group in earlier.candidates.groups}
-        choices = [_with_earlier(choice, original, before) for choice in chosen]
+        choices = [with_gone(choice, original, before) for choice in chosen]
         total = {choice.group.name: choice.removed for choice in choices}
         left = cost_after(earlier.analysis, total)
     plan = replace(earlier.plan, groups=tuple(planned(choice) for choice in choices), predicted=(whole, left))
@@ -132,24 +175,8 @@ def _scattered(
     if now is None or scores is None or now.kind != group.kind or now.size != group.size - len(gone):
         return None
     values = np.zeros(group.size)
-    values[~_among(group, gone)] = scores
+    values[~among(group, gone)] = scores
     return values
-
-
-def _among(group: ChannelGroup, numbers: IntArray) -> BoolArray:
-    """Return bool [size], True for some channels."""
-    marked = np.zeros(group.size, dtype=np.bool_)
-    marked[numbers] = True
-    return marked
-
-
-def _with_earlier(
-    choice: Choice, original: Mapping[str, ChannelGroup], before: Mapping[str, IntArray]
-) -> Choice:
-    """Return a choice with what went before, which nothing brings back."""
-    name = choice.group.name
-    total = np.union1d(choice.removed, before[name]).astype(np.int32)
-    return Choice(original[name], total, None if len(total) else choice.skipped)
 
 
 def _renumbered(total: IntArray, before: IntArray) -> IntArray:

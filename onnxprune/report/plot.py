@@ -1,4 +1,4 @@
-"""Curves of a survey as a picture: small multiples for a few groups, a map of colours for many.
+"""Curves of a survey as a picture: small multiples for a few groups, a map of colours for many; a schedule.
 
 Static, so that it shows wherever pictures do. Names come from model files, so nothing in them is read as
 markup.
@@ -86,13 +86,61 @@ def draw_curves(report: Report, path: Path) -> None:
     metric = next(iter(report.sections["setting"]))
     order = [row["group"] for row in next(r for n, r in report.sections.items() if n.endswith("by removing"))]
     curves = _points(report.sections["trials"], order)
-    kind = _FORMATS[path.suffix.lower()]
     with mpl.rc_context(_STYLE):
         draw = _pictures if len(curves) <= _MOST_PICTURES else _map
-        figure = draw(curves, metric.replace("_", " "), visible(report.title))
-        stream = io.BytesIO()
-        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-        figure.savefig(stream, format=kind, dpi=150, metadata=metadata)
+        _write(draw(curves, metric.replace("_", " "), visible(report.title)), path)
+
+
+def draw_schedule(report: Report, path: Path) -> None:
+    """Draw what was gone after which step of tuning, and how the loss went meanwhile.
+
+    Args:
+        report: of pruning while tuning in one run: with milestones, and rows of progress.
+        path: the file; its ending says the format.
+
+    Raises:
+        UsageError, OutputError, MissingExtra: as `check_plot`.
+    """
+    check_plot(path)
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):
+        figure = _figure(5.0, 3.6)
+        above, below = figure.subplots(2, 1, sharex=True)
+        progress = report.sections["progress"]
+        last = progress[-1]["step"]
+        gone = [(0, 0.0), *((row["step"], row["share"]) for row in report.sections["milestones"])]
+        steps, shares = zip(*gone, (last, gone[-1][1]), strict=True)
+        above.step(steps, shares, where="post", color=_COLOUR, linewidth=1.6)
+        _share_axis(above)
+        for name, colour in (("loss", _FAINT), ("validation loss", _COLOUR)):
+            points = [(row["step"], row[name]) for row in progress if row.get(name) is not None]
+            if points:
+                below.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, label=name)
+        below.set_ylabel("loss", color=_INK)
+        below.set_ylim(bottom=0)
+        below.set_xlabel("steps", color=_INK)
+        below.legend(frameon=False, fontsize=7)
+        for axes in (above, below):
+            axes.grid(visible=True, color="#eeeeee", linewidth=0.5)
+            axes.set_axisbelow(True)
+        figure.suptitle(visible(report.title), fontsize=9, color=_INK, x=0.01, ha="left")
+        _write(figure, path)
+
+
+def _share_axis(axes: Axes) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="%"))
+    axes.set_ylabel("share removed", color=_INK)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    kind = _FORMATS[path.suffix.lower()]
+    stream = io.BytesIO()
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    figure.savefig(stream, format=kind, dpi=150, metadata=metadata)
     write_whole(path, stream.getvalue())
 
 

@@ -45,7 +45,7 @@ def make_twin(
     origins = Origins(copy)
     names = Names(copy.graph)
     for number, contraction in enumerate(channels.contractions):
-        kept = _kept(channels, contraction, removed)
+        kept = kept_terms(channels, contraction, removed)
         if spared is not None and contraction in spared and contraction.axis is not None:
             shape = [1] * kept.ndim
             shape[contraction.axis] = -1
@@ -111,8 +111,14 @@ def _picked(value: ir.Value | None, axis: int, places: np.ndarray, graph: ir.Gra
     return gather
 
 
-def _kept(channels: Channels, contraction: Contraction, removed: BoolArray) -> BoolArray:
-    """Return which positions of the operand stay, in a shape that broadcasts against it."""
+def kept_terms(channels: Channels, contraction: Contraction, removed: BoolArray) -> BoolArray:
+    """Return which positions of the operand of a sum stay, in a shape that broadcasts against it.
+
+    Args:
+        channels: labels of all values.
+        contraction: the sum.
+        removed: bool ``[labels.count]``, True for each label that goes.
+    """
     ref = channels.ref(contraction.node, contraction.operand)
     rank = channels.rank(ref)
     if contraction.axis is not None:

@@ -15,7 +15,7 @@ For a channel, figures of all members add up: the first is then half of what its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -92,14 +92,34 @@ def channel_movement(
         PlanError, ModelError: as for `weight_figures`.
     """
     measure = MOVEMENT_SCORERS.get(score)
-    able = [group for group in groups if group.frozen is None]
-    reasons = {group.name: why for group in able if (why := why_no_floats(after, group)) is not None}
     now, then = stored_values(after), stored_values(before)
     floats = [name for name, values in now.items() if tensor_of(values[0]).dtype.is_floating_point()]
-    members = Members.of((group for group in able if group.name not in reasons), floats)
+    return channel_sums(after, groups, floats, lambda name: _figures(now, then, name, measure))
+
+
+def channel_sums(
+    model: ir.Model,
+    groups: Iterable[ChannelGroup],
+    tensors: Collection[str],
+    figures: Callable[[str], Array],
+) -> dict[str, FloatArray | str]:
+    """Add up figures of weights over all members of each channel, of groups that are not frozen.
+
+    Args:
+        model: in which the groups were found.
+        groups: from an analysis.
+        tensors: stored names of the weights that have figures.
+        figures: returns those of a weight, in its shape.
+
+    Returns:
+        float64 [channel] by group name, or why a group has no figures.
+    """
+    able = [group for group in groups if group.frozen is None]
+    reasons = {group.name: why for group in able if (why := why_no_floats(model, group)) is not None}
+    members = Members.of((group for group in able if group.name not in reasons), tensors)
     totals = members.zeros()
     for name in members.tensors:
-        members.add(totals, name, _figures(now, then, name, measure))
+        members.add(totals, name, figures(name))
     return {**totals, **reasons}
 
 

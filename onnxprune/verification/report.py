@@ -166,7 +166,7 @@ class _Checking:
         if pattern is None:
             self.run("planned shapes", lambda: check_shapes(self.model, plan))
             return
-        repaired = plan.recipe.get("recover") is not None
+        repaired = any(plan.recipe.get(name) is not None for name in ("recover", "tuning"))
         if repaired:
             self._look_at_repair(original)
         else:

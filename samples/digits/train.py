@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,8 +69,22 @@ def shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return functional.pad(images, (1, 1, 1, 1), value=-MEAN / DEVIATION)[:, :, top : top + 8, left : left + 8]
 
 
-def train(model: nn.Module, digits: Digits, recipe: Recipe, seed: int = 0) -> nn.Module:
-    """Train in place, and return the model in evaluation mode."""
+def train(
+    model: nn.Module,
+    digits: Digits,
+    recipe: Recipe,
+    seed: int = 0,
+    after_epoch: Callable[[int, nn.Module], None] | None = None,
+) -> nn.Module:
+    """Train in place, and return the model in evaluation mode.
+
+    Args:
+        model: with random weights.
+        digits: to train on.
+        recipe: how.
+        seed: of the order of the digits and their shifts.
+        after_epoch: called with the number of the epoch, from 1 on, and the model.
+    """
     generator = torch.Generator().manual_seed(seed)
     steps = len(digits.labels) // BATCH
     optimizer = recipe.optimizer(model.parameters(), lr=recipe.learning_rate, **recipe.options)
@@ -77,7 +92,7 @@ def train(model: nn.Module, digits: Digits, recipe: Recipe, seed: int = 0) -> nn
         optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps
     )
     model.train()
-    for _ in range(recipe.epochs):
+    for epoch in range(1, recipe.epochs + 1):
         order = torch.randperm(len(digits.labels), generator=generator)
         for rows in order[: steps * BATCH].split(BATCH):
             logits = model(shifted(digits.images[rows], generator))
@@ -86,6 +101,8 @@ def train(model: nn.Module, digits: Digits, recipe: Recipe, seed: int = 0) -> nn
             loss.backward()
             optimizer.step()
             schedule.step()
+        if after_epoch is not None:
+            after_epoch(epoch, model)
     return model.eval()
 
 

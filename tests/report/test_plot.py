@@ -10,6 +10,7 @@ import pytest
 from onnxprune.errors import MissingExtra, OutputError, UsageError
 from onnxprune.report import plot
 from onnxprune.report.sensitivity import sensitivity_report
+from onnxprune.types import Report
 
 AMOUNTS = [0.25, 0.5, 0.75]
 
@@ -83,3 +84,17 @@ def test_without_matplotlib_the_message_says_how_to_get_it(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtra, match=r"pip install onnxprune\[report\]"):
         plot.check_plot(tmp_path / "a.svg")
+
+
+def schedule_report():
+    milestones = [{"step": 4, "share": 0.5}, {"step": 8, "share": 0.9}]
+    progress = [{"step": step, "loss": 1 / (step + 1), "validation loss": None} for step in range(0, 12, 2)]
+    return Report("pruned by <b>$x$</b>", {"milestones": milestones, "progress": progress})
+
+
+def test_a_schedule_is_drawn_the_same_each_time(matplotlib, tmp_path):
+    for name in ("a.svg", "b.svg"):
+        plot.draw_schedule(schedule_report(), tmp_path / name)
+    texts = texts_of(tmp_path / "a.svg")
+    assert {"share removed", "steps", "loss", "pruned by <b>$x$</b>"} <= set(texts)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
