@@ -195,7 +195,7 @@ class Rows:
             slopes = bent[far] / lacking[far]
             if not slopes.size or slopes.mean() <= 0:
                 return None
-            self.slope = float(slopes.max())
+            self.slope = float(np.abs(slopes).max())
         return np.asarray(bent / lacking.dtype.type(self.slope))
 
     def join(self, other: Rows) -> None:
