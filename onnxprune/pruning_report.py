@@ -106,11 +106,12 @@ def repair_sections(method: str, rounds: Sequence[RepairedRound]) -> dict[str, A
     if not rounds:
         return {}
     last = rounds[-1].repaired
-    done = sum(layer.repaired for layer in last.layers)
+    names = {layer.name for layer in last.layers}
+    done = len({layer.name for layer in last.layers if layer.repaired})
     summary = {
         "method": method,
         "layers repaired": done,
-        "layers left as they were": len(last.layers) - done,
+        "layers left as they were": len(names) - done,
         "samples held out": last.held_out,
         "outputs differ on them, before": last.before,
         "outputs differ on them, after": last.after,

@@ -28,6 +28,9 @@ METHODS = ("bias", "statistics", "reconstruct")
 ROWS = 1 << 15
 ROWS_PER_INPUT = 16
 
+#: Values that differ by less than this share of their deviation say nothing of the slope between them.
+_APART = 1e-2
+
 #: Bytes of the rows that are unfolded at a time.
 _CHUNK_BYTES = 1 << 26
 
@@ -67,6 +70,7 @@ class Task:
         target: what it aims at.
         gains: float64 ``[groups, outputs]``, what its outputs are multiplied with on the way there.
         support: bool ``[groups, inputs, outputs]``, where its weights may differ from 0; None: everywhere.
+        bend: name of the value behind the nonlinearity that the target goes through; None for none.
     """
 
     number: int
@@ -74,6 +78,7 @@ class Task:
     target: Target
     gains: FloatArray
     support: BoolArray | None
+    bend: str | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -83,9 +88,21 @@ class Task:
 
 
 class Rows:
-    """What is gathered for one layer."""
+    """What is gathered for one layer.
 
-    def __init__(self, task: Task, method: str, seed: int, samples: Samples) -> None:
+    Args:
+        task: the layer.
+        method: one of `METHODS`.
+        seed: of the rows that are drawn.
+        samples: the data.
+        bent: compare behind the nonlinearity: the residual is (f(y0) - f(y)) / s, with s the steepest slope
+            of f. That is the gradient of a matching loss, the integral of f(z) - f(y0) from y0 to y, which is
+            convex where f rises and curved by s at the most (Auer, Herbster & Warmuth 1995, "Exponentially
+            many local minima for single neurons"); so the change that is best for this residual lowers it,
+            and does not care for values that f cuts off.
+    """
+
+    def __init__(self, task: Task, method: str, seed: int, samples: Samples, *, bent: bool = False) -> None:
         self.task = task
         self.method = method
         self.seed = seed
@@ -101,31 +118,45 @@ class Rows:
         self.x_tap = Tap(str(linear.x.name))
         self.value_tap = Tap(task.target.value)
         self.shape_taps = {name: Tap(name, "Shape") for name in task.target.shaped}
+        self.bend_tap = Tap(task.bend) if bent and task.bend is not None else None
+        self.slope: float | None = None
 
     @property
     def taps(self) -> list[Tap]:
         """What is needed of the pruned model."""
         x = [] if self.method == "bias" else [self.x_tap]
-        return [*x, self.value_tap, *self.shape_taps.values()]
+        return [*x, *self.compared, *self.shape_taps.values()]
 
-    def add(self, number: int, wanted: Array, values: Mapping[Tap, Array]) -> None:
+    @property
+    def compared(self) -> list[Tap]:
+        """What is needed of the original, too."""
+        return [self.value_tap] if self.bend_tap is None else [self.value_tap, self.bend_tap]
+
+    def add(self, number: int, wanted: Mapping[Tap, Array], values: Mapping[Tap, Array]) -> None:
         """Add one portion.
 
         Args:
             number: of the portion.
-            wanted: the original's value, at the positions that are left.
+            wanted: what is `compared`, of the original, at the positions that are left.
             values: of the pruned model.
         """
         if self.problem is not None:
             return
         linear, target = self.task.linear, self.task.target
-        given = values[self.value_tap]
-        if given.shape != wanted.shape:
-            self.problem = f"its result is {list(given.shape)}, the original's {list(wanted.shape)}"
+        given, full = values[self.value_tap], wanted[self.value_tap]
+        if given.shape != full.shape:
+            self.problem = f"its result is {list(given.shape)}, the original's {list(full.shape)}"
             return
+        lacking = full - given
+        if self.bend_tap is not None:
+            bent = self._bent(lacking, full, wanted[self.bend_tap], values[self.bend_tap])
+            if bent is None:
+                self.problem = "its nonlinearity does not rise"
+                return
+            lacking = bent
         shapes = {name: tuple(int(s) for s in values[tap]) for name, tap in self.shape_taps.items()}
-        residual = linear.targets(target.back(wanted - given, shapes))
-        aim = linear.targets(target.back(wanted, shapes))
+        residual = linear.targets(target.back(lacking, shapes))
+        aim = linear.targets(target.back(full, shapes))
         if not (np.isfinite(residual).all() and np.isfinite(aim).all()):
             self.problem = "values of it are not finite on this data"
             return
@@ -146,6 +177,26 @@ class Rows:
                 self.origin = x.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
             x -= self.origin  # so that float32 is enough for products with a large mean
             moments.add_rows(x, residual[:, some], aim[:, some])
+
+    def _bent(self, lacking: Array, full: Array, wanted: Array, given: Array) -> Array | None:
+        """Return what is missing behind the nonlinearity; None if that says nothing of what is before it.
+
+        Args:
+            lacking: what is missing before it.
+            full: what the original has there.
+            wanted: what the original has behind it.
+            given: what the pruned model has there.
+        """
+        if wanted.shape != given.shape or wanted.shape != full.shape:
+            return None
+        bent = wanted - given
+        if self.slope is None:
+            far = np.abs(lacking) > _APART * full.std()
+            slopes = bent[far] / lacking[far]
+            if not slopes.size or slopes.mean() <= 0:
+                return None
+            self.slope = float(np.abs(slopes).max())
+        return np.asarray(bent / lacking.dtype.type(self.slope))
 
     def join(self, other: Rows) -> None:
         """Add the rows of another use of the same weight, which were counted from the same origin."""

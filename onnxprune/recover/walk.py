@@ -24,6 +24,7 @@ from onnxprune.model.copies import copy_of
 from onnxprune.model.float32 import in_float32
 from onnxprune.ops.linear import Linear, find_linear
 from onnxprune.ops.weights import other_readers
+from onnxprune.recover.bends import find_bends
 from onnxprune.recover.divergence import divergence
 from onnxprune.recover.rows import METHODS, Rows, Samples, Task, compressed
 from onnxprune.recover.solve import ROUNDING, Solution
@@ -46,7 +47,8 @@ class RepairedLayer:
             None where it was not measured.
         after: the same with the repair.
         ridge: that was chosen, None where none was needed.
-        outcome: "repaired", or why the layer was left as it was.
+        outcome: "repaired", "repaired again, behind its nonlinearity" (in terms of what is missing there), or
+            why the layer was left as it was.
     """
 
     name: str
@@ -59,7 +61,7 @@ class RepairedLayer:
     @property
     def repaired(self) -> bool:
         """True if the layer was changed."""
-        return self.outcome == _DONE
+        return self.outcome in (_DONE, _BENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Repaired:
 
 
 _DONE = "repaired"
+_BENT = "repaired again, behind its nonlinearity"
 
 #: Samples that shapes are looked at with.
 _FEW = 2
@@ -157,15 +160,16 @@ class _Walk:
         self.original = samples.side(original)
         self.pruned = samples.side(writer.working)
         self.layers: list[RepairedLayer] = []
+        self.missing: set[int] = set()  # numbers of the layers that had something to repair
 
     def _take_smaller_batches(self, tasks: Sequence[Task], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Divide the data anew where the values of one layer would take too much of the memory."""
         original, data = self.original.model, self.samples.data
         fixed = fixed_batch(inputs_of(original, data))
         few = fixed or _FEW
-        # of both models, what is missing, what is wanted, and rows of them
+        # of both models (before and behind a nonlinearity), what is missing, what is wanted, and rows of them
         numbers = [
-            math.prod(shapes[str(t.linear.x.name)]) + 6 * math.prod(shapes[t.target.value]) for t in tasks
+            math.prod(shapes[str(t.linear.x.name)]) + 8 * math.prod(shapes[t.target.value]) for t in tasks
         ]
         fits = self.samples.limit_bytes // 8 * few // max(4 * max(numbers, default=1), 1)
         if fixed is None and fits < max(len(portion.samples) for portion in self.samples.portions):
@@ -212,6 +216,8 @@ class _Walk:
                 continue
             self.writer.know_shape(linear, shapes[str(linear.node.outputs[0].name)])
             tasks.append(Task(number, linear, target, factors, self._support(linear)))
+        bends = find_bends(graph, [task.target.value for task in tasks], known)
+        tasks = [replace(task, bend=bend) for task, bend in zip(tasks, bends, strict=True)]
         tasks = self._without_chains(tasks)
         self._take_smaller_batches(tasks, shapes)
         return tasks
@@ -281,41 +287,56 @@ class _Walk:
             settled = set()  # the rest of the wave starts there
             for uses in share:
                 self._finish(uses, [next(gathered) for _ in uses])
+            self._repair_bent(share)
+
+    def _repair_bent(self, share: Sequence[Sequence[Task]]) -> None:
+        """Repair layers once more for what is left of the error behind their nonlinearities."""
+        if self.method != "reconstruct":
+            return
+        bent = [uses for uses in share if all(t.bend is not None and t.number in self.missing for t in uses)]
+        if bent:
+            gathered = iter(self._gather([task for uses in bent for task in uses], set(), bent=True))
+            for uses in bent:
+                self._finish(uses, [next(gathered) for _ in uses], bent=True)
 
     def _bytes_of(self, uses: Sequence[Task]) -> int:
         return sum(task.size_bytes for task in uses) if self.method == "reconstruct" else 0
 
-    def _gather(self, share: Sequence[Task], changing: set[str]) -> list[Rows]:
-        rows = [Rows(task, self.method, self.seed, self.samples) for task in share]
+    def _gather(self, share: Sequence[Task], changing: set[str], *, bent: bool = False) -> list[Rows]:
+        rows = [Rows(task, self.method, self.seed, self.samples, bent=bent) for task in share]
         first = {
             id(task.linear.found.stored): one for task, one in reversed(list(zip(share, rows, strict=True)))
         }
-        original_taps = list(dict.fromkeys(Tap(task.target.value) for task in share))
+        original_taps = list(dict.fromkeys(tap for gathered in rows for tap in gathered.compared))
         taps = dict.fromkeys(tap for gathered in rows for tap in gathered.taps)
         sides = []
         for side, wanted in ((self.original, original_taps), (self.pruned, list(taps))):
             settled = settled_values(side.model.graph, changing) if changing else None
             sides.append(side.advance(wanted, settled) if settled else side.run(wanted))
         for number, (ours, theirs) in enumerate(zip(*sides, strict=True)):
+            left = {tap: compressed(ours[tap], self.kept(tap.name)) for tap in original_taps}
             for task, gathered in zip(share, rows, strict=True):
-                value = ours[Tap(task.target.value)]
                 gathered.origin = first[id(task.linear.found.stored)].origin
-                gathered.add(number, compressed(value, self.kept(task.target.value)), theirs)
+                gathered.add(number, left, theirs)
         return rows
 
-    def _finish(self, uses: Sequence[Task], gathered: Sequence[Rows]) -> None:
+    def _finish(self, uses: Sequence[Task], gathered: Sequence[Rows], *, bent: bool = False) -> None:
         """Solve for a weight and write it; several uses of it are one problem with all of their rows."""
         rows = gathered[0]
         for other in gathered[1:]:
             rows.join(other)
         solution = None if rows.problem else rows.solve()
+        if bent and (solution is None or not solution.helps):
+            return  # it stays as the first repair left it
         for place, task in enumerate(uses):
-            self._write(task, rows, solution, again=place > 0)
+            self._write(task, rows, solution, again=place > 0, outcome=_BENT if bent else _DONE)
 
-    def _write(self, task: Task, rows: Rows, solution: Solution | None, *, again: bool) -> None:
+    def _write(self, task: Task, rows: Rows, solution: Solution | None, *, again: bool, outcome: str) -> None:
         if solution is None:
             self._leave(task.linear, str(rows.problem))
             return
+        if solution.before > ROUNDING:
+            self.missing.add(task.number)
         if not solution.helps:
             reason = (
                 "nothing is missing"
@@ -328,7 +349,7 @@ class _Walk:
         self.writer.write(task.linear, change, rows.intercept(solution), task.support)
         use = task.linear.found.use
         self.layers.append(
-            RepairedLayer(use.consumer, use.tensor, solution.before, solution.after, solution.ridge, _DONE)
+            RepairedLayer(use.consumer, use.tensor, solution.before, solution.after, solution.ridge, outcome)
         )
 
 
