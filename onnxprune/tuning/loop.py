@@ -128,7 +128,7 @@ class _Run:
         self.settings = settings
         self.processes = processes
         self.control = control
-        self.steps = settings.steps_over(len(parts.batches.data), parts.batches.size)
+        self.steps = settings.steps_over(len(parts.batches.data), parts.batches.per_step)
         self.optimizer = build_optimizer(parts.module.trained.values(), settings)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=settings.precision == "float16")
         parts.held.attach(self.optimizer)
