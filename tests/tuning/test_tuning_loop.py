@@ -214,7 +214,7 @@ def test_a_control_narrows_and_the_best_weights_are_those_of_the_last_masks():
 
 
 def test_accumulated_batches_are_one_larger_batch():
-    plain = Tuning(steps=5, batch=16, learning_rate=0.05, optimizer="sgd")
+    plain = Tuning(steps=5, batch=16, learning_rate=0.05, optimizer="sgd", clip=None)
     whole = tune(classifier(), three_classes(), plain).model
     parts = tune(classifier(), three_classes(), replace(plain, batch=4, accumulate=4)).model
     for name, array in weights_of(whole).items():
