@@ -214,7 +214,8 @@ def _recipe(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str
         defaults = {**_DEFAULTS, **_DEFAULTS_ON_DATA}
     score, scope = defaults.get(options["pattern"], ("l2", "uniform"))
     usual = options["score"] is None and score == "obs"
-    if options["score"] in DATA_WEIGHT_SCORERS and options["pattern"] not in (*STRUCTURED, "layers"):
+    free = options["pattern"].startswith(("unstructured", "block:"))  # N:M is the same share everywhere
+    if free and options["score"] in DATA_WEIGHT_SCORERS:
         scope = "global"
     plain = {
         **options,

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.executor.module import OnnxModule
@@ -31,7 +31,7 @@ def one_node(
     domain: str = "",
     **attributes: Any,
 ) -> onnx.ModelProto:
-    """A model of one node; ``order`` names its inputs ("" is omitted), by default all inputs, then constants."""
+    """A model of one node; ``order`` names its inputs ("" is omitted), by default inputs, then constants."""
     constants = constants or {}
     names = list(order) if order is not None else [*inputs, *constants]
     results = [f"y{index}" for index in range(outputs)]

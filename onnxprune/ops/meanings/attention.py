@@ -16,7 +16,7 @@ _SCALED, _CAPPED, _BIASED, _WEIGHTS = range(4)
 
 def apart(x: Tensor, heads: int) -> Tensor:
     """Return ``[batch, sequence, heads * places]`` as ``[batch, heads, sequence, places]``."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
 
 
 def together(x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def bias_where(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def distances(queries: int, keys: int, offset: Tensor | int, device: torch.device) -> Tensor:
-    """Return how far each key lies before its query, ``[..., queries, keys]``; query 0 stands at ``offset``."""
+    """Return how far keys lie before queries, ``[..., queries, keys]``; query 0 stands at ``offset``."""
     rows = torch.arange(queries, device=device)[:, None]
     columns = torch.arange(keys, device=device)
     return rows - columns + (offset[:, None, None, None] if isinstance(offset, Tensor) else offset)
@@ -67,7 +67,7 @@ def distances(queries: int, keys: int, offset: Tensor | int, device: torch.devic
 
 @meaning("Attention")
 def attention(node: Static) -> Run:
-    """y = softmax(cap(scale * q k^T) + mask) v, with a cache in front of keys and values if there is one"""
+    """Gives softmax(cap(scale * q k^T) + mask) v, with a cache in front of keys and values if there is one"""
     heads, key_heads = node.int("q_num_heads", 0), node.int("kv_num_heads", 0)
     scale, softcap = node.float("scale", 0.0), node.float("softcap", 0.0)
     causal, mode = node.int("is_causal", 0) == 1, node.int("qk_matmul_output_mode", _SCALED)
@@ -177,7 +177,7 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor, interleaved: bool) -> Tens
 
 @meaning("RotaryEmbedding")
 def rotary_embedding(node: Static) -> Run:
-    """y = pairs of places of x turned by the angles of their positions"""
+    """Gives pairs of places of x turned by the angles of their positions"""
     heads, interleaved = node.int("num_heads", 0), node.int("interleaved", 0) == 1
 
     def run(x: Tensor, cosines: Tensor, sines: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -192,7 +192,7 @@ def rotary_embedding(node: Static) -> Run:
 
 @meaning("TensorScatter")
 def tensor_scatter(node: Static) -> Run:
-    """y = a cache with an update written along ``axis``, for each sample from a position of its own on"""
+    """Gives a cache with an update written along ``axis``, for each sample from a position of its own on"""
     given_axis, circular = node.int("axis", -2), node.text("mode", "linear") == "circular"
 
     def run(cache: Tensor, update: Tensor, starts: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ def key_mask(mask: Tensor, batch: int, queries: int, keys: int) -> Tensor:
     """Return which keys a query may see, broadcastable to ``[batch, heads, queries, keys]``.
 
     Args:
-        mask: ``[batch]`` with the numbers of keys, ``[2 * batch]`` with ends and then starts, or ones and zeros
+        mask: ``[batch]`` with numbers of keys, ``[2 * batch]`` with ends and then starts, or ones and zeros
             ``[batch, keys]``, ``[batch, queries, keys]``, ``[batch, 1, most queries, most keys]``.
         batch: number of samples.
         queries: number of queries, the last ones of all positions.
@@ -90,7 +90,7 @@ def projected_attention(node: Static) -> Run:
         _past_length: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         projected = functional.linear(x, weight.mT, bias)
-        parts = projected.split(sizes or [weight.shape[1] // 3] * 3, dim=2)
+        parts = torch.split(projected, sizes or [weight.shape[1] // 3] * 3, dim=2)
         query, key, value = (apart(part, heads) for part in parts)
         if past is not None:
             key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
@@ -105,7 +105,7 @@ def projected_attention(node: Static) -> Run:
 
 @meaning("MultiHeadAttention", domain=_DOMAIN)
 def multi_head_attention(node: Static) -> Run:
-    """y = attention of queries, keys and values, to which a bias may be added first"""
+    """Gives attention of queries, keys and values, to which a bias may be added first"""
     heads, scale = node.int("num_heads"), node.float("scale", 0.0)
     causal, filtered = node.int("unidirectional", 0) == 1, node.float("mask_filter_value", -10000.0)
     if node.has(8) or node.has(9):
@@ -153,7 +153,7 @@ def _operands(
         return apart(query, heads), key, value
     given = [query, key, value]
     if bias is not None:
-        parts = bias.split([part.shape[2] for part in given])
+        parts = torch.split(bias, [part.shape[2] for part in given])
         given = [part + own for part, own in zip(given, parts, strict=True)]
     query, key, value = (apart(part, heads) for part in given)
     return query, key, value
@@ -161,7 +161,7 @@ def _operands(
 
 @meaning("GroupQueryAttention", domain=_DOMAIN, host=(6,))
 def group_query_attention(node: Static) -> Run:
-    """y = causal attention, one head of keys and values for every row of query heads; rotated first if asked
+    """Gives causal attention, a head of keys and values for every row of query heads; rotated first if asked
 
     The cache has room behind what is in it: sample b has ``seqlens_k[b] + 1`` keys with the new ones, which
     follow the past of that sample, and stand first where all keys are new.
@@ -192,7 +192,9 @@ def group_query_attention(node: Static) -> Run:
     ) -> tuple[Tensor, Tensor, Tensor]:
         if key is None or value is None:
             places = query.shape[2] // (heads + 2 * key_heads)
-            query, key, value = query.split([heads * places, key_heads * places, key_heads * places], dim=2)
+            query, key, value = torch.split(
+                query, [heads * places, key_heads * places, key_heads * places], 2
+            )
         q, k, v = apart(query, heads), apart(key, key_heads), apart(value, key_heads)
         batch, queries, total = q.shape[0], q.shape[2], int(total_length)
         # all new: nothing of the past counts, whatever the padding of a sample
@@ -226,7 +228,7 @@ def group_query_attention(node: Static) -> Run:
 
 
 def _append(past: Tensor | None, new: Tensor, places: Tensor, total: int) -> Tensor:
-    """Return a cache ``[batch, heads, length, places]`` with new keys at the given places ``[batch, new]``."""
+    """Return a cache ``[batch, heads, length, places]`` with new keys at places ``[batch, new]``."""
     if past is None:
         return new
     length = max(past.shape[2], total)
@@ -236,7 +238,7 @@ def _append(past: Tensor | None, new: Tensor, places: Tensor, total: int) -> Ten
 
 @meaning("RotaryEmbedding", domain=_DOMAIN)
 def fused_rotary_embedding(node: Static) -> Run:
-    """y = pairs of places of x turned by the angles of their positions; one position is the first of all"""
+    """Gives pairs of places of x turned by the angles of their positions; one position is the first of all"""
     given_heads, interleaved = node.int("num_heads", 0), node.int("interleaved", 0) == 1
     scale = node.float("scale", 1.0)
 

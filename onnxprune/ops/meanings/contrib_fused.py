@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxprune.ops.meanings.base import NoMeaning, Run, Static, meaning
-from onnxprune.ops.meanings.conv import convolution
+from onnxprune.ops.meanings.base import NoMeaning, Run, Static, meaning, numbers_of
+from onnxprune.ops.meanings.conv import conv_transpose, convolution
+from onnxprune.ops.meanings.pool import max_pool
+from onnxprune.ops.meanings.windows import padded
 
 _DOMAIN = "com.microsoft"
 
@@ -42,19 +44,19 @@ def fused_activation(node: Static) -> Activation:
 
 @meaning("Gelu", domain=_DOMAIN)
 def gelu(node: Static) -> Run:
-    """y = x * Phi(x), Phi the normal distribution function; Hendrycks and Gimpel, 1606.08415, section 2"""
+    """Gives x * Phi(x), Phi the normal distribution function; Hendrycks and Gimpel, 1606.08415, section 2"""
     return functional.gelu
 
 
 @meaning("BiasGelu", domain=_DOMAIN)
 def bias_gelu(node: Static) -> Run:
-    """y = gelu(x + b)"""
+    """Gives gelu(x + b)"""
     return lambda x, bias: functional.gelu(x + bias)
 
 
 @meaning("FastGelu", domain=_DOMAIN)
 def fast_gelu(node: Static) -> Run:
-    """y = gelu(x + b) by its approximation with tanh"""
+    """Gives gelu(x + b) by its approximation with tanh"""
 
     def run(x: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.gelu(x if bias is None else x + bias, approximate="tanh")
@@ -64,14 +66,14 @@ def fast_gelu(node: Static) -> Run:
 
 @meaning("QuickGelu", domain=_DOMAIN)
 def quick_gelu(node: Static) -> Run:
-    """y = x * sigmoid(alpha x)"""
+    """Gives x * sigmoid(alpha x)"""
     alpha = node.float("alpha", 1.702)
     return lambda x: x * torch.sigmoid(alpha * x)
 
 
 @meaning("BiasSplitGelu", domain=_DOMAIN)
 def bias_split_gelu(node: Static) -> Run:
-    """y = a * gelu(b), where a and b are the halves of x + bias along the last axis"""
+    """Gives a * gelu(b), where a and b are the halves of x + bias along the last axis"""
 
     def run(x: Tensor, bias: Tensor) -> Tensor:
         left, right = (x + bias).chunk(2, dim=-1)
@@ -82,13 +84,13 @@ def bias_split_gelu(node: Static) -> Run:
 
 @meaning("BiasAdd", domain=_DOMAIN)
 def bias_add(node: Static) -> Run:
-    """y = x + bias + skip"""
+    """Gives x + bias + skip"""
     return lambda x, bias, skip: x + bias + skip
 
 
 @meaning("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=_DOMAIN)
 def skip_layer_normalization(node: Static) -> Run:
-    """s = x + skip + bias; y = norm of s over the last axis, times scale, plus shift; s is another result"""
+    """Gives the norm of s = x + skip + bias over the last axis, times scale, plus shift; and s"""
     epsilon = node.float("epsilon", 1e-12)
     simplified = node.node.op_type == "SkipSimplifiedLayerNormalization"
 
@@ -105,7 +107,7 @@ def skip_layer_normalization(node: Static) -> Run:
 
 @meaning("EmbedLayerNormalization", domain=_DOMAIN)
 def embed_layer_normalization(node: Static) -> Run:
-    """s = words[id] + positions[place] + segments[segment]; y = norm of s over the last axis"""
+    """Gives the norm of s = words[id] + positions[place] + segments[segment] over the last axis; and s"""
     epsilon, returns_mask = node.float("epsilon", 1e-12), node.outputs > 1
 
     def run(
@@ -135,7 +137,7 @@ def embed_layer_normalization(node: Static) -> Run:
 
 @meaning("FusedMatMul", "TransposeMatMul", domain=_DOMAIN)
 def fused_matmul(node: Static) -> Run:
-    """y = alpha * a b; the last two axes swapped by ``trans``, the first moved to their left by ``transBatch``"""
+    """Gives alpha * a b; ``trans`` swaps the last two axes, ``transBatch`` moves the first to their left"""
     alpha = node.float("alpha", 1.0)
     swaps = node.int("transA", 0), node.int("transB", 0)
     moves = node.int("transBatchA", 0), node.int("transBatchB", 0)
@@ -155,7 +157,7 @@ def fused_matmul(node: Static) -> Run:
 
 @meaning("FusedGemm", domain=_DOMAIN)
 def fused_gemm(node: Static) -> Run:
-    """y = activation(alpha * a' b' + beta * c)"""
+    """Gives activation(alpha * a' b' + beta * c)"""
     alpha, beta = node.float("alpha", 1.0), node.float("beta", 1.0)
     swap_a, swap_b = node.int("transA", 0), node.int("transB", 0)
     activation = fused_activation(node)
@@ -172,14 +174,14 @@ def fused_gemm(node: Static) -> Run:
 
 @meaning("FusedMatMulActivation", domain=_DOMAIN)
 def fused_matmul_activation(node: Static) -> Run:
-    """y = activation(alpha * a b)"""
+    """Gives activation(alpha * a b)"""
     product, activation = fused_matmul(node), fused_activation(node)
     return lambda a, b: activation(product(a, b))
 
 
 @meaning("BiasSoftmax", domain=_DOMAIN)
 def bias_softmax(node: Static) -> Run:
-    """y = softmax(x + b) over all axes from ``axis`` on, b broadcast over inner or over outer rows"""
+    """Gives softmax(x + b) over all axes from ``axis`` on, b broadcast over inner or over outer rows"""
     axis, inner = node.int("axis", 1), node.int("is_inner_broadcast", 1) == 1
 
     def run(x: Tensor, bias: Tensor) -> Tensor:
@@ -198,12 +200,13 @@ def bias_softmax(node: Static) -> Run:
 @meaning("Inverse", domain=_DOMAIN)
 def inverse(node: Static) -> Run:
     """y[..., :, :] = the inverse of the matrix x[..., :, :]"""
-    return torch.linalg.inv
+    run: Run = torch.linalg.inv
+    return run
 
 
 @meaning("ComplexMul", "ComplexMulConj", domain=_DOMAIN)
 def complex_product(node: Static) -> Run:
-    """y = a b, or a times the conjugate of b: real and imaginary parts along the last axis"""
+    """Gives a b, or a times the conjugate of b: real and imaginary parts along the last axis"""
     conjugated = node.node.op_type == "ComplexMulConj"
 
     def run(a: Tensor, b: Tensor) -> Tensor:
@@ -229,17 +232,41 @@ def distances(node: Static) -> Run:
 
 @meaning("ExpandDims", domain=_DOMAIN, host=(1,))
 def expand_dims(node: Static) -> Run:
-    """y = x with an axis of size 1 at the given place"""
+    """Gives x with an axis of size 1 at the given place"""
     return lambda x, axis: x.unsqueeze(int(axis))
 
 
 @meaning("FusedConv", domain=_DOMAIN)
 def fused_conv(node: Static) -> Run:
-    """y = activation(convolution of x, plus z)"""
+    """Gives activation(convolution of x, plus z)"""
     convolve, activation = convolution(node), fused_activation(node)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         y = convolve(x, weight, bias)
         return activation(y if added is None else y + added)
+
+    return run
+
+
+@meaning("NhwcMaxPool", domain=_DOMAIN)
+def channels_last_max_pool(node: Static) -> Run:
+    """y[n, ..., c] = max of x[n, ..., c] over windows in space"""
+    pool = max_pool(node)
+    return lambda x: pool(x.movedim(-1, 1)).movedim(1, -1)
+
+
+@meaning("ConvTransposeWithDynamicPads", domain=_DOMAIN, host=(2,))
+def conv_transpose_with_dynamic_pads(node: Static) -> Run:
+    """Gives the transposed convolution of x without padding, cut by pads that are an input"""
+    whole = conv_transpose(node)
+    if "pads" in node.node.attributes or node.text("auto_pad", "NOTSET") != "NOTSET":
+        raise NoMeaning("pads in attributes")
+
+    def run(x: Tensor, weight: Tensor, pads: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        y: Tensor = whole(x, weight, bias)
+        if pads is None:
+            return y
+        amounts = [-amount for amount in numbers_of(pads)]
+        return padded(y, amounts[: len(amounts) // 2], amounts[len(amounts) // 2 :])
 
     return run

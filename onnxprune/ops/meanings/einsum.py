@@ -9,6 +9,6 @@ from onnxprune.ops.meanings.base import Run, Static, meaning
 
 @meaning("Einsum")
 def einsum(node: Static) -> Run:
-    """y = sums of products, as the equation names them"""
+    """Gives sums of products, as the equation names them"""
     equation = node.text("equation").replace(" ", "")
     return lambda *operands: torch.einsum(equation, *operands)

@@ -114,6 +114,13 @@ def swish(node: Static) -> Run:
     return F.silu if alpha == 1 else lambda x: x * torch.sigmoid(alpha * x)
 
 
+@meaning("SwiGLU")
+def swiglu(node: Static) -> Run:
+    """``a sigmoid(alpha a) b`` (Shazeer 2020)."""
+    gate = swish(node)
+    return lambda a, b: gate(a) * b
+
+
 @meaning("Clip")
 def clip(node: Static) -> Run:
     """Between two limits, attributes before opset 11, scalars from then on."""

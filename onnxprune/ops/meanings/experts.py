@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from onnxprune.ops.meanings.base import NoMeaning, Run, Static, meaning
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "gelu": functional.gelu,
     "silu": functional.silu,
@@ -18,7 +20,7 @@ _ACTIVATIONS = {
 
 @meaning("MoE", domain="com.microsoft")
 def mixture_of_experts(node: Static) -> Run:
-    """y = sum_e gate_e * (activation(x u_e' + b_e) [* (x g_e' + d_e)]) w_e' + c_e, over the best ``k`` experts
+    """Gives sum_e gate_e * ((f(x u_e' + b_e) [* (x g_e' + d_e)]) w_e' + c_e) over the best ``k`` experts
 
     A fused swiglu has two rows of u for each hidden unit, side by side (``swiglu_fusion`` 1) or in two halves
     (2): ``a sigmoid(alpha a) (l + beta)``, both kept below ``swiglu_limit``.

@@ -15,7 +15,7 @@ _SAMPLING = {"linear": "bilinear", "cubic": "bicubic"}
 
 @meaning("GridSample")
 def grid_sample(node: Static) -> Run:
-    """y = x at the places of a grid, which runs from -1 to 1 along each axis"""
+    """Gives x at the places of a grid, which runs from -1 to 1 along each axis"""
     mode, corners = node.text("mode", "linear"), node.int("align_corners") == 1
     mode, padding = _SAMPLING.get(mode, mode), node.text("padding_mode", "zeros")
     return lambda x, grid: functional.grid_sample(x, grid, mode, padding, corners)
@@ -23,14 +23,14 @@ def grid_sample(node: Static) -> Run:
 
 @meaning("AffineGrid", host=(1,))
 def affine_grid(node: Static) -> Run:
-    """y = the places of an image of the given size after an affine map"""
+    """Gives the places of an image of the given size after an affine map"""
     corners = node.int("align_corners") == 1
     return lambda theta, size: functional.affine_grid(theta, numbers_of(size), corners)
 
 
 @meaning("CenterCropPad", host=(1,))
 def center_crop_pad(node: Static) -> Run:
-    """y = the middle of x, or x in the middle of zeros, along each axis"""
+    """Gives the middle of x, or x in the middle of zeros, along each axis"""
     given = node.ints("axes")
 
     def run(x: Tensor, shape: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def center_crop_pad(node: Static) -> Run:
 
 @meaning("RoiAlign")
 def roi_align(node: Static) -> Run:
-    """y = means or maxima of x, interpolated at points of each bin of each region; He et al., 1703.06870"""
+    """Gives means or maxima of x, interpolated at points of each bin of each region; He et al., 1703.06870"""
     height, width = node.int("output_height", 1), node.int("output_width", 1)
     ratio, scale = node.int("sampling_ratio"), node.float("spatial_scale", 1.0)
     default = "output_half_pixel" if node.version < 16 else "half_pixel"
@@ -95,7 +95,7 @@ def roi_align(node: Static) -> Run:
 
 @meaning("MaxRoiPool")
 def max_roi_pool(node: Static) -> Run:
-    """y = the maximum of x in each bin of each region; Girshick, 1504.08083"""
+    """Gives the maximum of x in each bin of each region; Girshick, 1504.08083"""
     (height, width), scale = node.ints("pooled_shape") or (1, 1), node.float("spatial_scale", 1.0)
 
     def bounds(first: int, last: int, bins: int, size: int) -> list[tuple[int, int]]:
@@ -130,7 +130,7 @@ def max_roi_pool(node: Static) -> Run:
 
 @meaning("MaxUnpool", host=(2,))
 def max_unpool(node: Static) -> Run:
-    """y = zeros, with the maxima of a pooling where they came from"""
+    """Gives zeros, with the maxima of a pooling where they came from"""
     kernel = node.ints("kernel_shape") or []
     strides, pads = (
         node.ints("strides", [1] * len(kernel)) or [],

@@ -11,7 +11,7 @@ from onnxprune.ops.meanings.base import Run, Static, meaning
 
 @meaning("NegativeLogLikelihoodLoss")
 def negative_log_likelihood(node: Static) -> Run:
-    """y = -weight[class] * x[class], summed or averaged by weight"""
+    """Gives -weight[class] * x[class], summed or averaged by weight"""
     reduction, ignored = node.text("reduction", "mean"), _ignored(node)
 
     def run(x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -22,7 +22,7 @@ def negative_log_likelihood(node: Static) -> Run:
 
 @meaning("SoftmaxCrossEntropyLoss")
 def softmax_cross_entropy(node: Static) -> Run:
-    """y = the negative log likelihood of log(softmax(x)), which is another output"""
+    """Gives the negative log likelihood of log(softmax(x)), which is another output"""
     reduction, ignored = node.text("reduction", "mean"), _ignored(node)
 
     def run(x: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -42,4 +42,5 @@ def _ignored(node: Static) -> int:
 @meaning("Det")
 def determinant(node: Static) -> Run:
     """y[...] = the determinant of the matrix x[..., :, :]"""
-    return torch.linalg.det
+    run: Run = torch.linalg.det
+    return run

@@ -166,6 +166,7 @@ def tile(node: Static) -> Run:
 
 
 @meaning("Trilu", host=(1,))
+@meaning("Trilu", domain="com.microsoft", host=(1,))
 def trilu(node: Static) -> Run:
     """The upper or lower triangle of matrices, zeros elsewhere."""
     function = torch.triu if node.int("upper", 1) else torch.tril

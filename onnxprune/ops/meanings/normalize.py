@@ -102,7 +102,7 @@ def layer_norm(node: Static) -> Run:
     return run
 
 
-@meaning("RMSNormalization")
+@meaning("RMSNormalization", "SimplifiedLayerNormalization")  # the latter is ONNX Runtime's own
 def rms_norm(node: Static) -> Run:
     """``x / sqrt(mean(x^2) + epsilon) * scale`` over the last axes (Zhang and Sennrich 2019)."""
     axis, epsilon = node.int("axis", -1), node.float("epsilon", 1e-5)

@@ -10,7 +10,7 @@ from onnxprune.ops.meanings.base import Run, Static, meaning, numbers_of
 
 @meaning("TopK", host=(1,))
 def top_k(node: Static) -> Run:
-    """y, places = the k largest or smallest along an axis; of equal ones the first"""
+    """Gives y and places: the k largest or smallest along an axis; of equal ones the first"""
     axis, fixed = node.int("axis", -1), node.int("k") if node.version < 10 else None
     largest = node.int("largest", 1) == 1
 
@@ -31,7 +31,7 @@ def non_zero(node: Static) -> Run:
 
 @meaning("OneHot", host=(1,))
 def one_hot(node: Static) -> Run:
-    """y = one value at the index, another elsewhere, along a new axis; an index below zero counts from the end"""
+    """Gives one value at the index, another elsewhere, along a new axis; -1 is the last index"""
     axis = node.int("axis", -1)
 
     def run(indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def one_hot(node: Static) -> Run:
 
 @meaning("Compress")
 def compress(node: Static) -> Run:
-    """y = the positions along an axis (of x in one row if none is given) where a condition holds"""
+    """Gives the positions along an axis (of x in one row if none is given) where a condition holds"""
     axis = node.int("axis") if "axis" in node.node.attributes else None
 
     def run(x: Tensor, condition: Tensor) -> Tensor:
@@ -61,14 +61,14 @@ def compress(node: Static) -> Run:
 
 @meaning("Unique")
 def unique(node: Static) -> Run:
-    """y, first places, inverse, counts = the different numbers, or slices along an axis"""
+    """Gives y, first places, inverse and counts: the different numbers, or slices along an axis"""
     axis = node.int("axis") if "axis" in node.node.attributes else None
     in_order = node.int("sorted", 1) == 1
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
         rows = x.flatten() if axis is None else x
         along = axis or 0
-        y, inverse, counts = torch.unique(rows, return_inverse=True, return_counts=True, dim=along)
+        _, inverse, counts = torch.unique(rows, return_inverse=True, return_counts=True, dim=along)
         inverse = inverse.flatten()
         places = torch.arange(len(inverse), device=x.device)
         first = torch.full_like(counts, len(inverse)).scatter_reduce(0, inverse, places, "amin")

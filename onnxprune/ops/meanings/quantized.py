@@ -1,15 +1,14 @@
 """Quantized numbers: what is stored is ``q``, what is meant is ``(q - zero) * scale``.
 
-Gradients go straight through a rounding, as if it were not there, and stop where a number is saturated (Bengio
-et al., 1308.3432; with respect to the scale, Esser et al., 1902.08153). torch has no gradients of integers, so a
-quantized number that carries one is a float that holds a whole number; without gradients it has its own type.
-Products of integers are computed in float64, which is exact below 2 ** 53, with gradients and on every device.
+Gradients go straight through a rounding, as if it were not there, and stop where a number is saturated
+(Bengio et al., 1308.3432; with respect to the scale, Esser et al., 1902.08153). torch has no gradients of
+integers, so a quantized number that carries one is a float that holds a whole number; without gradients it
+has its own type. Products of integers are computed in float64, which is exact below 2 ** 53, has gradients,
+and works on every device.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -125,7 +124,7 @@ def _type_of(node: Static, attribute: str, index: int) -> ir.DataType | None:
 @meaning("QuantizeLinear")
 @meaning("QuantizeLinear", domain="com.microsoft")
 def quantize_linear(node: Static) -> Run:
-    """y = saturated(round(x / scale) + zero); a scale for all, a position of an axis, or a block"""
+    """Gives saturated(round(x / scale) + zero); a scale for all, a position of an axis, or a block"""
     axis, block = node.int("axis", 1), node.int("block_size")
     kind = kind_of(_type_of(node, "output_dtype", 2))
 
@@ -142,7 +141,7 @@ def quantize_linear(node: Static) -> Run:
 @meaning("DequantizeLinear")
 @meaning("DequantizeLinear", domain="com.microsoft")
 def dequantize_linear(node: Static) -> Run:
-    """y = (q - zero) * scale; a scale for all, a position of an axis, or a block"""
+    """Gives (q - zero) * scale; a scale for all, a position of an axis, or a block"""
     axis, block, dtype = node.int("axis", 1), node.int("block_size"), node.dtype("output_dtype")
 
     def run(q: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
@@ -166,7 +165,7 @@ def range_of(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @meaning("DynamicQuantizeLinear")
 def dynamic_quantize_linear(node: Static) -> Run:
-    """y = x in 255 steps from min(0, min(x)) to max(0, max(x)); the step and the zero point are outputs"""
+    """Gives x in 255 steps from min(0, min(x)) to max(0, max(x)); the step and the zero point are outputs"""
 
     def run(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scale, zero = range_of(x)
@@ -181,9 +180,9 @@ def shifted(q: Tensor, zero: Tensor | None) -> Tensor:
     return x if zero is None else x - zero.double()
 
 
-def of_rows(parameter: Tensor | None) -> Tensor | None:
-    """Return scales or zero points of rows in a shape that broadcasts with a matrix."""
-    return parameter[:, None] if parameter is not None and parameter.dim() == 1 else parameter
+def of_rows(parameter: Tensor) -> Tensor:
+    """Return scales or zero points of rows, or one for all, in a shape that broadcasts with a matrix."""
+    return parameter[:, None] if parameter.dim() == 1 and len(parameter) > 1 else parameter
 
 
 def _whole(x: Tensor) -> Tensor:
@@ -196,7 +195,7 @@ def matmul_integer(node: Static) -> Run:
     """y[..., m, n] = sum_k (a[..., m, k] - a_zero) * (b[..., k, n] - b_zero), int32"""
 
     def run(a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None) -> Tensor:
-        return _whole(shifted(a, of_rows(a_zero)) @ shifted(b, b_zero))
+        return _whole(shifted(a, None if a_zero is None else of_rows(a_zero)) @ shifted(b, b_zero))
 
     return run
 
@@ -226,7 +225,7 @@ def requantize(total: Tensor, factor: Tensor, zero: Tensor, kind: Kind) -> Tenso
 
 @meaning("QLinearConv")
 def qlinear_conv(node: Static) -> Run:
-    """y = quantized(sum_i (x - x_zero) * (w - w_zero[o]) * x_scale * w_scale[o] + b[o])"""
+    """Gives quantized(sum_i (x - x_zero) * (w - w_zero[o]) * x_scale * w_scale[o] + b[o])"""
     convolve, kind = convolution(node), kind_of(_type_of(node, "", 7))
 
     def run(
@@ -248,7 +247,7 @@ def qlinear_conv(node: Static) -> Run:
 
 @meaning("QLinearMatMul")
 def qlinear_matmul(node: Static) -> Run:
-    """y = quantized(sum_k (a - a_zero) * (b - b_zero) * a_scale * b_scale)"""
+    """Gives quantized(sum_k (a - a_zero) * (b - b_zero) * a_scale * b_scale)"""
     kind = kind_of(_type_of(node, "", 7))
 
     def run(
@@ -256,7 +255,7 @@ def qlinear_matmul(node: Static) -> Run:
         y_scale: Tensor, y_zero: Tensor,
     ) -> Tensor:  # fmt: skip
         total = shifted(a, of_rows(a_zero)) @ shifted(b, b_zero)
-        rows = [of_rows(scale) if scale.numel() > 1 else scale for scale in (a_scale, y_scale, y_zero)]
+        rows = [of_rows(scale) for scale in (a_scale, y_scale, y_zero)]
         return requantize(total, (rows[0] * b_scale / rows[1]).float(), rows[2], kind)
 
     return run

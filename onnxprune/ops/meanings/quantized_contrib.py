@@ -37,7 +37,7 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"QLinearAdd": torch.ad
 
 @meaning(*_BINARY, domain=_DOMAIN)
 def qlinear_binary(node: Static) -> Run:
-    """y = quantized(f(a, b)), operands broadcast"""
+    """Gives quantized(f(a, b)), operands broadcast"""
     function, kind = _BINARY[node.node.op_type], _type_at(node, 0)
 
     def run(
@@ -52,7 +52,7 @@ def qlinear_binary(node: Static) -> Run:
 
 @meaning("QLinearWhere", domain=_DOMAIN)
 def qlinear_where(node: Static) -> Run:
-    """y = quantized(a where a condition holds, else b)"""
+    """Gives quantized(a where a condition holds, else b)"""
     kind = _type_at(node, 1)
 
     def run(
@@ -79,20 +79,20 @@ def _on_real(node: Static, function: Callable[[Tensor], Tensor]) -> Run:
 
 @meaning("QLinearSigmoid", domain=_DOMAIN)
 def qlinear_sigmoid(node: Static) -> Run:
-    """y = quantized(sigmoid(x))"""
+    """Gives quantized(sigmoid(x))"""
     return _on_real(node, torch.sigmoid)
 
 
 @meaning("QLinearLeakyRelu", domain=_DOMAIN)
 def qlinear_leaky_relu(node: Static) -> Run:
-    """y = quantized(x, or alpha x below 0)"""
+    """Gives quantized(x, or alpha x below 0)"""
     slope = node.float("alpha", 0.01)
     return _on_real(node, lambda x: functional.leaky_relu(x, slope))
 
 
 @meaning("QLinearReduceMean", domain=_DOMAIN)
 def qlinear_reduce_mean(node: Static) -> Run:
-    """y = quantized(mean of x over ``axes``)"""
+    """Gives quantized(mean of x over ``axes``)"""
     axes, keeps = node.ints("axes"), node.int("keepdims", 1) == 1
     return _on_real(node, lambda x: x.mean(axes or list(range(x.dim())), keepdim=keeps))
 
@@ -105,19 +105,19 @@ def _channels_first(node: Static, function: Callable[[Tensor], Tensor]) -> Calla
 
 @meaning("QLinearAveragePool", domain=_DOMAIN)
 def qlinear_average_pool(node: Static) -> Run:
-    """y = quantized(mean of x over windows in space)"""
+    """Gives quantized(mean of x over windows in space)"""
     return _on_real(node, _channels_first(node, average_pool(node)))
 
 
 @meaning("QLinearGlobalAveragePool", domain=_DOMAIN)
 def qlinear_global_average_pool(node: Static) -> Run:
-    """y = quantized(mean of x over space)"""
+    """Gives quantized(mean of x over space)"""
     return _on_real(node, _channels_first(node, lambda x: x.mean(dim=tuple(range(2, x.dim())), keepdim=True)))
 
 
 @meaning("QLinearSoftmax", domain=_DOMAIN)
 def qlinear_softmax(node: Static) -> Run:
-    """y = quantized(softmax(x)) along one axis (all axes from it on before opset 13)"""
+    """Gives quantized(softmax(x)) along one axis (all axes from it on before opset 13)"""
     modern = node.int("opset", 13) >= 13
     axis = node.int("axis", -1 if modern else 1)
 
@@ -131,7 +131,7 @@ def qlinear_softmax(node: Static) -> Run:
 
 @meaning("QLinearConcat", domain=_DOMAIN)
 def qlinear_concat(node: Static) -> Run:
-    """y = quantized(inputs one after another along ``axis``), each with a scale and a zero point behind it"""
+    """Gives quantized(inputs one after another along ``axis``); scale and zero point follow each"""
     axis, kind = node.int("axis"), _type_at(node, 2)
 
     def run(y_scale: Tensor, y_zero: Tensor, *inputs: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def qlinear_concat(node: Static) -> Run:
 
 @meaning("QGemm", domain=_DOMAIN)
 def qgemm(node: Static) -> Run:
-    """y = quantized(alpha * a' b' + c), a' and b' quantized matrices, transposed or not; c is int32
+    """Gives quantized(alpha * a' b' + c), a' and b' quantized matrices, transposed or not; c is int32
 
     c has the scale ``alpha * a_scale * b_scale``. Without a scale of y, the result is float.
     """
@@ -169,14 +169,14 @@ def qgemm(node: Static) -> Run:
 
 @meaning("MatMulIntegerToFloat", domain=_DOMAIN)
 def matmul_integer_to_float(node: Static) -> Run:
-    """y = sum_k (a - a_zero) * (b - b_zero) * a_scale * b_scale[n] + bias[n], float"""
+    """Gives sum_k (a - a_zero) * (b - b_zero) * a_scale * b_scale[n] + bias[n], float"""
 
     def run(
         a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, a_zero: Tensor | None = None,
         b_zero: Tensor | None = None, bias: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        total = shifted(a, of_rows(a_zero) if a_zero is not None and a_zero.numel() > 1 else a_zero)
-        scale = of_rows(a_scale) if a_scale.numel() > 1 else a_scale
+        total = shifted(a, None if a_zero is None else of_rows(a_zero))
+        scale = of_rows(a_scale)
         y = (total @ shifted(b, b_zero)).to(a_scale.dtype) * (scale * b_scale)
         return y if bias is None else y + bias
 
@@ -185,7 +185,7 @@ def matmul_integer_to_float(node: Static) -> Run:
 
 @meaning("DynamicQuantizeMatMul", domain=_DOMAIN)
 def dynamic_quantize_matmul(node: Static) -> Run:
-    """y = sum_k q(a) * (b - b_zero) * b_scale[n] + bias[n], a quantized by its own range"""
+    """Gives sum_k q(a) * (b - b_zero) * b_scale[n] + bias[n], a quantized by its own range"""
     byte = kind_of(None)
 
     def run(
@@ -237,7 +237,7 @@ def matmul_nbits(node: Static) -> Run:
 
 @meaning("QAttention", domain=_DOMAIN)
 def qattention(node: Static) -> Run:
-    """y = softmax(q k^T * scale) v for each head, with q, k, v = x * w + b; x and w are quantized"""
+    """Gives softmax(q k^T * scale) v for each head, with q, k, v = x * w + b; x and w are quantized"""
     heads, scale = node.int("num_heads"), node.float("scale", 0.0)
     causal, filtered = node.int("unidirectional") == 1, node.float("mask_filter_value", -10000.0)
     if node.int("do_rotary") or node.int("past_present_share_buffer"):
@@ -261,7 +261,7 @@ def qattention(node: Static) -> Run:
 
 @meaning("QEmbedLayerNormalization", domain=_DOMAIN)
 def qembed_layer_normalization(node: Static) -> Run:
-    """y = layer norm of the sum of three looked-up rows; tables, scale and bias are quantized"""
+    """Gives layer norm of the sum of three looked-up rows; tables, scale and bias are quantized"""
     epsilon = node.float("epsilon", 1e-12)
 
     def run(ids: Tensor, segment_ids: Tensor | None, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -284,7 +284,7 @@ def qembed_layer_normalization(node: Static) -> Run:
 
 @meaning("GatherBlockQuantized", domain=_DOMAIN)
 def gather_block_quantized(node: Static) -> Run:
-    """y = rows of a table that is packed in blocks, dequantized"""
+    """Gives rows of a table that is packed in blocks, dequantized"""
     gathered, along_axis = node.int("gather_axis"), node.int("quantize_axis", 1)
     block, bits = node.int("block_size", 128), node.int("bits", 4)
     table = node.node.inputs[0]

@@ -13,7 +13,7 @@ from onnxprune.ops.meanings.base import Run, Static, meaning
 
 @meaning("Dropout", host=(1, 2), folds=False)
 def dropout(node: Static) -> Run:
-    """y = x with random zeros where the node says that it trains, divided by the share that stays; else x"""
+    """Gives x / (share that stays) with random zeros where the node says that it trains, else x"""
     fixed, wants_mask = node.float("ratio", 0.5), node.outputs > 1
 
     def run(
@@ -31,7 +31,7 @@ def dropout(node: Static) -> Run:
 
 @meaning("Bernoulli", folds=False)
 def bernoulli(node: Static) -> Run:
-    """y = 1 with the probability x, else 0"""
+    """Gives 1 with the probability x, else 0"""
     dtype = node.dtype("dtype")
     return lambda x: torch.bernoulli(x.detach()).to(dtype or x.dtype)
 
@@ -45,7 +45,7 @@ def multinomial(node: Static) -> Run:
 
 @meaning("RandomNormal", "RandomUniform", folds=False)
 def random_of_shape(node: Static) -> Run:
-    """y = random numbers of the shape in an attribute"""
+    """Gives random numbers of the shape in an attribute"""
     shape, dtype = node.ints("shape") or [], node.dtype("dtype", 1)
     draw = _distribution(node)
     return lambda: draw(torch.empty(shape, dtype=dtype))
@@ -53,7 +53,7 @@ def random_of_shape(node: Static) -> Run:
 
 @meaning("RandomNormalLike", "RandomUniformLike", folds=False)
 def random_like(node: Static) -> Run:
-    """y = random numbers of the shape of x"""
+    """Gives random numbers of the shape of x"""
     dtype, draw = node.dtype("dtype"), _distribution(node)
     return lambda x: draw(torch.empty_like(x, dtype=dtype or x.dtype))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,23 +16,23 @@ State = tuple[Tensor, ...]
 #: (what the input gives, state before) -> state after; the first of a state is what a step puts out.
 Step = Callable[[Tensor, State], State]
 
-#: Function, alpha and beta if none are given.
-_FUNCTIONS: dict[str, tuple[Callable[[Tensor, float, float], Tensor], float, float]] = {
-    "Relu": (lambda x, alpha, beta: torch.relu(x), 0, 0),
-    "Tanh": (lambda x, alpha, beta: torch.tanh(x), 0, 0),
-    "Sigmoid": (lambda x, alpha, beta: torch.sigmoid(x), 0, 0),
-    "Affine": (lambda x, alpha, beta: alpha * x + beta, 1, 0),
-    "LeakyRelu": (lambda x, alpha, beta: functional.leaky_relu(x, alpha), 0.01, 0),
-    "ThresholdedRelu": (lambda x, alpha, beta: torch.where(x > alpha, x, 0), 1, 0),
-    "ScaledTanh": (lambda x, alpha, beta: alpha * torch.tanh(beta * x), 1, 1),
-    "HardSigmoid": (lambda x, alpha, beta: torch.clamp(alpha * x + beta, 0, 1), 0.2, 0.5),
-    "Elu": (lambda x, alpha, beta: functional.elu(x, alpha), 1, 0),
-    "Softsign": (lambda x, alpha, beta: functional.softsign(x), 0, 0),
-    "Softplus": (lambda x, alpha, beta: functional.softplus(x), 0, 0),
+_PLAIN: dict[str, Function] = {
+    "Relu": torch.relu,
+    "Tanh": torch.tanh,
+    "Sigmoid": torch.sigmoid,
+    "Softsign": functional.softsign,
+    "Softplus": functional.softplus,
 }
-#: Of those, the ones that take alpha, and beta.
-_TAKES_ALPHA = ("Affine", "LeakyRelu", "ThresholdedRelu", "ScaledTanh", "HardSigmoid", "Elu")
-_TAKES_BETA = ("Affine", "ScaledTanh", "HardSigmoid")
+
+#: Functions with numbers alpha and perhaps beta, and what these are if they are not given.
+_WITH_NUMBERS: dict[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
+    "Affine": (lambda x, alpha, beta: alpha * x + beta, (1.0, 0.0)),
+    "LeakyRelu": (functional.leaky_relu, (0.01,)),
+    "ThresholdedRelu": (lambda x, alpha: torch.where(x > alpha, x, 0), (1.0,)),
+    "ScaledTanh": (lambda x, alpha, beta: alpha * torch.tanh(beta * x), (1.0, 1.0)),
+    "HardSigmoid": (lambda x, alpha, beta: torch.clamp(alpha * x + beta, 0, 1), (0.2, 0.5)),
+    "Elu": (functional.elu, (1.0,)),
+}
 
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 
@@ -73,26 +72,45 @@ class _Layer:
         return x.clamp(-self.limit, self.limit) if self.limit else x
 
 
+def _strings(node: Static, name: str) -> tuple[str, ...]:
+    return tuple(node.node.attributes.get_strings(name, ()))
+
+
+def _numbers(node: Static, name: str) -> list[float]:
+    return list(node.node.attributes.get_floats(name, ()))
+
+
+def _functions(names: Sequence[str], alphas: list[float], betas: list[float]) -> list[Function]:
+    """Return the named functions; those that take numbers take the next ones, or have their own."""
+    known = {name.lower(): name for name in (*_PLAIN, *_WITH_NUMBERS)}
+    found: list[Function] = []
+    for given in names:
+        name = known.get(given.lower())
+        if name is None:
+            raise NoMeaning(f"activation {given}")
+        if name in _PLAIN:
+            found.append(_PLAIN[name])
+            continue
+        function, defaults = _WITH_NUMBERS[name]
+        numbers = [
+            given_numbers.pop(0) if given_numbers else default
+            for given_numbers, default in zip((alphas, betas), defaults, strict=False)
+        ]
+        found.append(_bound(function, numbers))
+    return found
+
+
+def _bound(function: Callable[..., Tensor], numbers: Sequence[float]) -> Function:
+    return lambda x: function(x, *numbers)
+
+
 def _layer(node: Static) -> _Layer:
     kind = node.node.op_type
     direction = node.text("direction", "forward")
     directions = ("forward", "reverse") if direction == "bidirectional" else (direction,)
     defaults = _DEFAULTS["LSTM" if kind.endswith("LSTM") else kind]
-    names = tuple(node.node.attributes.get_strings("activations", None) or defaults * len(directions))
-    alphas = list(node.node.attributes.get_floats("activation_alpha", None) or ())
-    betas = list(node.node.attributes.get_floats("activation_beta", None) or ())
-    known = {name.lower(): name for name in _FUNCTIONS}
-    functions = []
-    for name in names:
-        if name.lower() not in known:
-            raise NoMeaning(f"activation {name}")
-        own = known[name.lower()]
-        function, alpha, beta = _FUNCTIONS[own]
-        if own in _TAKES_ALPHA and alphas:
-            alpha = alphas.pop(0)
-        if own in _TAKES_BETA and betas:
-            beta = betas.pop(0)
-        functions.append(functools.partial(function, alpha=alpha, beta=beta))
+    names = _strings(node, "activations") or defaults * len(directions)
+    functions = _functions(names, _numbers(node, "activation_alpha"), _numbers(node, "activation_beta"))
     each = len(defaults)
     limit, input_forget = node.float("clip", 0.0), node.int("input_forget", 0) == 1
     linear = node.int("linear_before_reset", 0) == 1
@@ -164,7 +182,7 @@ _STEPS = {"LSTM": _lstm_step, "GRU": _gru_step, "RNN": _rnn_step}
 def _scan(
     x: Tensor, step: Step, state: State, lengths: Tensor | None, backwards: bool
 ) -> tuple[Tensor, State]:
-    """Run over ``[steps, batch, gates * units]``; behind its length, a sample puts out 0 and keeps its state."""
+    """Run over ``[steps, batch, gates * units]``; behind its length, a sample gives 0 and keeps its state."""
     found = []
     count = x.shape[0]
     for place in reversed(range(count)) if backwards else range(count):
@@ -201,21 +219,25 @@ def _in_torch(
         if own.input_bias is not None and own.state_bias is not None:
             flat += [ordered(own.input_bias), ordered(own.state_bias)]
     begin = [torch.stack([state[place] for state in states]) for place in range(len(states[0]))]
-    kernel = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN": torch.rnn_tanh}[layer.kind]
+    kernels: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+        "LSTM": torch.lstm, "GRU": torch.gru, "RNN": torch.rnn_tanh
+    }  # fmt: skip
+    kernel = kernels[layer.kind]
     given = begin if layer.kind == "LSTM" else begin[0]
     y, *last = kernel(x, given, flat, with_bias, 1, 0.0, False, len(weights) == 2, False)
     count = len(weights)
-    return y.unflatten(2, (count, -1)).transpose(1, 2), [
+    return y.reshape(*y.shape[:2], count, y.shape[2] // count).transpose(1, 2), [
         tuple(part[place] for part in last) for place in range(count)
     ]
 
 
 def _weights(inputs: Tensor, states: Tensor, bias: Tensor | None, peepholes: Tensor | None) -> list[Weights]:
-    halves = [(None, None)] * len(inputs) if bias is None else [own.chunk(2) for own in bias]
-    return [
-        Weights(inputs[place], states[place], *halves[place], None if peepholes is None else peepholes[place])
-        for place in range(len(inputs))
-    ]
+    found = []
+    for place in range(len(inputs)):
+        early, late = (None, None) if bias is None else bias[place].chunk(2)
+        own = None if peepholes is None else peepholes[place]
+        found.append(Weights(inputs[place], states[place], early, late, own))
+    return found
 
 
 def _run_layer(

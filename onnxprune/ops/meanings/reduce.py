@@ -35,14 +35,30 @@ def _total(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     return torch.sum(x, axes, keepdim=keep, dtype=x.dtype)
 
 
+def _extreme(x: Tensor, axes: Axes, keep: bool, largest: bool) -> Tensor:
+    """Return the extreme number; of none at all the last one that could come."""
+    if 0 in x.shape:
+        if x.is_floating_point():
+            last = -torch.inf if largest else torch.inf
+        elif x.dtype == torch.bool:
+            last = not largest
+        else:
+            last = torch.iinfo(x.dtype).min if largest else torch.iinfo(x.dtype).max
+        shape = list(x.shape)
+        for axis in axes:
+            shape[axis] = max(1, shape[axis])
+        x = x.new_full(shape, last)
+    return (torch.amax if largest else torch.amin)(x, axes, keepdim=keep)
+
+
 _REDUCTIONS: dict[str, Callable[[Tensor, Axes, bool], Tensor]] = {
     "ReduceL1": lambda x, axes, keep: _total(x.abs(), axes, keep),
     "ReduceL2": _norm,
     "ReduceLogSum": lambda x, axes, keep: torch.log(_total(x, axes, keep)),
     "ReduceLogSumExp": lambda x, axes, keep: torch.logsumexp(x, axes, keepdim=keep),
-    "ReduceMax": lambda x, axes, keep: torch.amax(x, axes, keepdim=keep),
+    "ReduceMax": lambda x, axes, keep: _extreme(x, axes, keep, True),
     "ReduceMean": _mean,
-    "ReduceMin": lambda x, axes, keep: torch.amin(x, axes, keepdim=keep),
+    "ReduceMin": lambda x, axes, keep: _extreme(x, axes, keep, False),
     "ReduceProd": _product,
     "ReduceSum": _total,
     "ReduceSumSquare": lambda x, axes, keep: _total(x * x, axes, keep),

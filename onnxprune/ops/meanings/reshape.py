@@ -144,11 +144,12 @@ def depth_to_space(node: Static) -> Run:
 def space_to_depth(node: Static) -> Run:
     """Squares of space become blocks of channels."""
     block = node.int("blocksize")
+    order = (0, 3, 5, 1, 2, 4) if node.text("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
 
     def run(x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         parts = x.reshape(batch, channels, height // block, block, width // block, block)
-        parts = parts.permute(0, 3, 5, 1, 2, 4)
+        parts = parts.permute(order)
         return parts.reshape(batch, channels * block**2, height // block, width // block)
 
     return run

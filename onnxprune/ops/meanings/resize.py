@@ -57,7 +57,7 @@ class _Axis:
 
 @meaning("Upsample", host=(1,))
 def upsample(node: Static) -> Run:
-    """y = x made larger by one factor for each axis, as Resize did it before opset 11"""
+    """Gives x made larger by one factor for each axis, as Resize did it before opset 11"""
     form = _Form(node.text("mode", "nearest"), "asymmetric", "simple", -0.75, False, False, 0.0)
     fixed = node.node.attributes.get_floats("scales", None)
 
@@ -70,7 +70,7 @@ def upsample(node: Static) -> Run:
 
 @meaning("Resize", host=(1, 2, 3))
 def resize(node: Static) -> Run:
-    """y = x at other places, interpolated between its own"""
+    """Gives x at other places, interpolated between its own"""
     old = node.version < 11
     form = _Form(
         node.text("mode", "nearest"),
@@ -176,7 +176,7 @@ def _by_torch(x: Tensor, form: _Form, axes: Sequence[_Axis]) -> Tensor | None:
 
 
 def _places(form: _Form, one: _Axis) -> Floats:
-    """Return where each place of the output lies in the input: ``[after]``, in 32 bits as ONNX Runtime has it."""
+    """Return where places of the output lie in the input, ``[after]``, in 32 bits as in ONNX Runtime."""
     y, scale = np.arange(one.after, dtype=np.float32), np.float32(one.scale)
     before, after = np.float32(one.before), np.float32(one.after)
     single = np.zeros(one.after, np.float32)
@@ -184,7 +184,7 @@ def _places(form: _Form, one: _Axis) -> Floats:
     if form.coordinates == "asymmetric":
         return y / scale
     if form.coordinates == "align_corners":
-        return single if one.after == 1 else y * (before - 1) / (after - 1)
+        return single if one.after == 1 else np.asarray(y * (before - 1) / (after - 1))
     if form.coordinates == "tf_crop_and_resize":
         begin, end = np.float32(one.begin), np.float32(one.end)
         if one.after == 1:
@@ -203,11 +203,11 @@ def _places(form: _Form, one: _Axis) -> Floats:
 
 
 def _ties_down(x: Floats) -> Floats:
-    return np.ceil(x - np.float32(0.5))
+    return np.asarray(np.ceil(x - np.float32(0.5)))
 
 
 def _ties_up(x: Floats) -> Floats:
-    return np.floor(x + np.float32(0.5))
+    return np.asarray(np.floor(x + np.float32(0.5)))
 
 
 _ROUNDINGS: dict[str, Callable[[Floats], Floats]] = {
@@ -247,7 +247,7 @@ def _kernel(form: _Form, distance: npt.NDArray[np.float64]) -> npt.NDArray[np.fl
     """Return the weight of a place at a distance: a triangle, or Keys' cubic (1981, equation 15)."""
     d = np.abs(distance)
     if form.mode == "linear":
-        return np.clip(1 - d, 0, None)
+        return np.asarray(np.clip(1 - d, 0, None))
     a = form.cubic
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a

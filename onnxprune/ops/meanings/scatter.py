@@ -27,7 +27,7 @@ def gather_elements(node: Static) -> Run:
 
 @meaning("Scatter", "ScatterElements")
 def scatter_elements(node: Static) -> Run:
-    """y = x, but y[index[i, j, ...], j, ...] = or += update[i, j, ...] for axis 0"""
+    """Gives x, but y[index[i, j, ...], j, ...] = or += update[i, j, ...] for axis 0"""
     axis, reduction = node.int("axis"), node.text("reduction", "none")
 
     def run(x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def gather_nd(node: Static) -> Run:
 
 @meaning("ScatterND")
 def scatter_nd(node: Static) -> Run:
-    """y = x, but y[index[i, 0], index[i, 1], ...] = or += update[i]"""
+    """Gives x, but y[index[i, 0], index[i, 1], ...] = or += update[i]"""
     reduction = node.text("reduction", "none")
 
     def run(x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:

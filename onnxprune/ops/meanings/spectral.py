@@ -34,7 +34,7 @@ def window(node: Static) -> Run:
 
 @meaning("DFT", host=(1, 2))
 def fourier_transform(node: Static) -> Run:
-    """y = the Fourier transform along an axis; real and imaginary parts along the last axis"""
+    """Gives the Fourier transform along an axis; real and imaginary parts along the last axis"""
     onesided, inverse = node.int("onesided") == 1, node.int("inverse") == 1
     fixed = node.int("axis", 1) if node.version < 20 else -2
 
@@ -43,7 +43,8 @@ def fourier_transform(node: Static) -> Run:
         size = None if length is None else int(length)
         signal = torch.view_as_complex(x.contiguous()) if x.shape[-1] == 2 else x[..., 0]
         if inverse and onesided:
-            return torch.fft.irfft(signal, size, dim=axis).unsqueeze(-1)
+            real: Tensor = torch.fft.irfft(signal, size, dim=axis)
+            return real.unsqueeze(-1)
         if inverse:
             return torch.view_as_real(torch.fft.ifft(signal, size, dim=axis))
         if onesided and not signal.is_complex():
@@ -60,10 +61,9 @@ def short_time_fourier_transform(node: Static) -> Run:
     onesided = node.int("onesided", 1) == 1
 
     def run(x: Tensor, step: Tensor, weights: Tensor | None = None, length: Tensor | None = None) -> Tensor:
+        size = x.shape[1] if weights is None else weights.shape[0]
         if length is not None:
             size = int(length)
-        else:
-            size = x.shape[1] if weights is None else weights.shape[0]
         signal = torch.view_as_complex(x.contiguous()) if x.dim() == 3 and x.shape[2] == 2 else x.flatten(1)
         frames = signal.unfold(1, size, int(step))
         if weights is not None:

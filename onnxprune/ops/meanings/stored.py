@@ -30,7 +30,7 @@ def as_torch(tensor: ir.TensorProtocol, floats: Mapping[torch.dtype, torch.dtype
 
 def _shared(array: Array, dtype: torch.dtype) -> Tensor:
     shape = array.shape
-    if array.dtype.kind == "V" or array.dtype.name not in np.sctypeDict:  # of ml_dtypes: by their bits
+    if array.dtype.newbyteorder("=").isbuiltin != 1:  # of ml_dtypes: by their bits
         if dtype.itemsize == 1 and not dtype.is_floating_point:
             array = array.astype(np.int8 if dtype == torch.int8 else np.uint8)  # below 8 bits
         else:

@@ -1,8 +1,11 @@
 """One-node models of every basic operator, in its forms over the opsets, against ONNX Runtime."""
 
+# ruff: noqa: E501  a case is a line
+
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +13,6 @@ import pytest
 pytest.importorskip("torch")
 
 from executing import check_forward, check_gradient, one_node
-
-from onnxprune.ops.meanings.base import known_meanings
 
 _RANDOM = np.random.default_rng(7)
 
@@ -32,17 +33,18 @@ def _i(*numbers: int) -> np.ndarray:
     return np.array(numbers, np.int64)
 
 
-class Case(NamedTuple):
+@dataclass(frozen=True)
+class Case:
     """One node; ``smooth`` asks for gradients by finite differences too."""
 
     op: str
     inputs: dict[str, np.ndarray]
-    constants: dict[str, np.ndarray] = {}
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
     opset: int = 17
     order: list[str] | None = None
     outputs: int = 1
     smooth: bool = True
-    attributes: dict[str, Any] = {}
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 X = {"x": _f(2, 3, 4)}
