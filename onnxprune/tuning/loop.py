@@ -254,7 +254,7 @@ class _Run:
     def _compare(self, look: Look) -> None:
         if self.control is not None and not self.control.settled(self.step):
             return
-        changes = self.parts.held.changes
+        changes = self.parts.held.changes  # weights from before a mask are none to go back to
         before = self.best if self.best is not None and self.best["changes"] == changes else None
         if look.better_than(None if before is None else Look(*before["look"]), self.parts.metric):
             self.best = {
@@ -270,11 +270,10 @@ class _Run:
         return patience is not None and self.parts.validation is not None and self.misses >= patience
 
     def _take_best(self) -> int:
-        best = self.best
-        if best is None or best["changes"] != self.parts.held.changes:
+        if self.best is None:
             return self.step
-        self.parts.load_weights(best["weights"])
-        return int(best["step"])
+        self.parts.load_weights(self.best["weights"])
+        return int(self.best["step"])
 
     def _standing(self, seconds_left: float) -> Standing:
         metric = None if self.look is None else (self.parts.metric.name, self.look.metric)

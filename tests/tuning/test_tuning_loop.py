@@ -201,16 +201,28 @@ def test_a_masked_weight_is_never_minus_zero():
         assert (weights_of(tuned.model)[name].view(np.int32)[~mask.unpack()] == 0).all()
 
 
-def test_a_control_narrows_and_the_best_weights_are_those_of_the_last_masks():
+@pytest.mark.parametrize("says", ["the truth", "always settled"])
+def test_a_control_narrows_and_the_best_weights_are_those_of_the_last_masks(says):
+    control = Narrowing()
+    if says == "always settled":
+        control.settled = lambda step: True
     tuned = tune(
-        classifier(), three_classes(), replace(SHORT, evaluate_every=1), control=Narrowing(),
-        validation=three_classes(30, 1),
+        classifier(), three_classes(), replace(SHORT, evaluate_every=1, learning_rate=1e-6),
+        control=control, validation=three_classes(30, 1),
     )  # fmt: skip
     assert tuned.best_step >= 8
     for name in ("w1", "w2"):
         zeros = weights_of(tuned.model)[name] == 0
         assert (zeros == ~tuned.masks[name].unpack()).all()
         assert zeros.mean() >= 0.6, "the last of the masks alone"
+
+
+def test_patience_waits_until_the_masks_are_settled():
+    settings = replace(SHORT, evaluate_every=1, patience=1, learning_rate=1e-6)
+    tuned = tune(
+        classifier(), three_classes(), settings, control=Narrowing(), validation=three_classes(30, 1)
+    )
+    assert tuned.history[-1]["sparsity"] > 0.5
 
 
 def test_accumulated_batches_are_one_larger_batch():
