@@ -205,7 +205,7 @@ def test_a_masked_weight_is_never_minus_zero():
 def test_a_control_narrows_and_the_best_weights_are_those_of_the_last_masks(says):
     control = Narrowing()
     if says == "always settled":
-        control.settled = lambda step: True
+        control.settled = lambda _: True
     tuned = tune(
         classifier(), three_classes(), replace(SHORT, evaluate_every=1, learning_rate=1e-6),
         control=control, validation=three_classes(30, 1),
