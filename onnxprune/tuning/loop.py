@@ -16,7 +16,7 @@ import torch
 
 from onnxprune.data import Dataset
 from onnxprune.errors import TuningError
-from onnxprune.messages import quoted
+from onnxprune.messages import quoted, visible
 from onnxprune.tuning import checkpoint as checkpoints
 from onnxprune.tuning.batches import Batch, Order
 from onnxprune.tuning.control import Control, Standing
@@ -159,7 +159,8 @@ class _Run:
             self.load(state)
         else:
             self._begin(masks)
-        saved, started, begun = self.step, time.perf_counter(), self.step
+        self._check_together(folder)
+        started, begun = time.perf_counter(), self.step
         while self.step < self.steps and not self._lost_patience():
             self._make_step()
             last = self.step == self.steps
@@ -170,13 +171,18 @@ class _Run:
             due = looked if every is None else self.step % every == 0
             if folder is not None and (due or last or self._lost_patience()):
                 self._save(folder, who)
-                saved = self.step
             if progress is not None and self.processes.first:
                 seconds = (time.perf_counter() - started) / (self.step - begun) * (self.steps - self.step)
                 progress(self._standing(seconds))
-        if folder is not None and saved != self.step:
-            self._save(folder, who)
         return self._take_best()
+
+    def _check_together(self, folder: Path | None) -> None:
+        """Refuse to go on where some processes found a checkpoint, and others did not."""
+        if self.processes.sums([self.step]) != [self.step * self.processes.count]:
+            raise TuningError(
+                f"{visible(folder or '')}: not every process finds the same checkpoint; name a folder "
+                "that all machines see"
+            )
 
     def _begin(self, masks: Mapping[str, Mask]) -> None:
         trained = self.parts.module.trained
