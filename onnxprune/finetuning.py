@@ -22,8 +22,8 @@ from onnxprune.patterns import Pattern, parse_pattern
 from onnxprune.pipeline import samples_of
 from onnxprune.planning.channels import Watch
 from onnxprune.plans import load_plan
-from onnxprune.runtime import open_session
 from onnxprune.tuning import Standing, Tuning
+from onnxprune.tuning.agreement import check_agrees
 from onnxprune.types import Check, Mask, Plan, Report, Skipped
 from onnxprune.verification import verify
 from onnxprune.verification.plan import check_declared_zeros
@@ -32,18 +32,12 @@ from onnxprune.verification.zeros import nonzero
 
 if TYPE_CHECKING:
     from onnxprune.tuning.loop import Tuned
-    from onnxprune.tuning.parts import Probe
 
 #: Weights with at least this share of zeros are taken to be pruned.
 PRUNED_SHARE = 0.1
 
 #: Whether zeros are held.
 HOLD = ("auto", "none")
-
-#: Largest difference from ONNX Runtime that is not an error, as a share of the largest output: float32 in
-#: another order of sums; what float16 and bfloat16 round.
-_TOLERANCE = {ir.DataType.FLOAT16: 3e-2, ir.DataType.BFLOAT16: 2e-1}
-_USUAL_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +126,10 @@ def finetune(
             checkpoint=None if checkpoint is None else Path(checkpoint),
             resume=resume,
             progress=progress,
-            examine=lambda probe: _check_agrees(given, probe, ModelError, "before tuning"),
+            examine=lambda probe: check_agrees(given, probe, ModelError, "before tuning"),
         )
     with watch.stage("measure"):
-        check = _check_agrees(tuned.model, tuned.probe, VerificationError, "after tuning")
+        check = check_agrees(tuned.model, tuned.probe, VerificationError, "after tuning")
         rows = _accuracy(tuned, given, original, looked_at or tuned_on)
     report = _report(tuned, settings, (tuned_on, looked_at), rows, masks)
     if tuned.best_step == 0:
@@ -270,35 +264,6 @@ def _zeros_of(model: ir.Model) -> dict[str, Mask]:
         if kept.size and 1 - np.count_nonzero(kept) / kept.size >= PRUNED_SHARE:
             masks[name] = Mask.pack(kept)
     return masks
-
-
-def _check_agrees(model: ir.Model, probe: Probe, error: type[Exception], when: str) -> Check:
-    """Compare what torch computes with what ONNX Runtime does.
-
-    Raises:
-        ModelError, VerificationError: they differ; which of them, the caller says.
-    """
-    name = f"ONNX Runtime agrees {when}"
-    if not probe.outputs:
-        return Check(name, True, "not compared: the model draws random numbers, or gives no floats")
-    results = open_session(model).run(dict(probe.inputs))
-    worst = 0.0
-    for output, ours in probe.outputs.items():
-        theirs = np.asarray(results[output]).astype(np.float32)
-        difference = float(np.abs(ours - theirs).max(initial=0.0))
-        share = difference / max(float(np.abs(theirs).max(initial=0.0)), 1e-6)
-        worst = max(worst, share)
-        if not share <= _tolerance(model):
-            raise error(
-                f"output {quoted(output)}: {when} torch and ONNX Runtime differ by {share:.2g} of the "
-                "largest value, so it can't be tuned here; please report the model"
-            )
-    return Check(name, True, f"outputs differ by at most {worst:.1e} of the largest value")
-
-
-def _tolerance(model: ir.Model) -> float:
-    kinds = {tensor_of(values[0]).dtype for values in stored_values(model).values()}
-    return max([_USUAL_TOLERANCE, *(_TOLERANCE[kind] for kind in kinds if kind in _TOLERANCE)])
 
 
 def _accuracy(

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.calibration.activations import inputs_of
 from onnxprune.data import Dataset, fixed_batch
-from onnxprune.errors import ProofError
+from onnxprune.errors import ModelError, ProofError, VerificationError
 from onnxprune.gradual.control import Gradual
 from onnxprune.gradual.deciders import Channels, Wish, Zeros
 from onnxprune.gradual.moves import Moves
@@ -68,10 +68,15 @@ class Learning:
         control: Gradual | None = None,
         checkpoint: Path | None = None,
     ) -> Tuned:
-        """Tune a model; see `onnxprune.tuning.loop.tune`."""
+        """Tune a model; see `onnxprune.tuning.loop.tune`.
+
+        Raises:
+            ModelError, VerificationError: torch and ONNX Runtime differ, before or after.
+        """
+        from onnxprune.tuning.agreement import check_agrees
         from onnxprune.tuning.loop import tune
 
-        return tune(
+        tuned = tune(
             model,
             self.data,
             self.settings,
@@ -82,7 +87,10 @@ class Learning:
             checkpoint=checkpoint,
             resume=self.resume,
             progress=self.progress,
+            examine=lambda probe: check_agrees(model, probe, ModelError, "before tuning"),
         )
+        check_agrees(tuned.model, tuned.probe, VerificationError, "after tuning")
+        return tuned
 
 
 def prune_gradually(

@@ -79,7 +79,7 @@ def _why_not(contraction: Contraction, channels: Channels, trained: Collection[s
     if contraction.axis is None or contraction.zero_point is not None:
         return f"{node.name} computes with quantized numbers"
     if not value.is_initializer():
-        return f"{node.name} sums over them between two activations, where no weight can be zero"
+        return f"{node.name} sums over them without a weight that could be zero"
     if str(value.name) not in trained:
         return f"{quoted(value.name)}, which sums over them, is not trained"
     labels = _labels(contraction, channels)

@@ -57,9 +57,9 @@ def prune_in_all_ways(
         amounts: shares of the weights that go.
         steps: of tuning.
     """
-    path, evaluation = folder / f"{network}-trained.onnx", folder / "eval.npz"
+    path, evaluation = folder / f"{network}-trained.onnx", onnxprune.load_data(folder / "eval.npz")
     model = onnxprune.load(path)
-    dense = onnxprune.validate(path, data=evaluation, metric="top1").overall.model
+    dense = onnxprune.validate(path, data=evaluation, metric="top1").overall.model.value
     rows = [{"way": "trained", "amount": 0.0, "zeros": 0.0, "top1": dense, "steps": 0, "seconds": 0.0}]
     for amount in amounts:
         for way, (options, each) in ways(steps, folder / f"{network}-early.onnx").items():
@@ -84,7 +84,7 @@ def prune_in_all_ways(
                 "way": way,
                 "amount": amount,
                 "zeros": 1 - sum(mask.kept for mask in masks) / sum(mask.size for mask in masks),
-                "top1": onnxprune.validate(pruned, data=evaluation, metric="top1").overall.model,
+                "top1": onnxprune.validate(pruned, data=evaluation, metric="top1").overall.model.value,
                 "steps": each * (options or {}).get("rounds", 1),
                 "seconds": seconds,
             })  # fmt: skip

@@ -78,11 +78,11 @@ def test_all_open_groups_of_usual_networks_can_be_masked(name: str) -> None:
 def test_what_two_activations_sum_over_has_no_weight_to_mask() -> None:
     analysis = analyze(ir.from_proto(small_models.attention()), prefer="head_dim")
     reasons = reasons_to_cut(analysis, floats(analysis.given))
-    assert [why for why in reasons.values() if "between two activations" in why]
-    assert not masked_beside_cut_head_dim(analysis, list(reasons))
+    assert [why for why in reasons.values() if "without a weight" in why]
+    assert not zeros_do_all_the_same(analysis, list(reasons))
 
 
-def masked_beside_cut_head_dim(analysis: Analysis, names: list[str]) -> bool:
+def zeros_do_all_the_same(analysis: Analysis, names: list[str]) -> bool:
     """Whether zeros would do all the same: they must not, or the refusal is too cautious."""
     removed = third(analysis, names)
     masked = copy_of(analysis.given)
@@ -96,6 +96,24 @@ def masked_beside_cut_head_dim(analysis: Analysis, names: list[str]) -> bool:
     )
     cut = make_cut(analysis, Sums(analysis.model.graph, analysis.channels), removed)
     return compare(masked, masked, cut.pruned, analysis.shapes.input_shapes, Trials(0)).passed
+
+
+def test_a_weight_that_serves_others_too_is_not_masked() -> None:
+    proto = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 17]>
+        net (float[N, 6] x, float[8, 5] z) => (float[N, 5] y, float[8, 5] scaled)
+        <float[6, 8] a, float[8, 5] shared>
+        { h = MatMul(x, a) r = Relu(h) y = MatMul(r, shared) scaled = Mul(z, shared) }
+    """)
+    random = np.random.default_rng(0)
+    for name, shape in (("a", (6, 8)), ("shared", (8, 5))):
+        array = random.standard_normal(shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    del proto.graph.value_info[:]
+    analysis = analyze(ir.from_proto(proto))
+    (group,) = [group for group in analysis.groups if group.frozen is None]
+    assert "'shared', which sums over them, serves" in reasons_to_cut(analysis, {"a", "shared"})[group.name]
+    assert not zeros_do_all_the_same(analysis, [group.name])
 
 
 def test_a_weight_that_is_not_trained_is_named() -> None:
