@@ -60,7 +60,8 @@ def test_resize_to_the_nearest(sizes, rounding, coordinates):
 
 
 @pytest.mark.parametrize(
-    ("factors", "mode"), itertools.product([(2, 3), (1.5, 2.3), (0.6, 0.8)], ["nearest", "linear", "cubic"])
+    ("factors", "mode"),
+    list(itertools.product([(2, 3), (1.5, 2.3), (0.6, 0.8)], ["nearest", "linear", "cubic"])),
 )
 def test_resize_by_factors(factors, mode):
     constants = {"s": np.array([1, 1, *factors], np.float32)}
