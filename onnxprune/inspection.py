@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from onnxprune.analyze import Analysis, analyze
 from onnxprune.cost import cost_of
+from onnxprune.model.inputs import graph_inputs
 from onnxprune.model.io import load, model_files
-from onnxprune.model.shapes import graph_inputs
 from onnxprune.model.size import tensor_bytes
 from onnxprune.model.stored import all_nodes
 from onnxprune.ops.registry import rule_for

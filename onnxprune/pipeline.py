@@ -224,8 +224,8 @@ def recipe_of(options: Mapping[str, Any], data: Dataset | None = None) -> dict[s
         defaults = {**_DEFAULTS, **_DEFAULTS_ON_DATA}
     score, scope = defaults.get(options["pattern"], ("l2", "uniform"))
     usual = options["score"] is None and score == "obs"
-    on_data = {*DATA_WEIGHT_SCORERS, *GRADIENT_WEIGHT_SCORERS}
-    if options["score"] in on_data and options["pattern"] not in (*STRUCTURED, "layers"):
+    free = options["pattern"].startswith(("unstructured", "block:"))  # N:M is the same share everywhere
+    if free and options["score"] in {*DATA_WEIGHT_SCORERS, *GRADIENT_WEIGHT_SCORERS}:
         scope = "global"
     plain = {
         **options,

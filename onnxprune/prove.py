@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import RuntimeFailure
+from onnxprune.feeds import random_feeds
 from onnxprune.model.float32 import in_float32
 from onnxprune.model.scopes import numbered_nodes
 from onnxprune.model.switches import (
@@ -21,7 +22,7 @@ from onnxprune.model.switches import (
     with_switches,
 )
 from onnxprune.model.unrounded import without_rounding
-from onnxprune.runtime import Session, open_session, random_feeds
+from onnxprune.runtime import Session, open_session
 from onnxprune.types import Check
 
 #: Two outputs of float32 arithmetic in another order differ by far less; a wrong index by far more.

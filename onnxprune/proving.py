@@ -13,7 +13,7 @@ from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.data import Dataset
 from onnxprune.errors import ProofError
 from onnxprune.model.float32 import in_float32
-from onnxprune.model.shapes import trial_shapes
+from onnxprune.model.inputs import trial_shapes
 from onnxprune.ops.sums import Sums
 from onnxprune.planning.layers import Layers
 from onnxprune.prove import ORIGINAL_REFUSES, TOLERANCE, prove

@@ -31,7 +31,7 @@ def one_node(
     domain: str = "",
     **attributes: Any,
 ) -> onnx.ModelProto:
-    """A model of one node; ``order`` names its inputs ("" is omitted), by default all inputs, then constants."""
+    """A model of one node; ``order`` names its inputs ("" is omitted), by default inputs, then constants."""
     constants = constants or {}
     names = list(order) if order is not None else [*inputs, *constants]
     results = [f"y{index}" for index in range(outputs)]

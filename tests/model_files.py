@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT = TensorProto.FLOAT
@@ -271,3 +272,21 @@ def _normalize_tensor(proto: TensorProto) -> None:
     if len(data) >= 1024:
         proto.ClearField(field)
         proto.raw_data = data
+
+
+def made_of(nodes, inputs, outputs, tensors=(), opset=21, ir_version=10):
+    graph = helper.make_graph(
+        [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
+        "graph",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        list(tensors),
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+
+
+def random_tensor(name, data_type, shape=(40, 30)):
+    values = np.random.default_rng(1).integers(0, 3, shape)
+    return ir.serde.serialize_tensor(
+        ir.Tensor(values.astype(ir.DataType(data_type).numpy()), dtype=ir.DataType(data_type), name=name)
+    )

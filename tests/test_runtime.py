@@ -8,37 +8,20 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from model_files import made_of, random_tensor
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
 from onnxprune.errors import ModelError, RuntimeFailure, UsageError
-from onnxprune.runtime import open_session, random_feeds, save_optimized
+from onnxprune.runtime import open_session, save_optimized
 
 FLOAT = TensorProto.FLOAT
-
-
-def make_model(nodes, inputs, outputs, tensors=(), opset=21, ir_version=10):
-    graph = helper.make_graph(
-        [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
-        "graph",
-        [helper.make_tensor_value_info(*value) for value in inputs],
-        [helper.make_tensor_value_info(*value) for value in outputs],
-        list(tensors),
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
-
-
-def tensor_of(name, data_type, shape=(40, 30)):
-    values = np.random.default_rng(1).integers(0, 3, shape)
-    return ir.serde.serialize_tensor(
-        ir.Tensor(values.astype(ir.DataType(data_type).numpy()), dtype=ir.DataType(data_type), name=name)
-    )
 
 
 def dense(rows=64, columns=48, seed=0):
     """y = x @ weight + bias"""
     generator = np.random.default_rng(seed)
-    return make_model(
+    return made_of(
         [("MatMul", ["x", "weight"], ["product"]), ("Add", ["product", "bias"], ["y"])],
         [("x", FLOAT, ["batch", rows])],
         [("y", FLOAT, ["batch", columns])],
@@ -55,8 +38,8 @@ ODD_TYPES = ("BOOL", "FLOAT8E4M3FN", "FLOAT8E5M2", "INT4", "UINT4")
 
 @pytest.mark.parametrize("name", PLAIN_TYPES + ODD_TYPES)
 def test_a_model_in_memory_computes_what_its_file_does(tmp_path, name):
-    weight = tensor_of("w", TensorProto.DataType.Value(name))
-    proto = make_model(
+    weight = random_tensor("w", TensorProto.DataType.Value(name))
+    proto = made_of(
         [("Cast", ["w"], ["wide"], {"to": FLOAT}), ("Add", ["x", "wide"], ["y"])],
         [("x", FLOAT, [40, 30])],
         [("y", FLOAT, [40, 30])],
@@ -81,7 +64,7 @@ def test_a_model_in_memory_computes_what_its_file_does(tmp_path, name):
     ],
 )
 def test_inputs_and_outputs_of_types_that_numpy_lacks(data_type, dtype):
-    proto = make_model(
+    proto = made_of(
         [("Identity", ["x"], ["y"]), ("Cast", ["x"], ["wide"], {"to": FLOAT})],
         [("x", data_type, ["n", 4])],
         [("y", data_type, ["n", 4]), ("wide", FLOAT, ["n", 4])],
@@ -97,7 +80,7 @@ def test_inputs_and_outputs_of_types_that_numpy_lacks(data_type, dtype):
 
 
 def test_scalars_keep_their_rank():
-    proto = make_model(
+    proto = made_of(
         [("Identity", ["x"], ["y"])],
         [("x", TensorProto.BFLOAT16, [])],
         [("y", TensorProto.BFLOAT16, [])],
@@ -137,7 +120,7 @@ def test_weights_are_read_in_place():
 def test_weights_that_the_optimizer_permutes(optimize):
     """ONNX Runtime permutes such a weight under its own name: one handed over in place would be stale."""
     weight = np.random.default_rng(0).standard_normal((24, 36)).astype(np.float32)
-    proto = make_model(
+    proto = made_of(
         [
             ("Transpose", ["x"], ["t"], {"perm": [1, 0]}),
             ("Add", ["t", "w"], ["s"]),
@@ -164,7 +147,7 @@ def test_subgraphs_see_large_tensors_of_the_main_graph_and_keep_their_own():
         [info],
         [numpy_helper.from_array(inner, "inner")],
     )
-    proto = make_model(
+    proto = made_of(
         [("If", ["c"], ["y"], {"then_branch": then, "else_branch": other})],
         [("c", TensorProto.BOOL, [])],
         [("y", FLOAT, [600])],
@@ -181,7 +164,7 @@ def test_functions_and_initializers_that_are_inputs_too():
         [helper.make_opsetid("", 21)],
     )  # fmt: skip
     weight = np.random.default_rng(0).standard_normal((20, 20)).astype(np.float32)
-    proto = make_model(
+    proto = made_of(
         [("MatMul", ["x", "w"], ["p"]), ("Double", ["p"], ["y"], {"domain": "custom"})],
         [("x", FLOAT, [1, 20]), ("w", FLOAT, [20, 20])],
         [("y", FLOAT, [1, 20])],
@@ -208,7 +191,7 @@ def test_external_data_is_found_beside_the_file(tmp_path, monkeypatch):
 
 def test_a_large_tensor_that_nobody_reads():
     proto = dense()
-    proto.graph.initializer.append(tensor_of("unread", TensorProto.FLOAT, (64, 64)))
+    proto.graph.initializer.append(random_tensor("unread", TensorProto.FLOAT, (64, 64)))
     assert open_session(ir.from_proto(proto), optimize="none").run({"x": np.ones((2, 64), np.float32)})
 
 
@@ -233,7 +216,7 @@ class TestFailures:
         return message
 
     def test_a_graph_that_onnx_runtime_refuses(self, capfd):
-        proto = make_model([("NoSuchOperator", ["x"], ["y"])], [("x", FLOAT, [1])], [("y", FLOAT, [1])])
+        proto = made_of([("NoSuchOperator", ["x"], ["y"])], [("x", FLOAT, [1])], [("y", FLOAT, [1])])
         message = self.one_line_failure(capfd, lambda: open_session(ir.from_proto(proto), label="bad.onnx"))
         assert message.startswith("bad.onnx: ")
         assert "NoSuchOperator" in message
@@ -249,7 +232,7 @@ class TestFailures:
                 open_session(path)
 
     def test_control_characters_of_the_model_are_escaped(self, capfd):
-        proto = make_model([("Relu", ["x"], ["y"])], [("x", FLOAT, [1])], [("y", FLOAT, [1])])
+        proto = made_of([("Relu", ["x"], ["y"])], [("x", FLOAT, [1])], [("y", FLOAT, [1])])
         proto.graph.node[0].op_type = "No\x1b[2J\nSuch"
         message = self.one_line_failure(capfd, lambda: open_session(ir.from_proto(proto)))
         assert "\x1b" not in message
@@ -270,7 +253,7 @@ class TestFailures:
         assert message.startswith("m.onnx: run failed: ")
 
     def test_a_failure_inside_the_graph(self, capfd):
-        proto = make_model(
+        proto = made_of(
             [("Reshape", ["x", "shape"], ["y"])],
             [("x", FLOAT, ["n"]), ("shape", TensorProto.INT64, [2])],
             [("y", FLOAT, ["a", "b"])],
@@ -315,94 +298,12 @@ def test_cuda_computes_what_the_cpu_does():
     np.testing.assert_allclose(result, expected, rtol=1e-2, atol=1e-2)  # TF32 has 10 bits
 
 
-class TestRandomFeeds:
-    def model(self):
-        return ir.from_proto(
-            make_model(
-                [
-                    ("Cast", ["ids"], ["wide"], {"to": TensorProto.INT64}),
-                    ("Gather", ["table", "wide"], ["rows"]),
-                    ("Identity", ["attention_mask"], ["m"]),
-                    ("Identity", ["image"], ["i"]),
-                    ("Identity", ["flag"], ["f"]),
-                    ("Identity", ["pixels"], ["p"]),
-                ],
-                [
-                    ("ids", TensorProto.INT32, ["b", 50]),
-                    ("attention_mask", TensorProto.INT64, ["b", 50]),
-                    ("image", TensorProto.FLOAT16, ["b", 50]),
-                    ("flag", TensorProto.BOOL, []),
-                    ("pixels", TensorProto.UINT8, ["b", 50]),
-                ],
-                [("rows", FLOAT, None)],
-                [tensor_of("table", FLOAT, (3, 8))],
-            )
-        )
-
-    SHAPES = {  # noqa: RUF012
-        "ids": (4, 50), "attention_mask": (4, 50), "image": (4, 50), "flag": (), "pixels": (4, 50)
-    }  # fmt: skip
-
-    def test_types_and_ranges(self):
-        feeds = random_feeds(self.model(), self.SHAPES, seed=0)
-        assert {name: array.shape for name, array in feeds.items()} == self.SHAPES
-        assert [array.dtype for array in feeds.values()] == [np.int32, np.int64, np.float16, bool, np.uint8]
-        assert set(np.unique(feeds["ids"])) == {0, 1, 2}  # the table has three rows
-        assert set(np.unique(feeds["attention_mask"])) == {0, 1}
-        assert feeds["attention_mask"][:, 0].all()
-        assert 60 < feeds["pixels"].max() < 100
-        assert abs(feeds["image"].astype(float).std() - 1) < 0.2
-
-    def test_rows_of_fused_tables(self):
-        """Each kind of ids stays below the rows of its own table."""
-        microsoft = {"domain": "com.microsoft"}
-        embedded = ["ids", "kinds", "words", "places", "segments", "g", "b"]
-        tables = {"words": (7, 8), "places": (60, 8), "segments": (2, 8), "g": (8,), "b": (8,)}
-        tables |= {"cos": (55, 4), "sin": (55, 4)}
-        graph = helper.make_graph(
-            [
-                helper.make_node("EmbedLayerNormalization", embedded, ["y", "mask"], **microsoft),
-                helper.make_node("RotaryEmbedding", ["q", "positions", "cos", "sin"], ["r"], **microsoft),
-            ],
-            "graph",
-            [
-                helper.make_tensor_value_info("ids", TensorProto.INT32, [4, 50]),
-                helper.make_tensor_value_info("kinds", TensorProto.INT32, [4, 50]),
-                helper.make_tensor_value_info("positions", TensorProto.INT64, [4, 50]),
-                helper.make_tensor_value_info("q", FLOAT, [4, 50, 8]),
-            ],
-            [helper.make_tensor_value_info(name, FLOAT, None) for name in ("y", "r")],
-            [tensor_of(name, FLOAT, shape) for name, shape in tables.items()],
-        )
-        imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-        model = ir.from_proto(helper.make_model(graph, opset_imports=imports, ir_version=8))
-        fed = {"ids": (4, 50), "kinds": (4, 50), "positions": (4, 50), "q": (4, 50, 8)}
-        feeds = random_feeds(model, fed, seed=0)
-        assert [feeds[name].max() for name in ("ids", "kinds")] == [6, 1]
-        assert 45 < feeds["positions"].max() < 55
-        assert open_session(model).run(feeds)
-
-    def test_seed(self):
-        first, again, other = (random_feeds(self.model(), self.SHAPES, seed) for seed in (1, 1, 2))
-        assert all(np.array_equal(first[name], again[name]) for name in first)
-        assert not np.array_equal(first["image"], other["image"])
-
-    def test_errors(self):
-        with pytest.raises(UsageError, match="no shape given for input 'flag'"):
-            random_feeds(self.model(), {k: v for k, v in self.SHAPES.items() if k != "flag"}, seed=0)
-        words = make_model(
-            [("Identity", ["s"], ["y"])], [("s", TensorProto.STRING, [1])], [("y", FLOAT, [1])]
-        )
-        with pytest.raises(UsageError, match="input 's' takes no numbers"):
-            random_feeds(ir.from_proto(words), {"s": (1,)}, seed=0)
-
-
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_save_optimized_folds_batch_norm(tmp_path, in_memory):
     channels = 40
     generator = np.random.default_rng(0)
     vectors = [generator.uniform(0.5, 1.5, channels).astype(np.float32) for _ in range(4)]
-    proto = make_model(
+    proto = made_of(
         [
             ("Conv", ["x", "w"], ["c"]),
             ("BatchNormalization", ["c", "v0", "v1", "v2", "v3"], ["y"]),
@@ -453,25 +354,6 @@ def test_import_writes_nothing_into_home_and_disables_telemetry(tmp_path):
     )
     assert done.stdout == "1\n"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_switch_is_one_of_the_numbers_it_is_compared_with():
-    """Within a branch too, and behind a cast; a vector of numbers is no switch."""
-    model = ir.from_proto(
-        onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
-            g (int32 rate, int64[3] ids, float[2] x) => (float[2] y, bool[3] z)
-            <int64 high = {16000}, int64 low = {8000}> {
-                wide = Cast<to = 7>(rate) fast = Equal(wide, high) z = Equal(ids, low)
-                y = If(fast) <then_branch = t () => (float[2] o) { o = Neg(x) },
-                              else_branch = e () => (float[2] o) {
-                                  slow = Equal(low, wide)
-                                  o = If(slow) <then_branch = tt () => (float[2] p) { p = Exp(x) },
-                                                else_branch = te () => (float[2] p) { p = Abs(x) }> }> }""")
-    )
-    feeds = [random_feeds(model, {"rate": (), "ids": (3,), "x": (2,)}, seed) for seed in range(20)]
-    assert {feed["rate"].item() for feed in feeds} == {8000, 16000}
-    assert feeds[0]["rate"].dtype == np.int32
-    assert max(feed["ids"].max() for feed in feeds) < 100
 
 
 def test_a_large_tensor_that_nobody_reads_beside_a_branch():

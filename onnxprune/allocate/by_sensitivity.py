@@ -110,11 +110,6 @@ def meet_target(
     return _counts(menus, best)
 
 
-def predicted_loss(menus: Sequence[Menu], counts: Mapping[str, int]) -> float:
-    """Return the sum of what each group costs alone."""
-    return float(sum(np.interp(counts.get(menu.name, 0), menu.counts, menu.losses) for menu in menus))
-
-
 def _counts(menus: Sequence[Menu], places: Places) -> dict[str, int]:
     return {menu.name: int(menu.counts[place]) for menu, place in zip(menus, places, strict=True)}
 

@@ -20,8 +20,8 @@ from onnxprune.data import Dataset, Inputs, fixed_batch
 from onnxprune.errors import DataError, LimitMissed, UsageError
 from onnxprune.messages import quoted
 from onnxprune.model.float32 import OTHER_FLOATS, in_float32
+from onnxprune.model.inputs import graph_inputs
 from onnxprune.model.names import Names, add_constant
-from onnxprune.model.shapes import graph_inputs
 from onnxprune.resident import return_freed_memory
 from onnxprune.types import FloatArray
 

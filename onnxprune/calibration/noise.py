@@ -14,8 +14,9 @@ import onnx_ir as ir
 
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
-from onnxprune.model.shapes import graph_inputs, input_shapes
-from onnxprune.runtime import random_feeds
+from onnxprune.feeds import random_feeds
+from onnxprune.model.inputs import graph_inputs
+from onnxprune.model.shapes import input_shapes
 from onnxprune.types import Skipped
 
 #: What users type, alone or with a number of samples behind it, as in ``random:256``.
@@ -32,7 +33,7 @@ def is_noise(source: object) -> bool:
 def draw_noise(
     model: ir.Model, source: str, seed: int, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> Dataset:
-    """Draw samples for every input of a model, by the rules of `onnxprune.runtime.random_feeds`.
+    """Draw samples for every input of a model, by the rules of `onnxprune.feeds.random_feeds`.
 
     Args:
         model: not changed.

@@ -17,8 +17,8 @@ from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.executor.parameters import TRAINED_TYPES, Tensors, sort_tensors
 from onnxprune.executor.program import build_program, run_steps
 from onnxprune.messages import one_line, quoted
+from onnxprune.model.inputs import graph_inputs
 from onnxprune.model.prepare import written_out
-from onnxprune.model.shapes import graph_inputs
 from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.ops.meanings.base import Mode, NoMeaning, torch_dtype
 from onnxprune.ops.meanings.stored import as_stored, as_torch

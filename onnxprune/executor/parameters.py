@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.inputs import graph_inputs
 from onnxprune.model.nodes import nodes_in
-from onnxprune.model.shapes import graph_inputs
 from onnxprune.ops.constant_views import computed_constants
 from onnxprune.ops.meanings.base import Array
 from onnxprune.ops.registry import rule_for
@@ -237,8 +237,8 @@ class _Judge:
 
 #: Operators that only move their first input, to places that may depend on sizes.
 _MOVED = frozenset({
-    "Cast", "CastLike", "Dropout", "Expand", "Flatten", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile",
-    "Transpose", "Unsqueeze",
+    "Cast", "CastLike", "Dropout", "Expand", "Flatten", "Identity", "Pad", "Reshape", "Slice", "Split",
+    "Squeeze", "Tile", "Transpose", "Unsqueeze",
 })  # fmt: skip
 _MOVES = _MOVED | {"Concat", "Gather"}
 

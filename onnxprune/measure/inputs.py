@@ -10,11 +10,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.errors import UsageError
+from onnxprune.feeds import random_feeds
 from onnxprune.messages import quoted
+from onnxprune.model.inputs import graph_inputs
 from onnxprune.model.io import load
-from onnxprune.model.shapes import graph_inputs
 from onnxprune.model.shapes import input_shapes as declared_shapes
-from onnxprune.runtime import random_feeds
 
 
 def random_inputs(

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.dims import Dim, ShapeValue
 from onnxprune.model.sequence_shapes import is_sequence
-from onnxprune.model.shape_values import Dim, ShapeValue
 
 if TYPE_CHECKING:
     from onnxprune.model.shapes import Shapes

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxprune.model.contrib_shapes import Dims, shape_function, sum_of
-from onnxprune.model.shape_values import Dim
+from onnxprune.model.dims import Dim
 
 
 def _at(inputs: Sequence[Dims], index: int) -> Dims:

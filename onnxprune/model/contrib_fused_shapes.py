@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxprune.model.contrib_shapes import Dims, computed, shape_function
-from onnxprune.model.shape_values import Dim
+from onnxprune.model.dims import Dim
 
 
 @shape_function(

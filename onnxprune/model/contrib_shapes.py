@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import onnx
 import onnx_ir as ir
 
-from onnxprune.model.shape_values import Dim
+from onnxprune.model.dims import Dim
 
 #: Sizes of one value; None where an input is left out, or an output's sizes can't be told.
 Dims: TypeAlias = tuple[Dim, ...] | None

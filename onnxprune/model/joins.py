@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.dims import Array
 from onnxprune.model.names import Names, add_constant
 from onnxprune.model.nodes import nodes_in
-from onnxprune.model.shape_values import Array, slice_bounds
+from onnxprune.model.shape_values import slice_bounds
 from onnxprune.model.shapes import Shapes
 
 _MOVES = ("Squeeze", "Transpose", "Unsqueeze")

@@ -19,6 +19,7 @@ from onnx_ir.passes import common as passes
 from onnxprune.model.body_shapes import branches, has_bodies, taken_branch
 from onnxprune.model.constant_statistics import fold_statistics
 from onnxprune.model.copies import copy_of
+from onnxprune.model.dims import Array, Dim
 from onnxprune.model.functions import without_functions
 from onnxprune.model.joins import join_pieces, pick_before_joining
 from onnxprune.model.names import Names, add_constant
@@ -30,7 +31,6 @@ from onnxprune.model.scopes import (
     number_nodes,
     return_copies,
 )
-from onnxprune.model.shape_values import Array, Dim
 from onnxprune.model.shapes import Shapes, concretise
 from onnxprune.model.states import leave_out_zero_states
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx import shape_inference
 
 from onnxprune.model.contrib_shapes import Dims, shape_function
-from onnxprune.model.shape_values import Dim
+from onnxprune.model.dims import Dim
 
 #: The input whose element type the outputs have; results of other operators are floats.
 _TYPED_AS = {

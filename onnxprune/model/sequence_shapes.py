@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxprune.model.contrib_shapes import Dims, shape_function
-from onnxprune.model.shape_values import Dim
+from onnxprune.model.dims import Dim
 
 #: Elements assumed where their number is not known; the size is a symbol.
 _ELEMENTS = 2

@@ -3,81 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
 from onnx import reference
 
+from onnxprune.model.dims import Array, Contents, Dim, Dims, ShapeValue, factor_of, product_of
+
 #: Types whose contents are followed: sizes, flags, and the scalars that scale them.
 FOLLOWED = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.FLOAT})
 #: Float tensors beyond this many elements are weights, not sizes.
 FLOAT_LIMIT = 16
-
-Array: TypeAlias = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Dim:
-    """One size.
-
-    Attributes:
-        size: the number at the chosen input sizes.
-        factor: a symbolic size is ``factor`` times the product of its symbols.
-        symbols: sorted names; empty for a number that is the same for every input.
-    """
-
-    size: int
-    factor: int = 1
-    symbols: tuple[str, ...] = ()
-
-    @property
-    def is_constant(self) -> bool:
-        """True if the size does not depend on any input."""
-        return not self.symbols
-
-    @property
-    def label(self) -> str:
-        """A name such that equal names mean equal sizes."""
-        if self.is_constant:
-            return str(self.size)
-        return "*".join(([str(self.factor)] if self.factor != 1 else []) + list(self.symbols))
-
-
-_ONE = Dim(1)
-
-
-@dataclass(frozen=True, slots=True)
-class ShapeValue:
-    """Contents of a small tensor.
-
-    Attributes:
-        numbers: the contents at the chosen input sizes.
-        dims: object array of the same shape, a symbolic `Dim` or None (constant) for each element; None if
-            every element is constant.
-    """
-
-    numbers: Array
-    dims: Array | None = None
-
-    @property
-    def is_constant(self) -> bool:
-        """True if the contents do not depend on any input."""
-        return self.dims is None
-
-    def elements(self) -> list[Dim]:
-        """Return one `Dim` for each element of the flattened tensor."""
-        symbolic = [None] * self.numbers.size if self.dims is None else self.dims.ravel().tolist()
-        return [
-            Dim(int(number)) if dim is None else dim
-            for number, dim in zip(self.numbers.ravel().tolist(), symbolic, strict=True)
-        ]
-
-
-Dims: TypeAlias = Mapping[ir.Value, tuple[Dim, ...]]
-Contents: TypeAlias = Mapping[ir.Value, ShapeValue]
 
 
 def evaluate(node: ir.Node, dims: Dims, contents: Contents, opset: int) -> ShapeValue | None:
@@ -106,129 +44,6 @@ def evaluate(node: ir.Node, dims: Dims, contents: Contents, opset: int) -> Shape
     return ShapeValue(numbers, _symbolic(node, inputs, numbers))
 
 
-#: Operators whose output has the type and the sizes of their first input.
-LIKE_FIRST = frozenset({
-    "Abs", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity",
-    "LeakyRelu", "Log", "Neg", "Reciprocal", "Relu", "Sigmoid", "Softplus", "Sqrt", "Tanh",
-})  # fmt: skip
-
-#: Operators that broadcast two inputs of one type, which their output has too (from opset 7 on).
-BROADCAST = frozenset({"Add", "Div", "Mul", "Sub"})
-
-
-def broadcast(a: Sequence[Dim], b: Sequence[Dim], output: ir.Value) -> tuple[Dim, ...] | None:
-    """Return the sizes after a is broadcast against b as numpy does, None where they do not fit.
-
-    A constant size other than 1 wins over a symbol, which must be 1 or the same then. Two symbols that differ
-    give a third one.
-    """
-    rank = max(len(a), len(b))
-    padded = ((*(_ONE,) * (rank - len(dims)), *dims) for dims in (a, b))
-    result = []
-    for axis, (one, other) in enumerate(zip(*padded, strict=True)):
-        if one.size != other.size and 1 not in (one.size, other.size):
-            return None
-        if one == other or other == _ONE:
-            result.append(one)
-        elif one == _ONE:
-            result.append(other)
-        else:
-            size = one.size if other.size == 1 else other.size
-            constant = one.is_constant or other.is_constant
-            result.append(Dim(size) if constant else Dim(size, 1, (f"{output.name}.{axis}",)))
-    return tuple(result)
-
-
-def output_dims(
-    node: ir.Node, dims: Dims, contents: Contents, sizes: tuple[int, ...]
-) -> tuple[Dim, ...] | None:
-    """Return the symbolic shape after a node whose target shape is an input, None for other nodes."""
-    if node.op_type == "Slice":
-        return _sliced_dims(node, dims, contents, sizes)
-    if node.op_type == "Tile":
-        return _tiled_dims(node, dims, contents, sizes)
-    if node.op_type not in ("Reshape", "Expand", "ConstantOfShape") or any(
-        v is None for v in node.inputs[:2]
-    ):
-        return None
-    target = contents.get(node.inputs[-1])  # type: ignore[arg-type]
-    if target is None:
-        return None
-    entries = target.elements()
-    if node.op_type == "ConstantOfShape":
-        return tuple(entries)
-    source = dims[node.inputs[0]]  # type: ignore[index]
-    if node.op_type == "Expand":
-        return _expanded(source, entries, sizes)
-    keep_zero = node.attributes.get_int("allowzero", 0) == 1
-    result = [
-        source[axis] if dim.is_constant and dim.size == 0 and not keep_zero else dim
-        for axis, dim in enumerate(entries)
-    ]
-    for axis, dim in enumerate(result):
-        if dim.is_constant and dim.size == -1:
-            result[axis] = _quotient(source, result[:axis] + result[axis + 1 :], sizes[axis], node, axis)
-    return tuple(result)
-
-
-def _sliced_dims(
-    node: ir.Node, dims: Dims, contents: Contents, sizes: tuple[int, ...]
-) -> tuple[Dim, ...] | None:
-    """Return the shape after a Slice at computed bounds: axes that are not sliced keep their size."""
-    bounds = [contents.get(value) for value in node.inputs[1:4] if value is not None]
-    if len(bounds) < 3 or bounds[2] is None or not bounds[2].is_constant:
-        return None
-    if all(bound is not None and bound.is_constant for bound in bounds):
-        return None  # ONNX tells
-    source, output = dims[node.inputs[0]], node.outputs[0]  # type: ignore[index]
-    sliced = {int(axis) % len(source) for axis in bounds[2].numbers.ravel()}
-    return tuple(
-        Dim(size, 1, (f"{output.name}.{axis}",)) if axis in sliced else source[axis]
-        for axis, size in enumerate(sizes)
-    )
-
-
-def _tiled_dims(
-    node: ir.Node, dims: Dims, contents: Contents, sizes: tuple[int, ...]
-) -> tuple[Dim, ...] | None:
-    repeats = contents.get(node.inputs[1]) if len(node.inputs) == 2 and node.inputs[1] is not None else None
-    if repeats is None:
-        return None
-    source = dims[node.inputs[0]]  # type: ignore[index]
-    tiled = tuple(_product(dim, times) for dim, times in zip(source, repeats.elements(), strict=True))
-    return tiled if tuple(dim.size for dim in tiled) == sizes else None
-
-
-def _expanded(source: Sequence[Dim], entries: Sequence[Dim], sizes: tuple[int, ...]) -> tuple[Dim, ...]:
-    rank = len(sizes)
-    padded_source = [Dim(1)] * (rank - len(source)) + list(source)
-    padded_target = [Dim(1)] * (rank - len(entries)) + list(entries)
-    return tuple(
-        given if (given.is_constant and given.size != 1) or target == Dim(1) else target
-        for given, target in zip(padded_source, padded_target, strict=True)
-    )
-
-
-def _quotient(source: Sequence[Dim], others: Sequence[Dim], size: int, node: ir.Node, axis: int) -> Dim:
-    """The entry that -1 stands for: the product of ``source`` over the product of ``others``."""
-    remaining = [symbol for dim in source for symbol in dim.symbols]
-    number = math.prod(_number(dim) for dim in source)
-    for dim in others:
-        for symbol in dim.symbols:
-            if symbol not in remaining:
-                return Dim(size, 1, (f"{node.outputs[0].name}.{axis}",))
-            remaining.remove(symbol)
-    divisor = math.prod(_number(dim) for dim in others)
-    if not divisor or number % divisor:
-        return Dim(size, 1, (f"{node.outputs[0].name}.{axis}",))
-    factor = number // divisor
-    return Dim(size, factor, tuple(sorted(remaining))) if remaining else Dim(size)
-
-
-def _number(dim: Dim) -> int:
-    return dim.size if dim.is_constant else dim.factor
-
-
 def _sizes_of(node: ir.Node, dims: Dims) -> ShapeValue | None:
     source = dims.get(node.inputs[0]) if node.inputs[0] is not None else None
     if source is None:
@@ -236,7 +51,7 @@ def _sizes_of(node: ir.Node, dims: Dims) -> ShapeValue | None:
     if node.op_type == "Size":
         total = Dim(1)
         for dim in source:
-            total = _product(total, dim)
+            total = product_of(total, dim)
         return _from_dims([total], ())
     start = node.attributes.get_int("start", 0)
     end = node.attributes.get_int("end", len(source))
@@ -251,12 +66,6 @@ def _from_dims(dims: Sequence[Dim], shape: tuple[int, ...]) -> ShapeValue:
     symbolic = np.empty(len(dims), dtype=object)
     symbolic[:] = [None if dim.is_constant else dim for dim in dims]
     return ShapeValue(numbers, symbolic.reshape(shape))
-
-
-def _product(a: Dim, b: Dim) -> Dim:
-    size = a.size * b.size
-    symbols = tuple(sorted(a.symbols + b.symbols))
-    return Dim(size, _number(a) * _number(b), symbols) if symbols else Dim(size)
 
 
 # --- moves: the same indexing for the numbers and for the symbols -------------------------------------------
@@ -479,7 +288,7 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 
 def _mul(dims: Sequence[Dim], opaque: Dim) -> Dim:
-    return _product(dims[0], dims[1]) if min(_number(dim) for dim in dims) > 0 else opaque
+    return product_of(dims[0], dims[1]) if min(factor_of(dim) for dim in dims) > 0 else opaque
 
 
 def _div(dims: Sequence[Dim], opaque: Dim) -> Dim:

@@ -9,9 +9,9 @@ constant is symbolic.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, product
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,18 +19,19 @@ import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
-from onnxprune.errors import ModelError, UsageError
 from onnxprune.model import (
     body_shapes,
     contrib_attention_shapes,
     contrib_fused_shapes,
     contrib_shapes,
+    output_sizes,
     quantized_shapes,
     sequence_shapes,
     shape_values,
 )
+from onnxprune.model.dims import Dim, ShapeValue
+from onnxprune.model.inputs import candidate_shapes, symbol_of
 from onnxprune.model.nodes import graphs_in
-from onnxprune.model.shape_values import Dim, ShapeValue
 
 #: Files of shape functions: importing one files its functions.
 SHAPE_FUNCTIONS = (
@@ -46,10 +47,7 @@ CONTENT_LIMIT = 4096
 
 #: How a reason says that other sizes of the inputs may do.
 DOES_NOT_FIT = "does not fit"
-#: Sizes tried for symbolic axes, in this order, until the whole graph can be inferred or these are too many.
-_BATCHES = (2, 1)
-_SPATIAL = (64, 224, 32, 96, 48)
-_SEQUENCES = (16, 8, 12, 32, 64, 128, 10, 4, 256)
+#: Choices of sizes tried, until the whole graph can be inferred.
 _MOST_TRIALS = 30
 
 
@@ -122,107 +120,11 @@ def concretise(model: ir.Model, overrides: Mapping[str, Sequence[int]] | None = 
     """
     tried = []
     answers: dict[Hashable, list[_Answer | None]] = {}
-    for chosen in islice(_candidates(model, overrides or {}), _MOST_TRIALS):
+    for chosen in islice(candidate_shapes(model, overrides or {}), _MOST_TRIALS):
         tried.append(_Walk(model, chosen, answers).run())
         if not any(DOES_NOT_FIT in reason for reason in tried[-1].unknown.values()):
             break  # other sizes would help no further
     return min(tried, key=lambda shapes: len(shapes.unknown))
-
-
-def graph_inputs(model: ir.Model) -> list[ir.Value]:
-    """Return the inputs that a caller must feed: those that are not initializers as well."""
-    return [value for value in model.graph.inputs if not value.is_initializer()]
-
-
-def trial_shapes(model: ir.Model, first: Mapping[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:
-    """Return input shapes to try a model at: the given ones, and another batch where that is symbolic.
-
-    What was written for one batch by mistake shows at another.
-    """
-    inputs = {str(value.name): value for value in graph_inputs(model)}
-    symbols = {
-        name: [_symbol(inputs[name], axis) for axis in range(len(shape))] for name, shape in first.items()
-    }
-    # A symbol has one size wherever it stands, as the batch of one input and behind the time of another.
-    changed = {
-        symbols[name][0]: 2 if shape[0] == 1 else 1
-        for name, shape in first.items()
-        if shape and symbols[name][0] is not None
-    }
-    other = {
-        name: tuple(changed.get(symbol, size) for symbol, size in zip(symbols[name], shape, strict=True))
-        for name, shape in first.items()
-    }
-    return [dict(first)] if other == dict(first) else [dict(first), other]
-
-
-def _candidates(
-    model: ir.Model, overrides: Mapping[str, Sequence[int]]
-) -> Iterator[dict[str, tuple[int, ...]]]:
-    inputs = graph_inputs(model)
-    names = [value.name for value in inputs]
-    for name in overrides:
-        if name not in names:
-            raise UsageError(
-                f"input shape given for {name!r}, which is no input; inputs: {', '.join(map(str, names))}"
-            )
-    seen = set()
-    for sequence, batch, spatial in product(_SEQUENCES, _BATCHES, _SPATIAL):
-        sizes: dict[str, int] = {}  # the same symbol has the same size everywhere
-        chosen = {
-            str(value.name): _concrete_shape(
-                value, overrides.get(str(value.name)), (batch, spatial, sequence), sizes
-            )
-            for value in inputs
-        }
-        key = tuple(chosen.items())
-        if key not in seen:
-            seen.add(key)
-            yield chosen
-
-
-def _concrete_shape(
-    value: ir.Value, override: Sequence[int] | None, trial: tuple[int, int, int], sizes: dict[str, int]
-) -> tuple[int, ...]:
-    """Return the shape of an input; ``trial`` is what is tried for batch, space and sequence."""
-    batch, spatial, sequence = trial
-    if value.shape is None:
-        if override is None:
-            raise ModelError(
-                f"input {value.name!r} has no rank; give its shape: --input-shape {value.name}=1,3,224,224"
-            )
-        return tuple(override)
-    if override is not None and len(override) != len(value.shape):
-        raise UsageError(
-            f"input {value.name!r} has rank {len(value.shape)}, but its shape was given as {list(override)}"
-        )
-    shape = []
-    for axis, dim in enumerate(value.shape):
-        static = isinstance(dim, int) and dim > 0  # some exporters write -1 for "any"
-        if override is not None:
-            if static and dim != override[axis]:
-                raise UsageError(
-                    f"axis {axis} of input {value.name!r} is {dim} in the model, not {override[axis]}"
-                )
-            size = int(override[axis])
-        elif static:
-            size = int(dim)  # type: ignore[arg-type]
-        elif axis == 0:
-            size = batch
-        else:
-            size = spatial if len(value.shape) >= 4 else sequence
-        symbol = _symbol(value, axis)
-        shape.append(sizes.setdefault(symbol, size) if symbol is not None and override is None else size)
-    return tuple(shape)
-
-
-def _symbol(value: ir.Value, axis: int) -> str | None:
-    """Return the name of a symbolic axis of a graph input, None if it is static."""
-    dim = None if value.shape is None else value.shape[axis]
-    if isinstance(dim, int) and dim > 0:
-        return None
-    named = None if dim is None or isinstance(dim, int) else dim.value
-    return named if named and named not in ("?", "-1") else f"{value.name}.{axis}"
 
 
 class _Answer(NamedTuple):
@@ -268,7 +170,7 @@ class _Walk:
         for value in self.graph.inputs:
             if not value.is_initializer():
                 sizes = self.shapes.input_shapes[str(value.name)]
-                symbols = [_symbol(value, axis) for axis in range(len(sizes))]
+                symbols = [symbol_of(value, axis) for axis in range(len(sizes))]
                 if symbols and symbols[0] is not None:
                     self.shapes.batches[str(value.name)] = sizes[0]
                 self.shapes.dims[value] = tuple(
@@ -349,12 +251,12 @@ class _Walk:
         dims = None if first is None else self.shapes.dims.get(first)
         if first is None or dims is None:
             return False
-        if node.op_type in shape_values.LIKE_FIRST:
+        if node.op_type in output_sizes.LIKE_FIRST:
             result: tuple[Dim, ...] | None = dims
-        elif node.op_type in shape_values.BROADCAST and len(node.inputs) == 2 and self._opset("") >= 7:
+        elif node.op_type in output_sizes.BROADCAST and len(node.inputs) == 2 and self._opset("") >= 7:
             second = node.inputs[1]
             other = None if second is None else self.shapes.dims.get(second)
-            result = None if other is None else shape_values.broadcast(dims, other, node.outputs[0])
+            result = None if other is None else output_sizes.broadcast(dims, other, node.outputs[0])
         else:
             return False
         if result is None or not onnx.defs.has(node.op_type, self._opset("")):
@@ -451,7 +353,7 @@ class _Walk:
         if not symbolic:
             return tuple(Dim(size) for size in sizes)
         if position == 0:
-            exact = shape_values.output_dims(node, self.shapes.dims, self.shapes.contents, sizes)
+            exact = output_sizes.output_dims(node, self.shapes.dims, self.shapes.contents, sizes)
             if exact is not None:
                 return exact
         if named is None or len(named) != len(sizes):

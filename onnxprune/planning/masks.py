@@ -126,7 +126,7 @@ def _check(recipe: Mapping[str, Any], data: Dataset | None, *, ranked: bool = Fa
     measured = score in DATA_WEIGHT_SCORERS or score in GRADIENT_WEIGHT_SCORERS
     if scope not in SCOPES:
         raise UsageError(f"unknown scope {scope!r}{did_you_mean(scope, SCOPES)}; known: {', '.join(SCOPES)}")
-    if scope in ("owl", SENSITIVITY) and wanted.kind == "N:M":
+    if scope != "uniform" and wanted.kind == "N:M":
         raise UsageError(f"pattern {pattern} removes the same share everywhere: leave scope {scope!r} out")
     if data is None and measured:
         raise UsageError(f"score {score!r} is measured on samples: give --data calib.npz")

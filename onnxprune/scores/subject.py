@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.calibration.activations import USUAL, Running
 from onnxprune.data import Dataset
-from onnxprune.model.shapes import graph_inputs
+from onnxprune.model.inputs import graph_inputs
 from onnxprune.ops.channels import Channels, Contraction
 from onnxprune.ops.constant_views import computed_constants
 from onnxprune.ops.labels import LabelArray

@@ -8,7 +8,7 @@ every step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,10 +117,11 @@ class Batches:
         for start in starts[self.rank :: self.processes]:
             yield self._take(np.arange(start, min(start + piece, len(self.data))))
 
-    def first(self, samples: int) -> Batch:
-        """Return about so many samples from the beginning: one batch, where the model has a fixed size."""
-        count = self.size if self.fixed else samples
-        return self._take(np.arange(min(count, len(self.data))))
+    def first(self, samples: int) -> Iterator[Batch]:
+        """Yield the first samples, about so many, the same in every process."""
+        count = min(samples, len(self.data))
+        for start in range(0, count, self.size):
+            yield self._take(np.arange(start, min(start + self.size, count)))
 
     def _take(self, numbers: Indices) -> Batch:
         count = len(numbers)
@@ -130,7 +131,17 @@ class Batches:
         labels = self.data.labels
         if labels is None or labels.dtype.kind not in "biuf":  # texts are for the user's own metrics
             return Batch(inputs, None, count)
-        return Batch(inputs, self._tensor(labels[numbers]), count)
+        whole = labels.dtype.kind in "iu"  # torch does little with its narrower unsigned types
+        chosen = labels[numbers].astype(np.int64) if whole else labels[numbers]
+        return Batch(inputs, self._tensor(chosen), count)
+
+    def counting(self, values: Mapping[str, torch.Tensor], batch: Batch) -> dict[str, torch.Tensor]:
+        """Leave out what a model gave for samples that only fill up a batch."""
+        filled = self.fixed and batch.count < self.size
+        return {
+            name: value[: batch.count] if filled and value.dim() and len(value) == self.size else value
+            for name, value in values.items()
+        }
 
     def _tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
         if array.dtype.name == "bfloat16":

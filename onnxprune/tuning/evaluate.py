@@ -46,8 +46,8 @@ def look_at(
     with torch.no_grad():
         for batch in batches.once():
             values, original = forward(batch)
-            values = _counting(values, batch)
-            original = None if original is None else _counting(original, batch)
+            values = batches.counting(values, batch)
+            original = None if original is None else batches.counting(original, batch)
             labels = None if batch.labels is None else batch.labels[: batch.count]
             loss = float(objective(values, labels, original))
             figure = loss if metric.of is None else float(metric.of(values, labels, original))
@@ -55,14 +55,3 @@ def look_at(
                 sums[place] += term
     loss, figure, count = processes.sums(sums)
     return Look(loss / count, figure / count)
-
-
-def _counting(values: Values, batch: Batch) -> Values:
-    """Leave out the rows that fill up a batch of fixed size."""
-    size = len(next(iter(batch.inputs.values())))
-    if size == batch.count:
-        return values
-    return {
-        name: value[: batch.count] if value.dim() and len(value) == size else value
-        for name, value in values.items()
-    }

@@ -16,7 +16,7 @@ import torch
 
 from onnxprune.data import Dataset
 from onnxprune.errors import TuningError
-from onnxprune.messages import quoted
+from onnxprune.messages import quoted, visible
 from onnxprune.tuning import checkpoint as checkpoints
 from onnxprune.tuning.batches import Batch, Order
 from onnxprune.tuning.control import Control, Standing
@@ -128,7 +128,7 @@ class _Run:
         self.settings = settings
         self.processes = processes
         self.control = control
-        self.steps = settings.steps_over(len(parts.batches.data), parts.batches.size)
+        self.steps = settings.steps_over(len(parts.batches.data), parts.batches.per_step)
         self.optimizer = build_optimizer(parts.module.trained.values(), settings)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=settings.precision == "float16")
         parts.held.attach(self.optimizer)
@@ -159,7 +159,8 @@ class _Run:
             self.load(state)
         else:
             self._begin(masks)
-        saved, started, begun = self.step, time.perf_counter(), self.step
+        self._check_together(folder)
+        started, begun = time.perf_counter(), self.step
         while self.step < self.steps and not self._lost_patience():
             self._make_step()
             last = self.step == self.steps
@@ -170,13 +171,18 @@ class _Run:
             due = looked if every is None else self.step % every == 0
             if folder is not None and (due or last or self._lost_patience()):
                 self._save(folder, who)
-                saved = self.step
             if progress is not None and self.processes.first:
                 seconds = (time.perf_counter() - started) / (self.step - begun) * (self.steps - self.step)
                 progress(self._standing(seconds))
-        if folder is not None and saved != self.step:
-            self._save(folder, who)
         return self._take_best()
+
+    def _check_together(self, folder: Path | None) -> None:
+        """Refuse to go on where some processes found a checkpoint, and others did not."""
+        if self.processes.sums([self.step]) != [self.step * self.processes.count]:
+            raise TuningError(
+                f"{visible(folder or '')}: not every process finds the same checkpoint; name a folder "
+                "that all machines see"
+            )
 
     def _begin(self, masks: Mapping[str, Mask]) -> None:
         trained = self.parts.module.trained
@@ -254,7 +260,7 @@ class _Run:
     def _compare(self, look: Look) -> None:
         if self.control is not None and not self.control.settled(self.step):
             return
-        changes = self.parts.held.changes
+        changes = self.parts.held.changes  # weights from before a mask are none to go back to
         before = self.best if self.best is not None and self.best["changes"] == changes else None
         if look.better_than(None if before is None else Look(*before["look"]), self.parts.metric):
             self.best = {
@@ -270,11 +276,10 @@ class _Run:
         return patience is not None and self.parts.validation is not None and self.misses >= patience
 
     def _take_best(self) -> int:
-        best = self.best
-        if best is None or best["changes"] != self.parts.held.changes:
+        if self.best is None:
             return self.step
-        self.parts.load_weights(best["weights"])
-        return int(best["step"])
+        self.parts.load_weights(self.best["weights"])
+        return int(self.best["step"])
 
     def _standing(self, seconds_left: float) -> Standing:
         metric = None if self.look is None else (self.parts.metric.name, self.look.metric)

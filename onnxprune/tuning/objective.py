@@ -39,12 +39,14 @@ class Metric:
         higher_is_better: its direction.
         of: (values, labels, the original's values) to the mean over a batch; None for the loss itself.
         output: name of the output that it judges, where that is one.
+        classes: how many the labels may name, where they do.
     """
 
     name: str
     higher_is_better: bool
     of: Callable[[Values, Tensor | None, Values | None], Tensor] | None
     output: str | None = None
+    classes: int | None = None
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ def decide(settings: Tuning, data: Dataset, first: First) -> Decided:
             "no output of the original can be compared with this model's: shapes or names differ"
         )
     decided.objective = Objective(labels, outputs, matched, distil, settings.temperature)
-    decided.metric = _metric(labels, classified, outputs)
+    decided.metric = _metric(labels, classified, outputs, first)
     decided.told = _told(settings, decided.objective)
     return decided
 
@@ -145,6 +147,25 @@ def check_classes(data: Dataset, classes: int, output: str) -> None:
             f"{data.source}: labels range from {labels.min()} to {labels.max()}; output {quoted(output)} has "
             f"classes 0 to {classes - 1}"
         )
+
+
+def check_validation(validation: Dataset, data: Dataset, metric: Metric) -> None:
+    """Check that validation samples have what samples to tune on have.
+
+    Raises:
+        DataError: labels are missing, of another shape, or beyond the classes.
+    """
+    if data.labels is None:
+        return
+    if validation.labels is None:
+        raise DataError(f"{validation.source}: has no labels, but {data.source} has; give both or none")
+    if validation.labels.shape[1:] != data.labels.shape[1:] or validation.labels.dtype.kind not in "biuf":
+        raise DataError(
+            f"{validation.source}: labels are {validation.labels.dtype}{list(validation.labels.shape)}, in "
+            f"{data.source} {data.labels.dtype}{list(data.labels.shape)}"
+        )
+    if metric.classes is not None:
+        check_classes(validation, metric.classes, str(metric.output))
 
 
 def _classified(data: Dataset, first: First) -> LabelLoss | None:
@@ -204,25 +225,31 @@ def _why_not_compared(value: Tensor | None, original: Tensor | None) -> str | No
 
 
 def _metric(
-    labels: LabelLoss | UserLoss | None, classified: LabelLoss | None, outputs: tuple[Target, ...]
+    labels: LabelLoss | UserLoss | None,
+    classified: LabelLoss | None,
+    outputs: tuple[Target, ...],
+    first: First,
 ) -> Metric:
     judged = labels if isinstance(labels, LabelLoss) else classified
     if judged is not None and not isinstance(labels, UserLoss):
         name = judged.output
         if judged.name == "cross_entropy":
-            return Metric("top1", True, lambda values, given, _: _share_equal(values[name], given), name)
+            classes = first.values[name].shape[-1]
+            return Metric(
+                "top1", True, lambda values, given, _: _share_equal(values[name], given), name, classes
+            )
         return Metric(
             "mse", False, lambda values, given, _: judged.per_sample(values, _there(given)).mean(), name
         )
     if labels is not None or not outputs:
         return Metric("loss", False, None)
-    classes = [target.name for target in outputs if target.kind == "kl"]
-    if classes:
-        of_one = classes[0] if len(classes) == 1 else None
+    scored = [target.name for target in outputs if target.kind == "kl"]
+    if scored:
+        of_one = scored[0] if len(scored) == 1 else None
         return Metric(
             "agreement",
             True,
-            lambda values, _, original: _agreement(classes, values, _there(original)),
+            lambda values, _, original: _agreement(scored, values, _there(original)),
             of_one,
         )
     return Metric(

@@ -26,12 +26,12 @@ from onnxprune.tuning.control import Control
 from onnxprune.tuning.distributed import Processes
 from onnxprune.tuning.losses import Values
 from onnxprune.tuning.masks import HeldMasks
-from onnxprune.tuning.objective import Decided, First, decide
+from onnxprune.tuning.objective import Decided, First, check_validation, decide
 from onnxprune.tuning.settings import Tuning
 from onnxprune.types import Mask, Skipped
 
 #: Samples that scales and kinds of outputs are taken from, at the beginning of the data.
-_FIRST_SAMPLES = 256
+_FIRST_SAMPLES = 64
 
 #: Samples of a probe.
 _PROBED_SAMPLES = 8
@@ -110,7 +110,7 @@ class Parts:
 
     def probe(self) -> Probe:
         """Return what the module computes from the first few samples."""
-        batch = self.batches.first(_PROBED_SAMPLES)
+        batch = next(self.batches.first(_PROBED_SAMPLES))
         data, count = self.batches.data, len(next(iter(batch.inputs.values())))
         self.evaluate()
         with torch.no_grad():
@@ -155,16 +155,28 @@ class Parts:
 
     def _decide(self) -> Decided:
         """Run the first samples, to see what the outputs are like."""
-        batch = self.batches.first(_FIRST_SAMPLES)
-        wanted = self._settings.match
+        values, originals, labels = [], [], []
+        wanted, teacher = self._settings.match, self._teacher
         self.module.eval()
-        with torch.no_grad(), self._autocast():
-            values = self.module(batch.inputs, also=[n for n in wanted if self.module.has(n)])
-        original = None
-        if self._teacher is not None:
-            original = self._of_original(batch, [n for n in wanted if self._teacher.has(n)])
-        first = First(values, batch.labels, original, self.module.outputs)
-        return decide(self._settings, self.batches.data, first)
+        for batch in self.batches.first(_FIRST_SAMPLES):
+            with torch.no_grad(), self._autocast():
+                found = self.module(batch.inputs, also=[n for n in wanted if self.module.has(n)])
+            values.append(self.batches.counting(found, batch))
+            if teacher is not None:
+                given = self._of_original(batch, [n for n in wanted if teacher.has(n)])
+                originals.append(self.batches.counting(given or {}, batch))
+            if batch.labels is not None:
+                labels.append(batch.labels[: batch.count])
+        first = First(
+            _joined(values),
+            torch.cat(labels) if labels else None,
+            _joined(originals) if originals else None,
+            self.module.outputs,
+        )
+        decided = decide(self._settings, self.batches.data, first)
+        if self.validation is not None:
+            check_validation(self.validation.data, self.batches.data, decided.metric)
+        return decided
 
 
 def assemble(
@@ -201,7 +213,8 @@ def assemble(
     def batches(samples: Dataset) -> Batches:
         samples.check_against(inputs_of(model, samples))
         where = (processes.device, processes.rank, processes.count)
-        return Batches(samples, size, settings.accumulate, fixed, *where)
+        runs = max(1, settings.batch * settings.accumulate // size) if fixed else settings.accumulate
+        return Batches(samples, size, runs, fixed, *where)
 
     return Parts(
         module,
@@ -282,7 +295,16 @@ def notes_on_batches(batches: Batches) -> list[Skipped]:
     """Say what becomes of the batch size where the model has its own."""
     if not batches.fixed:
         return []
-    return [Skipped("batch", f"the model takes batches of {batches.size} and no others: that is the batch")]
+    runs = f"{batches.accumulate} runs make up a step" if batches.accumulate > 1 else "one is a step"
+    return [Skipped("batch", f"the model takes batches of {batches.size} and no others: {runs}")]
+
+
+def _joined(parts: Sequence[Values]) -> Values:
+    """Put values of several batches together."""
+    return {
+        name: torch.cat([part[name] for part in parts]) if value.dim() else value
+        for name, value in parts[0].items()
+    }
 
 
 def _copy(tensor: Tensor) -> Tensor:

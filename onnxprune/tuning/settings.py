@@ -33,8 +33,8 @@ class Tuning:
     Attributes:
         steps: of the optimizer; instead of epochs.
         epochs: passes over the data; 10 where neither is given.
-        batch: samples that go through the model at once, over all processes; a model with a fixed batch
-            takes its own.
+        batch: samples that go through the model at once, over all processes. A model with a fixed batch runs
+            as often as it takes to come close to ``batch`` times ``accumulate`` in a step.
         accumulate: batches whose gradients make up one step.
         optimizer: a key of `OPTIMIZERS`.
         learning_rate: the highest one; None for the usual one of the optimizer.
@@ -125,16 +125,16 @@ class Tuning:
         """The highest learning rate."""
         return OPTIMIZERS[self.optimizer] if self.learning_rate is None else self.learning_rate
 
-    def steps_over(self, samples: int, batch: int) -> int:
-        """Return the number of steps over so many samples, with so many in a batch.
+    def steps_over(self, samples: int, per_step: int) -> int:
+        """Return the number of steps over so many samples, with so many in a step.
 
-        A step goes over ``accumulate`` batches. Batches go on from one pass to the next, so every sample is
-        seen equally often, and no batch is smaller than the others.
+        Steps go on from one pass to the next, so every sample is seen equally often, and no step is smaller
+        than the others.
         """
         if self.steps is not None:
             return self.steps
         epochs = USUAL_EPOCHS if self.epochs is None else self.epochs
-        return max(1, math.ceil(epochs * samples / (batch * self.accumulate)))
+        return max(1, math.ceil(epochs * samples / per_step))
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -13,9 +13,9 @@ import onnx_ir as ir
 from onnxprune.messages import one_line
 from onnxprune.model.external import FileTensor
 from onnxprune.model.functions import without_functions
+from onnxprune.model.inputs import graph_inputs
 from onnxprune.model.io import SOURCE, SPARSE
 from onnxprune.model.serialize import recall
-from onnxprune.model.shapes import graph_inputs
 from onnxprune.model.skeleton import skeleton
 from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.types import Check

@@ -10,9 +10,11 @@ import onnx_ir as ir
 
 from onnxprune import runtime
 from onnxprune.errors import OnnxPruneError, RuntimeFailure
+from onnxprune.feeds import random_feeds
 from onnxprune.model.float32 import in_float32
+from onnxprune.model.inputs import trial_shapes
 from onnxprune.model.io import model_files
-from onnxprune.model.shapes import input_shapes, trial_shapes
+from onnxprune.model.shapes import input_shapes
 from onnxprune.model.size import tensor_bytes
 from onnxprune.resident import pages_dropped
 from onnxprune.types import Check
@@ -37,7 +39,7 @@ def check_outputs_finite(
     trials = trial_shapes(model, input_shapes(model, shapes))
     ran = 0
     for seed, concrete in [(seed, trials[0]) for seed in seeds] + [(seeds[0], shape) for shape in trials[1:]]:
-        feeds = runtime.random_feeds(model, concrete, seed)
+        feeds = random_feeds(model, concrete, seed)
         try:
             with pages_dropped(_mapped_files(model, path)):
                 bad = _not_finite(session.run(_as_taken(session, feeds)))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.allocate.by_sensitivity import make_menu, meet_amount, meet_target, predicted_loss
+from onnxprune.allocate.by_sensitivity import make_menu, meet_amount, meet_target
 from onnxprune.allocate.channels import Options, choose_channels, removed_at
 from onnxprune.errors import LimitMissed
 from onnxprune.types import Budget, ChannelGroup, Curve, Scores
@@ -39,6 +39,11 @@ def problem(seed, groups=3, coupled=True):
         return float((alone @ left + left @ pairs @ left) / (alone.sum() + pairs.sum()))
 
     return menus, cost
+
+
+def predicted_loss(menus, counts):
+    """The sum of what each group costs alone."""
+    return float(sum(np.interp(counts.get(menu.name, 0), menu.counts, menu.losses) for menu in menus))
 
 
 def best_of_all(menus, allowed):

@@ -13,9 +13,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tuning_models import classifier, three_classes, weights_of  # noqa: E402
+from tuning_models import classifier, three_classes, weights_of
 
-import onnxprune  # noqa: E402
+import onnxprune
 
 SHORT = ("--steps", "12", "--batch", "8", "--learning-rate", "0.05", "--evaluate-every", "4")
 
@@ -49,8 +49,18 @@ def zeros(path):
 def test_tables_say_what_was_done(finetune, folder):
     ran = finetune("--validation", folder / "validation.npz")
     assert (ran.status, ran.err) == (0, "")
-    for text in ("accuracy", "before", "after", "top1", "cross_entropy (decided by the labels)", "history",
-                 "held zeros", "declared zeros", "only tuned weights changed", "graph unchanged"):  # fmt: skip
+    for text in (
+        "accuracy",
+        "before",
+        "after",
+        "top1",
+        "cross_entropy (decided by the labels)",
+        "history",
+        "held zeros",
+        "declared zeros",
+        "only tuned weights changed",
+        "graph unchanged",
+    ):
         assert text in ran.out
     before, after = zeros(folder / "small.onnx"), zeros(folder / "tuned.onnx")
     assert all((before[name] == after[name]).all() for name in ("w1", "w2"))

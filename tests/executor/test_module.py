@@ -1,4 +1,4 @@
-"""A model as a torch module: names, copies, types, what is shared, and what is said when something is wrong."""
+"""A model as a torch module: names, copies, types, what is shared, and what errors say."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
+import torch
 from executing import by_runtime, one_node, relative_error
 from onnx import parser
 from small_models import attention, mlp, residual_net

@@ -96,7 +96,8 @@ def test_limits_and_steps_do_not_train():
 def test_the_parts_of_a_normalised_weight_train():
     module = _module(
         """(float[n, 4] x) => (float[n, 5] y) {
-            norm = ReduceL2 <axes = [0], keepdims = 1> (v) unit = Div(v, norm) w = Mul(unit, g) y = MatMul(x, w)
+            norm = ReduceL2 <axes = [0], keepdims = 1> (v) unit = Div(v, norm) w = Mul(unit, g)
+            y = MatMul(x, w)
         }""",
         v=_f(4, 5), g=_f(1, 5),
     )  # fmt: skip

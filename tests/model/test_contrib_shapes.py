@@ -9,8 +9,9 @@ import onnx_ir as ir
 import pytest
 from cutting import Constant, graph
 
+from onnxprune.feeds import random_feeds
 from onnxprune.model.shapes import concretise
-from onnxprune.runtime import open_session, random_feeds
+from onnxprune.runtime import open_session
 
 SEQUENCE = "float[N,T,12] x"
 MICROSOFT = "com.microsoft"

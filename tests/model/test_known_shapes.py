@@ -9,7 +9,7 @@ import pytest
 from cutting import graph
 from generated import generated_model
 
-from onnxprune.model import shape_values
+from onnxprune.model import output_sizes
 from onnxprune.model.shapes import _Walk, concretise
 
 
@@ -52,7 +52,7 @@ def test_broadcasting(
     assert all_sizes(model, given) == asked_each_time(model, monkeypatch, given)
 
 
-@pytest.mark.parametrize("op", sorted(shape_values.LIKE_FIRST))
+@pytest.mark.parametrize("op", sorted(output_sizes.LIKE_FIRST))
 @pytest.mark.parametrize("opset", [12, 17, 20])
 def test_operators_that_keep_the_sizes(op: str, opset: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = graph(f"s = {op}(x) y = Neg(s)", inputs="float[N,3] x", outputs="y", opset=opset)

@@ -7,7 +7,8 @@ import onnx_ir as ir
 import pytest
 from cutting import graph
 
-from onnxprune.model.shape_values import Dim, slice_bounds
+from onnxprune.model.dims import Dim
+from onnxprune.model.shape_values import slice_bounds
 from onnxprune.model.shapes import Shapes, concretise
 
 INPUT = "float[N,T,12] x"

@@ -9,8 +9,10 @@ from cutting import graph
 from generated import generated_model
 
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.model.shapes import Shapes, concretise, graph_inputs, input_shapes, trial_shapes
-from onnxprune.runtime import open_session, random_feeds
+from onnxprune.feeds import random_feeds
+from onnxprune.model.inputs import graph_inputs, trial_shapes
+from onnxprune.model.shapes import Shapes, concretise, input_shapes
+from onnxprune.runtime import open_session
 
 
 def value(model: ir.Model, name: str) -> ir.Value:

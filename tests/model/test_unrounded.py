@@ -6,8 +6,9 @@ import pytest
 from cutting import graph
 from quantized_models import TINY, integers, steps
 
+from onnxprune.feeds import random_feeds
 from onnxprune.model.unrounded import without_rounding
-from onnxprune.runtime import open_session, random_feeds
+from onnxprune.runtime import open_session
 
 FEED = {"x": (2, 3, 6, 6)}
 

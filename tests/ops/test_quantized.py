@@ -9,9 +9,10 @@ from cutting import check_cut, graph, group_of, open_groups, positions, some_cha
 from quantized_models import TINY, integers, random_steps, steps
 
 from onnxprune.analyze import analyze
+from onnxprune.feeds import random_feeds
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.twin import make_twin
-from onnxprune.runtime import open_session, random_feeds
+from onnxprune.runtime import open_session
 
 
 def largest_difference(model: ir.Model, seed: int = 0) -> float:

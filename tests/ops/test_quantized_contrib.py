@@ -10,7 +10,8 @@ from onnx import helper
 from quantized_models import TINY, integers, random_steps, steps
 
 from onnxprune.analyze import Analysis, analyze
-from onnxprune.runtime import open_session, random_feeds
+from onnxprune.feeds import random_feeds
+from onnxprune.runtime import open_session
 
 XQ = "xq = QuantizeLinear(x, xs, xz)"
 SCALES = {

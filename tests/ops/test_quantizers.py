@@ -15,8 +15,8 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 import onnxprune
 from onnxprune.analyze import analyze
+from onnxprune.feeds import random_feeds
 from onnxprune.model.shapes import input_shapes
-from onnxprune.runtime import random_feeds
 
 NETS = ("residual_net", "depthwise_net", "concat_net", "mlp", "attention")
 

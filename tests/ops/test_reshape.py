@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.analyze import analyze
+from onnxprune.model.dims import Dim
 from onnxprune.model.prepare import prepare
-from onnxprune.model.shape_values import Dim
 from onnxprune.ops.channels import Channels
 from onnxprune.ops.registry import rule_for
 from onnxprune.ops.reshape import refine

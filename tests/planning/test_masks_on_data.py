@@ -260,6 +260,7 @@ def test_scores_from_data_compare_layers_unless_asked_otherwise() -> None:
         ({"pattern": "2:4", "score": "l2"}, True, r"score 'l2' goes by weights alone"),
         ({"pattern": "unstructured", "amount": 0.5, "scope": "owl"}, False, r"'owl' looks for outliers"),
         ({"pattern": "2:4", "score": "obs", "scope": "owl"}, True, r"same share everywhere"),
+        ({"pattern": "2:4", "score": "obs", "scope": "global"}, True, r"same share everywhere"),
         ({"pattern": "2:4", "score": "obs", "scope": "owls"}, True, r"'owls' \(did you mean 'owl'\?\)"),
         ({"pattern": "unstructured", "score": "obs"}, True, r"needs an amount"),
     ],

@@ -13,8 +13,8 @@ from cutting import graph, parameters
 from onnxprune.branches import Removal, find_branches
 from onnxprune.cost import cost_of
 from onnxprune.errors import PlanError
+from onnxprune.model.inputs import trial_shapes
 from onnxprune.model.prepare import prepare
-from onnxprune.model.shapes import trial_shapes
 from onnxprune.ops.channels import Channels
 from onnxprune.prove import prove
 from onnxprune.rewrite.depth import make_depth_twin, remove_branches

@@ -17,8 +17,9 @@ from onnxprune.analyze import analyze
 from onnxprune.calibration.activations import Running
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, LimitMissed, UsageError
+from onnxprune.feeds import random_feeds
 from onnxprune.rewrite.twin import make_twin
-from onnxprune.runtime import open_session, random_feeds
+from onnxprune.runtime import open_session
 from onnxprune.scores import ablation
 from onnxprune.scores.on_data import score_on_data
 from onnxprune.scores.subject import Subject

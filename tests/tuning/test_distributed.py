@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ torch = pytest.importorskip("torch")
 from tuning_models import classifier, three_classes, weights_of  # noqa: E402
 
 import onnxprune  # noqa: E402
+from onnxprune.errors import TuningError  # noqa: E402
 from onnxprune.model.io import load, save  # noqa: E402
+from onnxprune.tuning import loop  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,6 +77,18 @@ def test_two_processes_tune_as_one_does(tmp_path, run, batch, options):
         assert np.abs(array - before[name]).max() > 1e-3, "it was tuned"
         np.testing.assert_allclose(weights[1][name], array, rtol=0, atol=1e-6)
         assert ((weights[1][name] == 0) == (array == 0)).all()
+
+
+@pytest.mark.parametrize(("steps", "agree"), [([4, 4], True), ([4, 0], False)])
+def test_processes_that_find_different_checkpoints_do_not_begin(tmp_path, steps, agree):
+    run = object.__new__(loop._Run)
+    run.step = steps[0]
+    run.processes = SimpleNamespace(count=2, sums=lambda values: [float(sum(steps))])
+    if agree:
+        run._check_together(tmp_path)
+    else:
+        with pytest.raises(TuningError, match="all machines see"):
+            run._check_together(tmp_path)
 
 
 @pytest.mark.long

@@ -148,11 +148,11 @@ def test_values_of_another_shape_are_not_matched_and_that_is_said():
     )
     tuned = tune(small, three_classes(), replace(SHORT, match=("hidden", "nowhere")), teacher=classifier())
     reasons = {note.name: note.reason for note in tuned.notes}
-    assert "[96, 4], in the original [96, 8]" in reasons["hidden"]
+    assert "[64, 4], in the original [64, 8]" in reasons["hidden"]
     assert "no value of that name" in reasons["nowhere"]
 
 
-def test_the_best_weights_are_kept_and_patience_ends_a_run():
+def test_the_best_weights_are_kept_and_patience_ends_a_run(tmp_path):
     settings = Tuning(steps=200, batch=8, learning_rate=2.0, clip=None, evaluate_every=2, patience=3)
     tuned = tune(classifier(), three_classes(), settings, validation=three_classes(60, 1))
     figures = [row["top1"] for row in tuned.history]
@@ -160,6 +160,15 @@ def test_the_best_weights_are_kept_and_patience_ends_a_run():
     rows = {row["step"]: row for row in tuned.history}
     assert rows[tuned.best_step]["top1"] == max(figures)
     assert tuned.steps_done - tuned.best_step == 6, "three looks of two steps"
+    run = {"validation": three_classes(60, 1), "checkpoint": tmp_path / "run"}
+    with pytest.raises(Stop):
+        tune(
+            classifier(), three_classes(), settings, **run,
+            progress=stopping_at(tuned.steps_done - 1),
+        )  # fmt: skip
+    resumed = tune(classifier(), three_classes(), settings, **run, resume=True)
+    assert (resumed.best_step, resumed.steps_done) == (tuned.best_step, tuned.steps_done)
+    assert bits(resumed.model) == bits(tuned.model), "the best weights are part of a checkpoint"
     again = tune(tuned.model, three_classes(), replace(settings, steps=1), validation=three_classes(60, 1))
     assert again.history[0]["top1"] == max(figures), "the model has the weights of the best step"
 
@@ -181,10 +190,25 @@ def test_masks_hold_through_a_run_and_nothing_else_is_zero(optimizer, precision)
     assert tuned.history[-1]["sparsity"] == sum(m.size - m.kept for m in masks.values()) / (48 + 24 + 8 + 3)
 
 
-def test_a_control_narrows_and_the_best_weights_are_those_of_the_last_masks():
+def test_a_masked_weight_is_never_minus_zero():
+    """Where weight decay takes more than all of a weight, its sign turns: also that of a zero."""
+    settings = Tuning(
+        steps=3, batch=8, optimizer="adamw", learning_rate=3.0, weight_decay=0.5, warm_up=0.0,
+        learning_rate_schedule="constant",
+    )  # fmt: skip
+    tuned = tune(classifier(), three_classes(), settings, masks=some_masks())
+    for name, mask in some_masks().items():
+        assert (weights_of(tuned.model)[name].view(np.int32)[~mask.unpack()] == 0).all()
+
+
+@pytest.mark.parametrize("says", ["the truth", "always settled"])
+def test_a_control_narrows_and_the_best_weights_are_those_of_the_last_masks(says):
+    control = Narrowing()
+    if says == "always settled":
+        control.settled = lambda _: True
     tuned = tune(
-        classifier(), three_classes(), replace(SHORT, evaluate_every=1), control=Narrowing(),
-        validation=three_classes(30, 1),
+        classifier(), three_classes(), replace(SHORT, evaluate_every=1, learning_rate=1e-6),
+        control=control, validation=three_classes(30, 1),
     )  # fmt: skip
     assert tuned.best_step >= 8
     for name in ("w1", "w2"):
@@ -193,8 +217,16 @@ def test_a_control_narrows_and_the_best_weights_are_those_of_the_last_masks():
         assert zeros.mean() >= 0.6, "the last of the masks alone"
 
 
+def test_patience_waits_until_the_masks_are_settled():
+    settings = replace(SHORT, evaluate_every=1, patience=1, learning_rate=1e-6)
+    tuned = tune(
+        classifier(), three_classes(), settings, control=Narrowing(), validation=three_classes(30, 1)
+    )
+    assert tuned.history[-1]["sparsity"] > 0.5
+
+
 def test_accumulated_batches_are_one_larger_batch():
-    plain = Tuning(steps=5, batch=16, learning_rate=0.05, optimizer="sgd")
+    plain = Tuning(steps=5, batch=16, learning_rate=0.05, optimizer="sgd", clip=None)
     whole = tune(classifier(), three_classes(), plain).model
     parts = tune(classifier(), three_classes(), replace(plain, batch=4, accumulate=4)).model
     for name, array in weights_of(whole).items():
@@ -211,6 +243,32 @@ def test_a_fixed_batch_is_taken_as_it_is_and_every_sample_counts():
         np.testing.assert_allclose(weights_of(fixed.model)[name], array, rtol=0, atol=1e-5)
     looks = [[row["validation loss"] for row in tuned.history] for tuned in (free, fixed)]
     np.testing.assert_allclose(*looks, rtol=1e-5)
+
+
+def test_a_fixed_batch_of_one_makes_steps_of_many():
+    free = tune(classifier(), three_classes(), replace(SHORT, batch=8, optimizer="sgd"))
+    fixed = tune(classifier(batch="1"), three_classes(), replace(SHORT, batch=8, optimizer="sgd"))
+    assert fixed.batch == 8
+    assert "8 runs make up a step" in fixed.notes[0].reason
+    for name, array in weights_of(free.model).items():
+        np.testing.assert_allclose(weights_of(fixed.model)[name], array, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("label", "named"),
+    [(None, "has no labels"), ([0, 1, 3], "range from 0 to 3"), ([[0], [1], [2]], "labels are")],
+)
+def test_validation_samples_have_labels_that_fit(label, named):
+    arrays = {"x": three_classes(3).arrays["x"], **({} if label is None else {"label": np.array(label)})}
+    with pytest.raises(DataError, match=named):
+        tune(classifier(), three_classes(), SHORT, validation=Dataset.from_arrays(arrays))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_labels_of_any_integer_type(dtype):
+    data = three_classes()
+    typed = Dataset.from_arrays({"x": data.arrays["x"], "label": data.labels.astype(dtype)})
+    assert bits(tune(classifier(), typed, SHORT).model) == bits(tune(classifier(), data, SHORT).model)
 
 
 def test_a_loss_that_is_no_number_any_more_ends_the_run_in_one_line(tmp_path):

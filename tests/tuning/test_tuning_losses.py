@@ -14,8 +14,8 @@ from tuning_models import filled, three_classes, weights_of  # noqa: E402
 from onnxprune.data import Dataset  # noqa: E402
 from onnxprune.executor.losses import LabelLoss  # noqa: E402
 from onnxprune.tuning import Tuning  # noqa: E402
-from onnxprune.tuning.losses import Objective, Target, spread  # noqa: E402
 from onnxprune.tuning.loop import tune  # noqa: E402
+from onnxprune.tuning.losses import Objective, Target, spread  # noqa: E402
 from onnxprune.tuning.objective import First, decide  # noqa: E402
 
 

@@ -49,7 +49,7 @@ def test_a_loss_of_the_users_own_is_accepted_by_form():
 
 
 def test_steps_cover_the_epochs_that_are_asked_for():
-    assert Tuning(epochs=2, batch=8, accumulate=2).steps_over(100, 8) == 13  # 200 samples, 16 in a step
+    assert Tuning(epochs=2, batch=8, accumulate=2).steps_over(100, 16) == 13  # 200 samples, 16 in a step
     assert Tuning(steps=7).steps_over(100, 8) == 7
     assert Tuning().steps_over(100, 32) == 32  # ten passes
     assert Tuning(epochs=0.01, batch=8).steps_over(10, 8) == 1

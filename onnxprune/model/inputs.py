@@ -1,0 +1,117 @@
+"""What a caller must feed a model, and the sizes that may be tried for its symbolic axes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+
+import onnx_ir as ir
+
+from onnxprune.errors import ModelError, UsageError
+
+#: Sizes tried for symbolic axes, in this order.
+_BATCHES = (2, 1)
+_SPATIAL = (64, 224, 32, 96, 48)
+_SEQUENCES = (16, 8, 12, 32, 64, 128, 10, 4, 256)
+
+
+def graph_inputs(model: ir.Model) -> list[ir.Value]:
+    """Return the inputs that a caller must feed: those that are not initializers as well."""
+    return [value for value in model.graph.inputs if not value.is_initializer()]
+
+
+def trial_shapes(model: ir.Model, first: Mapping[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:
+    """Return input shapes to try a model at: the given ones, and another batch where that is symbolic.
+
+    What was written for one batch by mistake shows at another.
+    """
+    inputs = {str(value.name): value for value in graph_inputs(model)}
+    symbols = {
+        name: [symbol_of(inputs[name], axis) for axis in range(len(shape))] for name, shape in first.items()
+    }
+    # A symbol has one size wherever it stands, as the batch of one input and behind the time of another.
+    changed = {
+        symbols[name][0]: 2 if shape[0] == 1 else 1
+        for name, shape in first.items()
+        if shape and symbols[name][0] is not None
+    }
+    other = {
+        name: tuple(changed.get(symbol, size) for symbol, size in zip(symbols[name], shape, strict=True))
+        for name, shape in first.items()
+    }
+    return [dict(first)] if other == dict(first) else [dict(first), other]
+
+
+def candidate_shapes(
+    model: ir.Model, overrides: Mapping[str, Sequence[int]]
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Yield shapes by input name, the likeliest first: symbolic axes get sizes that networks often have.
+
+    Raises:
+        UsageError: an override names no input, has the wrong rank, or contradicts a static axis.
+        ModelError: an input has no rank and no override.
+    """
+    inputs = graph_inputs(model)
+    names = [value.name for value in inputs]
+    for name in overrides:
+        if name not in names:
+            raise UsageError(
+                f"input shape given for {name!r}, which is no input; inputs: {', '.join(map(str, names))}"
+            )
+    seen = set()
+    for sequence, batch, spatial in product(_SEQUENCES, _BATCHES, _SPATIAL):
+        sizes: dict[str, int] = {}  # the same symbol has the same size everywhere
+        chosen = {
+            str(value.name): _concrete_shape(
+                value, overrides.get(str(value.name)), (batch, spatial, sequence), sizes
+            )
+            for value in inputs
+        }
+        key = tuple(chosen.items())
+        if key not in seen:
+            seen.add(key)
+            yield chosen
+
+
+def _concrete_shape(
+    value: ir.Value, override: Sequence[int] | None, trial: tuple[int, int, int], sizes: dict[str, int]
+) -> tuple[int, ...]:
+    """Return the shape of an input; ``trial`` is what is tried for batch, space and sequence."""
+    batch, spatial, sequence = trial
+    if value.shape is None:
+        if override is None:
+            raise ModelError(
+                f"input {value.name!r} has no rank; give its shape: --input-shape {value.name}=1,3,224,224"
+            )
+        return tuple(override)
+    if override is not None and len(override) != len(value.shape):
+        raise UsageError(
+            f"input {value.name!r} has rank {len(value.shape)}, but its shape was given as {list(override)}"
+        )
+    shape = []
+    for axis, dim in enumerate(value.shape):
+        static = isinstance(dim, int) and dim > 0  # some exporters write -1 for "any"
+        if override is not None:
+            if static and dim != override[axis]:
+                raise UsageError(
+                    f"axis {axis} of input {value.name!r} is {dim} in the model, not {override[axis]}"
+                )
+            size = int(override[axis])
+        elif static:
+            size = int(dim)  # type: ignore[arg-type]
+        elif axis == 0:
+            size = batch
+        else:
+            size = spatial if len(value.shape) >= 4 else sequence
+        symbol = symbol_of(value, axis)
+        shape.append(sizes.setdefault(symbol, size) if symbol is not None and override is None else size)
+    return tuple(shape)
+
+
+def symbol_of(value: ir.Value, axis: int) -> str | None:
+    """Return the name of a symbolic axis of a graph input, None if it is static."""
+    dim = None if value.shape is None else value.shape[axis]
+    if isinstance(dim, int) and dim > 0:
+        return None
+    named = None if dim is None or isinstance(dim, int) else dim.value
+    return named if named and named not in ("?", "-1") else f"{value.name}.{axis}"
