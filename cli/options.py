@@ -229,6 +229,14 @@ def _amounts(ctx: click.Context, param: click.Parameter, text: str) -> list[floa
     return numbers
 
 
+def before() -> Decorator:
+    """``--before``: a model file, or None."""
+    return click.option(
+        "--before", type=FILE, metavar="FILE",
+        help="The same graph with earlier weights, for the scores movement and movement_distance.",
+    )  # fmt: skip
+
+
 def cache() -> Decorator:
     """``--cache``: a folder, or None."""
     return click.option(

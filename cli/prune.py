@@ -21,8 +21,9 @@ PATTERNS = (
 )
 SCORES = (
     "What matters. Channels: l1, l2 (default), lamp, fpgm, bn, random; on data activation, wanda, obs "
-    "(default with --recover), ablation. Zeros: l1, l2 (default), lamp, random; on data wanda, obs. Layers: "
-    "l2, random; on data influence (default)."
+    "(default with --recover), ablation. Zeros: l1, l2 (default), lamp, random; on data wanda, obs. Both, by "
+    "gradients on data: taylor, fisher, obd, snip (channels also taylor_activation); by --before: movement, "
+    "movement_distance. Layers: l2, random; on data influence (default), taylor_activation, fisher."
 )
 SCOPES = (
     "uniform: the same share everywhere (default); global: one threshold (default for layers, zeros on data, "
@@ -37,6 +38,7 @@ SCOPES = (
 @option("--pattern", default="channels", metavar="PATTERN", help=PATTERNS)
 @options.target()
 @name("--score", help=SCORES)
+@options.before()
 @name("--scope", help=SCOPES)
 @name("--data", help="Samples: an .npz file, a folder, module:function; random or random:256 for noise.")
 @options.recover("none")

@@ -28,6 +28,7 @@ METRIC = "cross_entropy or mse (default with labels, as they are); divergence (d
 @option("--pattern", default="channels", metavar="PATTERN", help="As for prune, except layers and dead.")
 @options.amounts()
 @name("--score", default="l2", help="What goes first from each group: as for prune.")
+@options.before()
 @name("--metric", help=METRIC)
 @name("--output", help="The only model output to look at, instead of all or the one that labels fit.")
 @options.alignment()

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 #: Samples that scores are measured on, at every milestone anew.
 SCORED_SAMPLES = 512
 
-#: The score of layers that is measured.
-_INFLUENCE = "influence"
+#: The scores of layers that need no samples.
+_BY_WEIGHTS = ("l1", "l2", "random")
 
 
 def prune_gradually(
@@ -159,7 +159,7 @@ def _scored(samples: Dataset, recipe: dict[str, Any], seed: int) -> Dataset | No
     """Return the samples that scores are measured on; None if they go by weights alone."""
     pattern, score = recipe["pattern"], recipe["score"]
     if pattern == "layers":
-        measured = score == _INFLUENCE
+        measured = score not in _BY_WEIGHTS
     elif pattern in STRUCTURED:
         measured = score in DATA_SCORERS
     else:

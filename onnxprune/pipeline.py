@@ -81,9 +81,11 @@ def prune(
             ``fpgm``, ``lamp`` (made for a global scope) or ``bn``, and ``activation``, ``wanda``, ``obs`` or
             ``ablation``, measured on data; for layers ``influence`` (the default, measured on data), ``l2``
             or ``random``; for zeros also ``lamp``, from the weights, and ``wanda`` or ``obs``, measured on
-            data: the latter changes the weights that stay. With a repair, ``obs`` is the default for
-            channels and heads; ``l2`` then stands in for it in groups where it can't be measured or would
-            take long, which the report says.
+            data: the latter changes the weights that stay. From gradients on data: ``taylor``, ``fisher``,
+            ``obd`` or ``snip`` for channels, heads and zeros, ``taylor_activation`` for channels, heads and
+            layers, ``fisher`` for layers. From ``before``: ``movement`` or ``movement_distance``. With a
+            repair, ``obs`` is the default for channels and heads; ``l2`` then stands in for it in groups
+            where it can't be measured or would take long, which the report says.
         before: a file of the same graph with earlier weights, which scores ``movement`` and
             ``movement_distance`` compare with.
         scope: ``uniform`` (the same share everywhere), ``global`` (one threshold for all; the default for

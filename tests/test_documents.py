@@ -18,8 +18,10 @@ from onnxprune.recover import METHODS
 from onnxprune.scores import magnitude
 from onnxprune.scores.influence import BRANCH_SCORERS
 from onnxprune.scores.magnitude import CHANNEL_SCORERS
+from onnxprune.scores.movement import MOVEMENT_SCORERS
 from onnxprune.scores.on_data import DATA_SCORERS
 from onnxprune.scores.weights import WEIGHT_SCORERS
+from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
 from onnxprune_cli.main import COMMANDS, main
 
@@ -135,8 +137,9 @@ def names_in(text: str, heading: str) -> set[str]:
 
 
 SCORES = {
-    "channels": {*CHANNEL_SCORERS, *DATA_SCORERS},
-    "zeros": {*WEIGHT_SCORERS, *DATA_WEIGHT_SCORERS} - {"magnitude"},  # another name of l1
+    "channels": {*CHANNEL_SCORERS, *DATA_SCORERS, *MOVEMENT_SCORERS},
+    "zeros": {*WEIGHT_SCORERS, *DATA_WEIGHT_SCORERS, *GRADIENT_WEIGHT_SCORERS, *MOVEMENT_SCORERS}
+    - {"magnitude"},  # another name of l1
     "layers": set(BRANCH_SCORERS),
 }
 
@@ -156,7 +159,7 @@ def test_the_table_says_what_each_score_is_for():
             kinds = {kind for kind in SCORES if kind in patterns or patterns == "all"}
             kinds -= {"layers"} if name == "l1" else set()
             assert kinds == {kind for kind, known in SCORES.items() if name in known}, name
-            on_data = {*DATA_SCORERS, *DATA_WEIGHT_SCORERS, "influence"}
+            on_data = {*DATA_SCORERS, *DATA_WEIGHT_SCORERS, *GRADIENT_WEIGHT_SCORERS, "influence"}
             assert (data == "yes") == (name in on_data), name
 
 

@@ -5,8 +5,8 @@ held at a time, beside the weights and what the step keeps for its way back.
 
 What is squared later needs the gradient of every single sample: the square of a mean says nothing of the mean
 of squares. Where the batch is symbolic, samples run one at a time; where it is fixed, a batch runs once, and
-each sample's loss goes its own way back. `torch.func.vmap` over `grad` was tried in place of the loop: see
-`docs/scores.md`.
+each sample's loss goes its own way back. `torch.func.vmap` was tried in place of the loop: on three small
+networks it took 0.3 to 1.1 of its time, and as many times the memory of all gradients as samples run at once.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Differentiable:
                 for name, shape in self._masks.items():
                     leading = shape[0] if size == 1 else where.stop - where.start
                     ones[name] = torch.ones((leading, *shape[1:]), requires_grad=True)
-                losses = judge.losses(self._module({**_tensors(feeds), **ones}), where)
+                losses = judge.losses(self._run(feeds, ones), where)
                 if not bool(torch.isfinite(losses).all()):
                     raise DataError(f"{self._data.source}: on this data the loss of the model is not finite")
                 yield losses
@@ -188,8 +188,15 @@ class Differentiable:
         where, feeds = next(iter(feeds_by_batch(self._fed, self._data, batch=self._running.batch)))
         ones = {name: torch.ones(shape) for name, shape in self._masks.items()}
         with torch.no_grad():
-            outputs = self._module({**_tensors(feeds), **ones})
+            outputs = self._run(feeds, ones)
         return _Judge.of(outputs, where, self._data, wish)
+
+    def _run(self, feeds: Mapping[str, Array], ones: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = self._module({**_tensors(feeds), **ones})
+        for name, output in outputs.items():
+            if output.is_floating_point() and not bool(torch.isfinite(output).all()):
+                raise DataError(f"{self._data.source}: output {quoted(name)} is not finite on this data")
+        return outputs
 
 
 @dataclass(slots=True)
@@ -215,6 +222,7 @@ class _Judge:
         return cls(loss, labels, None, False, generator)
 
     def losses(self, outputs: Mapping[str, Tensor], where: slice) -> Tensor:
+        """Return the loss of each sample, [samples]."""
         if self.by_labels is not None and self.labels is not None:
             return self.by_labels.per_sample(outputs, self.labels[where])
         if self.own is None:

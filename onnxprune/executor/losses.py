@@ -18,7 +18,7 @@ other outputs the mean of a Gaussian whose deviation is that of the output over 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -164,11 +164,14 @@ class OwnLoss:
 
         At its own mean a Gaussian is flat: that target would have no gradient.
         """
-        drawn = self.drawn(outputs, generator)
-        return {
-            name: outputs[name].detach().argmax(dim=-1) if is_class else drawn[name]
-            for name, is_class in self.classes.items()
-        }
+        numbers = replace(
+            self, classes={name: False for name, is_class in self.classes.items() if not is_class}
+        )
+        targets = numbers.drawn(outputs, generator)
+        for name, is_class in self.classes.items():
+            if is_class:
+                targets[name] = outputs[name].detach().argmax(dim=-1)
+        return targets
 
     def drawn(self, outputs: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Return targets from the model's own distribution, by output: class numbers, or floats.

@@ -22,6 +22,8 @@ from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Channels
 from onnxprune.planning.channels import Watch, budget_of, unused_samples, versions
+from onnxprune.planning.earlier import check_earlier
+from onnxprune.scores.gradient import notes_on_labels
 from onnxprune.scores.influence import BRANCH_SCORERS
 from onnxprune.types import Branch, Cost, FloatArray, IntArray, Plan, PlannedBranch, PlannedGroup, Skipped
 
@@ -78,6 +80,7 @@ def plan_layers(
         UsageError, DataError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
     """
     scorer = BRANCH_SCORERS.get(recipe["score"])
+    check_earlier(recipe["score"], recipe.get("before"))
     budget, metric = budget_of(recipe)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
@@ -101,7 +104,8 @@ def plan_layers(
                 cost=lambda numbers: trial.share_left(numbers, metric),
                 why_not=trial.why_not,
             )
-        skipped = (*_skipped(layers, removed, stay, recipe), *unused_samples(model, data))
+        notes = (*notes_on_labels(recipe["score"], data), *unused_samples(model, data))
+        skipped = (*_skipped(layers, removed, stay, recipe), *notes)
         if not len(removed):
             reasons = [f"{layers.branches[number].name}: {reason}" for number, reason in stay.items()]
             why = reasons[0] if reasons else "the share asked for is less than one of them"

@@ -20,13 +20,14 @@ What a group has no gradients of (its weights are quantized, say) is told in pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.data import Dataset
+from onnxprune.errors import DataError
 from onnxprune.scores.masked import Masked
 from onnxprune.scores.members import Members, why_no_floats
 from onnxprune.scores.subject import Subject, owners_of
@@ -71,6 +72,7 @@ def taylor(subject: Subject) -> Mapping[str, FloatArray | str]:
         for name, change in changes.items():
             totals[name] += np.square(change) / count  # the change is of the sum over the batch
             change[:] = 0
+    check_slope(totals.values(), subject.data)
     return {**{name: total / max(samples, 1) for name, total in totals.items()}, **reasons}
 
 
@@ -86,6 +88,7 @@ def optimal_brain_damage(subject: Subject) -> Mapping[str, FloatArray | str]:
     totals = members.zeros()
     for name, (weights, squares) in means.items():
         members.add(totals, name, np.square(weights, dtype=np.float64) * squares / 2)
+    check_slope(totals.values(), subject.data)
     return {**totals, **reasons}
 
 
@@ -103,6 +106,7 @@ def connection_sensitivity(subject: Subject) -> Mapping[str, FloatArray | str]:
 
     for _ in model.weight_gradients(visit, _wish(subject, batches=1), subject.progress):
         pass
+    check_slope(totals.values(), subject.data)
     whole = sum(float(total.sum()) for total in totals.values()) or 1.0
     return {**{name: total / whole for name, total in totals.items()}, **reasons}
 
@@ -125,6 +129,20 @@ def fisher(subject: Subject) -> Mapping[str, FloatArray | str]:
     information of that mask. What its positions have in common adds up before it is squared.
     """
     return _at_masks(subject, "labels or drawn", lambda gradients: np.square(gradients) / 2)
+
+
+def check_slope(figures: Iterable[Array], data: Dataset) -> None:
+    """Refuse figures that are all zero: nothing could be told apart.
+
+    Raises:
+        DataError: they are.
+    """
+    largest = [float(each.max()) for each in figures if each.size]
+    if largest and max(largest) == 0:
+        raise DataError(
+            f"{data.source}: the loss of the model is flat on this data (its predictions leave no doubt), so "
+            "no gradient tells anything apart: give labels or other samples, or take another score"
+        )
 
 
 def mean_squares(
@@ -216,6 +234,7 @@ def _at_masks(
         for name, change in _by_channel(gradients, places, count).items():
             if name in totals:
                 totals[name] += measure(change).sum(axis=0)
+    check_slope(totals.values(), subject.data)
     return {name: total / samples for name, total in totals.items()}
 
 

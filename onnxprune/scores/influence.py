@@ -13,6 +13,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.model.streaming import read_pieces
 from onnxprune.registry import Registry
+from onnxprune.scores import branch_gradient
 from onnxprune.types import Branch, FloatArray
 
 #: model, branches, data, seed, how it is run -> float64 [branch]; higher = keep
@@ -88,3 +89,7 @@ def uniform_noise(
 ) -> FloatArray:
     """Score is drawn uniformly from [0, 1): what a method has to beat"""
     return np.random.default_rng(seed).random(len(branches))
+
+
+BRANCH_SCORERS.register("taylor_activation")(branch_gradient.branch_change)
+BRANCH_SCORERS.register("fisher")(branch_gradient.branch_fisher)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxprune.model.float32 import in_float32
+from onnxprune.model.inputs import graph_inputs
 from onnxprune.model.names import Names
-from onnxprune.model.shapes import graph_inputs
 from onnxprune.ops.channels import Contraction
 from onnxprune.ops.labels import LabelArray
 from onnxprune.scores.subject import Subject, has_numbers, measurable_values, owners_of, sides_of
@@ -69,7 +69,7 @@ class Masked:
             shape = tuple(len(labels) if place == axis else 1 for place in range(rank))
             by_sample = axis > 0 and _starts_with_samples(subject, contraction.node.inputs[index])
             mask = Mask(names.fresh(f"mask_{len(masks)}"), shape, labels, by_sample)
-            _multiply(copy.graph, nodes[contraction.node.name], index, mask, names)
+            multiply(copy.graph, nodes[contraction.node.name], index, mask, names)
             masks.append(mask)
         outputs = [str(value.name) for value in copy.graph.outputs if has_numbers(value)]
         groups = [group for group in subject.groups if group.name not in unmasked]
@@ -106,7 +106,8 @@ def _operand(
     return next(((side.operand, side.axis, side.labels) for side, _ in fitting), None)
 
 
-def _multiply(graph: ir.Graph, node: ir.Node, index: int, mask: Mask, names: Names) -> None:
+def multiply(graph: ir.Graph, node: ir.Node, index: int, mask: Mask, names: Names) -> None:
+    """Give a node the product of one of its inputs and a mask, which becomes an input of the graph."""
     value = node.inputs[index]
     name = mask.name
     given = ir.Value(name=name, shape=ir.Shape(mask.shape), type=ir.TensorType(ir.DataType.FLOAT))

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxprune.calibration.activations import USUAL, Running
 from onnxprune.data import Dataset
 from onnxprune.registry import Registry
-from onnxprune.scores.gradient import mean_squares
+from onnxprune.scores.gradient import check_slope, mean_squares
 from onnxprune.scores.weights import PieceScorer, Reader, WeightScorer
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ def _sensitivities(subject: WeightSubject, batches: int | None) -> Figures:
     samples = sum(model.weight_gradients(visit, wish, subject.progress))
     for total in sums.values():
         total /= max(samples, 1)
+    check_slope(sums.values(), subject.data)
     return Figures(sums, missing=_missing(subject, model, sums))
 
 
@@ -159,6 +160,7 @@ def _curvatures(subject: WeightSubject, targets: Targets) -> Figures:
     for name, (weights, squares) in found.items():
         figures[name] = np.sqrt(squares, out=squares)
         figures[name] *= np.abs(weights) * np.float32(0.5**0.5)
+    check_slope(figures.values(), subject.data)
     return Figures(figures, power=2.0, missing=_missing(subject, model, figures))
 
 
