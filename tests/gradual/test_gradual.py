@@ -251,6 +251,13 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -
         gradually(load("mlp"), samples("mlp"), **options)
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_noise_is_told(rounds: int) -> None:
+    options = {"frequency": None, "warm_up": None, "rounds": rounds, "validation": 0.25}
+    result = gradually(load("mlp"), "random:64", pattern="unstructured", amount=0.5, **options)
+    assert any("noise" in entry.reason or "random" in entry.reason for entry in result.report.skipped)
+
+
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="in one process"):
