@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.allocate.channels import SENSITIVITY
+from onnxprune.calibration.noise import notes_on_noise
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import UsageError, require_extra
 from onnxprune.finetuning import divide
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 #: Samples that scores are measured on, at every milestone anew.
 SCORED_SAMPLES = 512
 
-#: The score of layers that is measured.
-_INFLUENCE = "influence"
+#: The scores of layers that need no samples.
+_BY_WEIGHTS = ("l1", "l2", "random")
 
 
 def prune_gradually(
@@ -109,8 +110,9 @@ def prune_gradually(
     learned, looked_at, notes = divide(samples, validation, model, settings.seed, split)
     teacher = None if settings.distil == 0 else model
     folder = None if checkpoint is None else Path(checkpoint)
+    told_of = (*notes, *notes_on_noise(samples))
     earlier = load(rewind) if isinstance(rewind, (str, Path)) else rewind
-    learning = Learning(learned, settings, teacher, looked_at, folder, resume, told, tuple(notes))
+    learning = Learning(learned, settings, teacher, looked_at, folder, resume, told, told_of)
     recipe = recipe_of({**given, "recover": "none", "rounds": 1})
     recipe |= {"data": samples.source, "data_digest": samples.digest}
     wish = Wish(recipe, _scored(learned, recipe, seed), seed, watch, setting)
@@ -159,7 +161,7 @@ def _scored(samples: Dataset, recipe: dict[str, Any], seed: int) -> Dataset | No
     """Return the samples that scores are measured on; None if they go by weights alone."""
     pattern, score = recipe["pattern"], recipe["score"]
     if pattern == "layers":
-        measured = score == _INFLUENCE
+        measured = score not in _BY_WEIGHTS
     elif pattern in STRUCTURED:
         measured = score in DATA_SCORERS
     else:

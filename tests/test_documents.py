@@ -30,7 +30,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for folder in (".", "docs", "samples", "samples/digits", "samples/text-direction", "benchmarks/accuracy")
+    for folder in (
+        ".",
+        "docs",
+        "samples",
+        "samples/digits",
+        "samples/gradual",
+        "samples/text-direction",
+        "benchmarks/accuracy",
+    )
     for path in sorted((ROOT / folder).glob("*.md"))
 }
 COMMAND_LINES = [

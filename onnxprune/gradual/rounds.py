@@ -25,7 +25,7 @@ from onnxprune.planning.channels import STRUCTURED
 from onnxprune.pruning import PruneResult, Repair, prune_channels, prune_weights
 from onnxprune.pruning_layers import prune_layers
 from onnxprune.rewrite.mask import apply_masks
-from onnxprune.types import Mask
+from onnxprune.types import Mask, Skipped
 
 
 def prune_in_rounds(
@@ -67,8 +67,9 @@ def prune_in_rounds(
         result = prune(*options, wish.setting)
     done = {"rounds": rounds, "schedule": shape, "tuning": learning.settings.as_dict()}
     done |= {} if rewind is None else {"rewound": True}
-    plan = replace(result.plan, recipe={**recipe, **done})
-    report = result.report
+    skipped = tuple(dict.fromkeys((*result.plan.skipped, *learning.notes, *mending.notes)))
+    plan = replace(result.plan, recipe={**recipe, **done}, skipped=skipped)
+    report = replace(result.report, skipped=skipped)
     if len(rows) > 1:
         report = replace(report, sections={**report.sections, "rounds": rows})
     return replace(result, plan=plan, report=report)
@@ -105,6 +106,7 @@ class _Mending:
         self._learning = learning
         self._rewind = rewind
         self._rows = rows
+        self.notes: list[Skipped] = []
 
     def __call__(self, model: ir.Model, masks: Mapping[str, Mask], number: int) -> ir.Model:
         learning = self._learning
@@ -119,6 +121,7 @@ class _Mending:
             with output_errors(folder):
                 folder.parent.mkdir(exist_ok=True)
         tuned = learning.tune(model, held, checkpoint=folder)
+        self.notes += tuned.notes
         last = tuned.history[-1]
         kept, size = (sum(getattr(mask, what) for mask in masks.values()) for what in ("kept", "size"))
         zeros = {"share of zeros": 1 - kept / size} if size else {}

@@ -26,20 +26,22 @@ from onnxprune.tuning import Tuning
 HERE = Path(__file__).resolve().parent
 ROUNDS = 5
 UNTUNED = "one-shot, not tuned"
+MOVEMENT = "gradual, movement"
 
 
 def ways(steps: int, early: Path) -> dict[str, tuple[Mapping[str, Any] | None, int]]:
     """Return by name the options of `onnxprune.prune_gradually` (None: not tuned), and the steps of a run.
 
     All that tune the trained network have the same number of steps in all; a ticket, which starts from early
-    weights, has as many in each round.
+    weights, has as many in each round. Movement starts from early weights too: it goes by how weights move
+    while a network learns, and one that has learnt moves no more.
     """
     each = max(1, steps // ROUNDS)
     return {
         UNTUNED: (None, 0),
         "one-shot, then tuned": ({"schedule": "one-shot"}, steps),
         "gradual, magnitude": ({}, steps),
-        "gradual, movement": ({"score": "movement"}, steps),
+        MOVEMENT: ({"score": "movement"}, steps),
         "iterative": ({"rounds": ROUNDS, "schedule": "geometric"}, each),
         "lottery ticket": ({"rounds": ROUNDS, "rewind": early}, steps),
         "random ticket": ({"rounds": ROUNDS, "rewind": early, "score": "random"}, steps),
@@ -57,28 +59,32 @@ def prune_in_all_ways(
         amounts: shares of the weights that go.
         steps: of tuning.
     """
-    path, evaluation = folder / f"{network}-trained.onnx", onnxprune.load_data(folder / "eval.npz")
+    path, early = folder / f"{network}-trained.onnx", folder / f"{network}-early.onnx"
+    evaluation = onnxprune.load_data(folder / "eval.npz")
     model = onnxprune.load(path)
     dense = onnxprune.validate(path, data=evaluation, metric="top1").overall.model.value
     rows = [{"way": "trained", "amount": 0.0, "zeros": 0.0, "top1": dense, "steps": 0, "seconds": 0.0}]
     for amount in amounts:
-        for way, (options, each) in ways(steps, folder / f"{network}-early.onnx").items():
+        for way, (options, each) in ways(steps, early).items():
             started = time.perf_counter()
             wish = {"pattern": "unstructured", "amount": amount}
             if options is None:
                 result = onnxprune.prune(model, **wish)
             else:
+                learns = (
+                    way == MOVEMENT or "rewind" in options
+                )  # from labels; what is trained already distils
                 result = onnxprune.prune_gradually(
-                    model,
+                    onnxprune.load(early) if way == MOVEMENT else model,
                     data=folder / "train.npz",
-                    settings=Tuning(steps=each, batch=64, learning_rate=2e-3),
+                    settings=Tuning(steps=each, batch=64, learning_rate=2e-3, distil=0.0 if learns else None),
                     **wish,
                     **options,
                 )
             seconds = time.perf_counter() - started
             name = way.replace(",", "").replace(" ", "-")
             pruned = folder / f"{network}-{name}-{amount:g}.onnx"
-            onnxprune.save_pruned(result, pruned, against=path)
+            onnxprune.save_pruned(result, pruned, against=early if way == MOVEMENT else path)
             masks = result.plan.masks.values()
             rows.append({
                 "way": way,

@@ -17,12 +17,14 @@ pytest.importorskip("torch")
 from learners import load, same_weights, samples, tuning, weights_of, zeros_are_the_masks
 
 import onnxprune
+from onnxprune.data import Dataset
 from onnxprune.errors import MissingExtra, ProofError, TuningError, UsageError
 from onnxprune.gradual import deciders
 from onnxprune.gradual.deciders import Found, Zeros
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import count_bad_blocks, count_bad_runs, parse_pattern
 from onnxprune.schedule import Schedule
+from onnxprune.tuning.loop import tune
 from onnxprune.types import Mask
 
 
@@ -249,6 +251,13 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -
         gradually(load("mlp"), samples("mlp"), **options)
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_noise_is_told(rounds: int) -> None:
+    options = {"frequency": None, "warm_up": None, "rounds": rounds, "validation": 0.25}
+    result = gradually(load("mlp"), "random:64", pattern="unstructured", amount=0.5, **options)
+    assert any("noise" in entry.reason or "random" in entry.reason for entry in result.report.skipped)
+
+
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="in one process"):
@@ -283,3 +292,23 @@ def test_a_cut_that_differs_from_the_masked_model_is_refused(monkeypatch: pytest
     monkeypatch.setattr(deciders, "zeros_of", forgetful)
     with pytest.raises(ProofError, match="cut equals the masked model"):
         gradually(load("residual_net"), samples("residual_net"), pattern="channels", amount=0.5)
+
+
+def test_a_network_that_was_trained_keeps_its_accuracy_where_one_shot_loses_it() -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(512) % 4
+    points = random.standard_normal((4, 16))[labels] + 0.6 * random.standard_normal((512, 16))
+    held_out = Dataset.from_arrays({"x": points[:128].astype(np.float32), "label": labels[:128]})
+    learned = Dataset.from_arrays({"x": points[128:].astype(np.float32), "label": labels[128:]})
+
+    def right(model: ir.Model) -> float:
+        return float(onnxprune.validate(model, data=held_out, metric="top1").overall.model.value)
+
+    dense = tune(load("mlp"), learned, tuning(150, learning_rate=1e-2)).model
+    wish = {"pattern": "unstructured", "amount": 0.9}
+    one_shot = onnxprune.prune(dense, **wish).model
+    gradual = onnxprune.prune_gradually(dense, data=learned, settings=tuning(150, learning_rate=1e-2), **wish)
+
+    assert right(dense) > 0.95
+    assert right(one_shot) < right(dense) - 0.1
+    assert right(gradual.model) > right(dense) - 0.05
