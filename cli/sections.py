@@ -33,7 +33,7 @@ class Sectioned(click.Command):
         """Write the options, those without a section first."""
         rows: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
                 rows.setdefault(getattr(parameter, _HEADING, "Options"), []).append(record)
         for heading, records in rows.items():
