@@ -16,7 +16,7 @@ EXAMPLE = options.example(
 )
 DATA = "Samples: an .npz file, a folder, module:function; labels under 'label', if there are any."
 VALIDATION = "Samples that the best weights are chosen by, or the share of --data that is set aside; 0: none."
-PLAN = "The plan whose zeros are held. [default: zeros of weights that are at least 10 % zeros]"
+PLAN = "The plan whose zeros are held; without one, those of weights that are at least 10 % zeros."
 
 
 @click.command(short_help="Tune the weights that are left, zeros held.", epilog=EXAMPLE)

@@ -22,7 +22,7 @@ def aims() -> Decorator:
             "--loss", default="auto", help="From labels: auto, cross_entropy, mse, none, or module:function."
         ),
         share(
-            "--distil", help="Weight of the original's outputs. [default: 1 without labels, 0.7 with them]"
+            "--distil", help="Weight of the original's outputs; by default 1 without labels, 0.7 with them."
         ),
         name("--distil-loss", default="auto", help="For these: kl (classes), mse, or auto."),
         option("--temperature", type=_positive, default=2.0, metavar="T", help="Softens classes in kl."),
@@ -33,7 +33,9 @@ def aims() -> Decorator:
 def steps() -> Decorator:
     """How long, and in which portions."""
     return together(
-        option("--epochs", type=_positive, metavar="N", help="Passes over the data. [default: 10]"),
+        option(
+            "--epochs", type=_positive, metavar="N", help="Passes over the data; 10 where nothing is said."
+        ),
         count("--steps", help="Steps of the optimizer, instead of epochs."),
         count("--accumulate", default=1, help="Runs whose gradients make up one step."),
     )
@@ -51,7 +53,7 @@ def optimizer() -> Decorator:
     return together(
         name("--optimizer", default="adam", help="adam, adamw or sgd."),
         option("--learning-rate", type=_positive, metavar="RATE",
-               help="The highest. [default: 0.001; sgd 0.01]"),
+               help="The highest; by default 0.001, for sgd 0.01."),
         name("--learning-rate-schedule", default="cosine", help="constant, linear, cosine or step."),
         share("--warm-up", default=0.1, help="Share of the steps in which the learning rate rises."),
         share("--momentum", default=0.9, help="Of sgd."),
@@ -69,7 +71,7 @@ def optimizer() -> Decorator:
 def looks() -> Decorator:
     """When validation samples are looked at, and when that ends a run."""
     return together(
-        count("--evaluate-every", help="Steps between looks at validation samples. [default: one pass]"),
+        count("--evaluate-every", help="Steps between looks at validation samples; by default one pass."),
         count("--patience", help="Stop after so many looks without a better result."),
     )
 
@@ -80,7 +82,7 @@ def checkpoints() -> Decorator:
         click.option(
             "--checkpoint", type=options.FILE, metavar="DIR", help="Keep the state of the run here."
         ),
-        count("--checkpoint-every", help="Steps between checkpoints. [default: at each look]"),
+        count("--checkpoint-every", help="Steps between checkpoints; by default one at each look."),
         option("--resume", is_flag=True, help="Go on from the checkpoint, if there is one."),
     )
 

@@ -83,7 +83,7 @@ def test_two_processes_tune_as_one_does(tmp_path, run, batch, options):
 def test_processes_that_find_different_checkpoints_do_not_begin(tmp_path, steps, agree):
     run = object.__new__(loop._Run)
     run.step = steps[0]
-    run.processes = SimpleNamespace(count=2, sums=lambda values: [float(sum(steps))])
+    run.processes = SimpleNamespace(count=2, sums=lambda _: [float(sum(steps))])
     if agree:
         run._check_together(tmp_path)
     else:

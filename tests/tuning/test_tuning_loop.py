@@ -218,7 +218,7 @@ def test_a_control_narrows_and_the_best_weights_are_those_of_the_last_masks(says
 
 
 def test_patience_waits_until_the_masks_are_settled():
-    settings = replace(SHORT, evaluate_every=1, patience=1, learning_rate=1e-6)
+    settings = replace(SHORT, evaluate_every=1, patience=1, learning_rate=1e-30)
     tuned = tune(
         classifier(), three_classes(), settings, control=Narrowing(), validation=three_classes(30, 1)
     )
