@@ -77,7 +77,7 @@ def prune_gradually(
         warm_up: share of the steps before the first pruning; 0.1 by default, 0 for ``one-shot``.
         frequency: steps from one pruning to the next; about 20 prunings by default.
         freeze: share of the steps after the last pruning.
-        rounds: prune and tune in so many rounds, each of all the steps in ``settings``.
+        rounds: prune and tune in so many rounds, each of all the steps in ``settings``; layers always go so.
         rewind: the same graph with earlier weights, or its file, which what is left starts from in each
             round.
         validation: samples that the best weights are chosen by, once nothing more goes, or the share of
@@ -116,7 +116,7 @@ def prune_gradually(
     recipe = recipe_of({**given, "recover": "none", "rounds": 1})
     recipe |= {"data": samples.source, "data_digest": samples.digest}
     wish = Wish(recipe, _scored(learned, recipe, seed), seed, watch, setting)
-    if rounds > 1 or earlier is not None:
+    if rounds > 1 or earlier is not None or recipe["pattern"] == "layers":
         _refuse_timing(recipe, initial, warm_up, frequency)
         shape = schedule or ("cubic" if earlier is None else "geometric")
         return prune_in_rounds(model, wish, learning, rounds=rounds, shape=shape, rewind=earlier)

@@ -95,6 +95,24 @@ def test_the_share_at_each_milestone_is_that_of_the_schedule(
     zeros_are_the_masks(result.model, result.plan.masks)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pattern": "unstructured", "amount": 0.6, "score": "obs"},
+        {"pattern": "unstructured", "amount": 0.6, "scope": "sensitivity"},
+        {"pattern": "2:4", "score": "wanda"},
+        {"pattern": "block:2x2", "amount": 0.5, "score": "obs"},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_scores_and_scopes_that_are_measured_work_at_each_milestone(options: dict[str, Any]) -> None:
+    """With obs, weights that stay make up for those that go, in the middle of a run."""
+    result = gradually(load("mlp"), samples("mlp"), frequency=4, **options)
+    zeros_are_the_masks(result.model, result.plan.masks)
+    kept, size = (sum(getattr(m, what) for m in result.plan.masks.values()) for what in ("kept", "size"))
+    assert 1 - kept / size == pytest.approx(options.get("amount", 0.5), abs=0.03)
+
+
 def test_weights_learn_and_what_is_not_masked_keeps_learning() -> None:
     model = load("mlp")
     result = gradually(model, samples("mlp"), pattern="unstructured", amount=0.5)

@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 from learners import load, same_weights, samples, tuning, weights_of, zeros_are_the_masks
 
 import onnxprune
+from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.gradual.run import Learning
 from onnxprune.rewrite.mask import replace_weights
@@ -133,9 +134,7 @@ def test_layers_go_round_by_round_and_the_plan_of_the_whole_applies_again(
 ) -> None:
     starts = Starts(monkeypatch)
     model = stack(4)
-    data = onnxprune.data.Dataset.from_arrays(
-        {"x": np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)}
-    )
+    data = Dataset.from_arrays({"x": np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)})
     result = in_rounds(model, data, pattern="layers", amount=0.75, score="l2", floor=0, schedule="linear")
 
     depths = [sum(node.op_type == "Add" for node in start.graph) for start in starts.models]
@@ -149,6 +148,16 @@ def test_layers_go_round_by_round_and_the_plan_of_the_whole_applies_again(
     assert report.passed
     again = onnxprune.apply_plan(model, onnxprune.load_plan(tmp_path / "plan"))
     assert weights_of(again.model).keys() == weights_of(result.model).keys()
+
+
+def test_layers_go_in_one_round_too() -> None:
+    data = {"x": np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)}
+    result = in_rounds(
+        stack(4), Dataset.from_arrays(data), pattern="layers", amount=0.5, score="l2", floor=0, rounds=1
+    )
+    (group,) = result.plan.groups
+    assert len(group.removed) == 2
+    assert result.report.sections["tuning"]["steps"] == 6
 
 
 def stack(depth: int) -> ir.Model:

@@ -13,7 +13,7 @@ import pytest
 from cutting import graph, parameters
 
 import onnxprune
-from onnxprune import proving, pruning
+from onnxprune import proving, pruning_layers
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, LimitMissed, NothingToPrune, PlanError, ProofError, UsageError
 from onnxprune.planning import layers as layer_planning
@@ -176,16 +176,16 @@ def test_verify_sees_a_file_that_is_not_as_planned(missing: str, tmp_path: Path)
 
 
 def test_a_failed_proof_names_the_branch(monkeypatch: pytest.MonkeyPatch) -> None:
-    true_remove = pruning.remove_branches
+    true_remove = pruning_layers.remove_branches
 
     def faulty(model: ir.Model, branches: object) -> ir.Model:
         """Take d2 along with d1."""
         given = list(branches)  # type: ignore[call-overload]
-        layers = pruning.find_layers(network())
+        layers = pruning_layers.find_layers(network())
         more = [b for b in layers.branches if b.value == "d2"] if any(b.value == "d1" for b in given) else []
         return true_remove(model, [*given, *(b for b in more if b not in given)])
 
-    monkeypatch.setattr(pruning, "remove_branches", faulty)
+    monkeypatch.setattr(pruning_layers, "remove_branches", faulty)
     monkeypatch.setattr(proving, "remove_branches", faulty)
     with pytest.raises(ProofError, match=r"fails for branch n.*: protect it"):
         onnxprune.prune(network(weak=1), pattern="layers", amount=0.2, data=samples())

@@ -24,4 +24,4 @@ def test_all_ways_in_small(
         assert row["zeros"] == pytest.approx(0.9, abs=1e-3), row["way"]
         assert (tmp_path / f"residual-{row['way'].replace(',', '').replace(' ', '-')}-0.9.onnx").exists()
     right = {row["way"]: row["top1"] for row in rows}
-    assert right["gradual, magnitude"] > right["one-shot, not tuned"] + 0.1
+    assert right["lottery ticket"] > right["random ticket"] + 0.1
