@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.model.nodes import nodes_in
@@ -60,6 +62,23 @@ def replace_stored(value: ir.Value, tensor: ir.TensorProtocol) -> None:
         node.attributes["value"] = ir.AttrTensor("value", tensor)
     if node is None or value.const_value is not None:
         value.const_value = tensor
+
+
+def put_numbers(value: ir.Value, array: npt.NDArray[Any]) -> None:
+    """Give a stored tensor other numbers, of its shape and type; all else that it carries stays.
+
+    Raises:
+        ValueError: the value holds no stored tensor.
+    """
+    old = tensor_of(value)
+    new = ir.Tensor(
+        array,
+        dtype=old.dtype,
+        name=old.name,
+        doc_string=old.doc_string,
+        metadata_props=dict(old.metadata_props),
+    )
+    replace_stored(value, new)
 
 
 def stored_values(model: ir.Model) -> dict[str, list[ir.Value]]:

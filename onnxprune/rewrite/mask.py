@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.errors import PlanError
-from onnxprune.model.stored import replace_stored, stored_values, tensor_of
+from onnxprune.model.stored import put_numbers, replace_stored, stored_values, tensor_of
 from onnxprune.model.streaming import read_pieces
 from onnxprune.types import Mask
 
@@ -70,15 +70,7 @@ def replace_weights(model: ir.Model, weights: Mapping[str, npt.NDArray[Any]]) ->
                 f"new weights for {name!r} are {array.dtype}, the tensor {tensor.dtype.name.lower()}"
             )
     for name, array in weights.items():
-        old = tensor_of(values[name][0])
-        new = ir.Tensor(
-            array,
-            dtype=old.dtype,
-            name=old.name,
-            doc_string=old.doc_string,
-            metadata_props=dict(old.metadata_props),
-        )
-        replace_stored(values[name][0], new)
+        put_numbers(values[name][0], array)
 
 
 def _check_fits(name: str, mask: Mask, values: list[ir.Value]) -> None:

@@ -20,7 +20,7 @@ from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.executor.module import OnnxModule
 from onnxprune.model.digest import structure_digest, weights_digest
-from onnxprune.model.stored import replace_stored, stored_values, tensor_of
+from onnxprune.model.stored import put_numbers, stored_values
 from onnxprune.tuning.batches import Batch, Batches
 from onnxprune.tuning.control import Control
 from onnxprune.tuning.distributed import Processes
@@ -279,15 +279,7 @@ def write_values(model: ir.Model, values: Mapping[str, npt.NDArray[Any]]) -> ir.
     stored = stored_values(copy)
     for name, array in values.items():
         (value,) = stored[name]
-        old = tensor_of(value)
-        new = ir.Tensor(
-            array,
-            dtype=old.dtype,
-            name=old.name,
-            doc_string=old.doc_string,
-            metadata_props=dict(old.metadata_props),
-        )
-        replace_stored(value, new)
+        put_numbers(value, array)
     return copy
 
 
