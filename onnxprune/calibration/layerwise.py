@@ -12,12 +12,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
 from onnxprune.calibration.activations import as_fed, inputs_of
 from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import DataError
-from onnxprune.model.names import Names
 from onnxprune.model.nodes import reads_of
 from onnxprune.runtime import open_session
 
@@ -154,35 +152,59 @@ class Side:
 
 
 def _part(model: ir.Model, taps: Mapping[Tap, str], known: Arrays) -> ir.Model:
-    """Return what leads from known values to tapped ones, as a model."""
-    copy = model.clone()
-    graph = copy.graph
-    graph.outputs.clear()
+    """Return what leads from known values to tapped ones, as a model.
+
+    Nothing else is copied: on a graph of 566 small nodes, copies of it took a quarter of the time of a walk.
+    """
+    graph = model.graph
     values = {value.name: value for value in (*graph.inputs, *(o for node in graph for o in node.outputs))}
-    fresh = Names(graph)
-    for name, array in known.items():
-        old = values[name]
-        if old.producer() is None:
-            continue
-        old.name = fresh.fresh(f"{name}_computed")
-        values[name] = ir.Value(
-            name=name, type=ir.TensorType(ir.DataType.from_numpy(array.dtype)), shape=_shape(old, array)
-        )
-        old.replace_all_uses_with(values[name])
-        graph.inputs.append(values[name])
+    needed, begun, stored = _leading(graph, [values[tap.name] for tap in taps], known)
+    nodes = [node for node in graph if node in needed]
+    view = ir.GraphView(
+        begun, (), nodes=nodes, initializers=stored, opset_imports=dict(graph.opset_imports), name=graph.name
+    )
+    part = view.clone()
+    copies = {value.name: value for value in (*part.inputs, *(o for node in part for o in node.outputs))}
+    for value in begun:
+        array = known.get(str(value.name))
+        if array is not None:
+            copy = copies[value.name]
+            copy.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+            copy.shape = _shape(value, array)
     for tap, output in taps.items():
-        node = ir.node(tap.what, [values[tap.name]])
+        node = ir.node(tap.what, [copies[tap.name]])
         node.outputs[0].name = output
         node.outputs[0].type = (
-            ir.TensorType(ir.DataType.INT64) if tap.what == "Shape" else values[tap.name].type
+            ir.TensorType(ir.DataType.INT64) if tap.what == "Shape" else copies[tap.name].type
         )
-        graph.append(node)
-        graph.outputs.append(node.outputs[0])
-    passes.RemoveUnusedNodesPass()(copy)
-    for value in list(graph.inputs):
-        if not value.uses() and not value.is_initializer():
-            graph.inputs.remove(value)
-    return copy
+        part.append(node)
+        part.outputs.append(node.outputs[0])
+    functions = [function.clone() for function in model.functions.values()]
+    return ir.Model(part, ir_version=model.ir_version, functions=functions)
+
+
+def _leading(
+    graph: ir.Graph, wanted: Sequence[ir.Value], known: Arrays
+) -> tuple[set[ir.Node], list[ir.Value], list[ir.Value]]:
+    """Return the nodes that lead to some values, the values they begin at, and the stored ones they read.
+
+    A known value is computed again where its node is needed for another of its outputs.
+    """
+    needed: set[ir.Node] = set()
+    seen: dict[ir.Value, None] = {}
+    waiting = list(wanted)
+    while waiting:
+        value = waiting.pop()
+        producer = value.producer()
+        if value in seen:
+            continue
+        seen[value] = None
+        if producer is not None and value.name not in known and producer not in needed:
+            needed.add(producer)
+            waiting += reads_of(producer)
+    inputs = [value for value in graph.inputs if value in seen]  # before IR 4, stored values are among them
+    computed = [value for value in seen if (made := value.producer()) is not None and made not in needed]
+    return needed, [*inputs, *computed], [value for value in seen if value.is_initializer()]
 
 
 def _shape(value: ir.Value, array: Array) -> ir.Shape:

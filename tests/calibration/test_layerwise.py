@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from cutting import graph
@@ -174,6 +175,62 @@ def test_what_is_remembered_can_be_asked_for_and_its_shape() -> None:
     )
     assert [tuple(one[Tap("b", "Shape")]) for one in found] == [one[Tap("b")].shape for one in found]
     assert [tuple(one[Tap("c", "Shape")]) for one in found] == [one[Tap("b")].shape for one in found]
+
+
+def test_a_part_holds_what_leads_to_its_taps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = deep(), samples_for(deep(), 30)
+    opened: list[ir.Model] = []
+    open_session = layerwise.open_session
+    monkeypatch.setattr(
+        layerwise,
+        "open_session",
+        lambda part, **options: opened.append(part) or open_session(part, **options),
+    )
+    walked = side(model, data)
+    list(walked.advance([Tap("b")], ["b"]))
+    list(walked.run([Tap("c")]))
+    assert [[node.op_type for node in part.graph] for part in opened] == [
+        ["MatMul", "Relu", "Identity"],
+        ["MatMul", "Identity"],
+    ]
+    assert [list(part.graph.initializers) for part in opened] == [["a_w"], ["c_w"]]
+    assert [node.op_type for node in model.graph] == ["MatMul", "Relu", "MatMul", "Relu", "Add", "MatMul"]
+
+
+def test_a_node_with_one_remembered_output_is_run_again_for_the_other() -> None:
+    body = "a = MatMul(x, w) l, r = Split<axis = 1>(a) u = Relu(l) s = Add(u, r) y = Relu(s)"
+    model = graph(body, constants={"w": (6, 6)}, inputs="float[N,6] x")
+    data = samples_for(model, 20)
+    walked = side(model, data)
+    list(walked.advance([Tap("u")], ["l", "a"]))
+    found = list(walked.run([Tap("y"), Tap("l")]))
+    for name, expected in values(model, data, ["y", "l"]).items():
+        both = np.concatenate([one[Tap(name)] for one in found])
+        np.testing.assert_allclose(both, expected, rtol=1e-6)
+
+
+def test_stored_values_that_are_inputs_too_stay_both() -> None:
+    model, data = deep(), samples_for(deep(), 30)
+    expected = values(model, data, ["y"])["y"]
+    model.graph.inputs.extend(model.graph.initializers.values())
+    model.ir_version = 3
+    np.testing.assert_allclose(values(model, data, ["y"])["y"], expected, rtol=1e-6)
+
+
+def test_functions_travel_with_a_part() -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+        g (float[N,6] x) => (float[N,6] y) { a = own.twice(x) b = Relu(a) y = own.twice(b) }
+        <opset_import: ["" : 17], domain: "own"> twice (p) => (q) { q = Add(p, p) }
+    """
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    data = samples_for(model, 20)
+    walked = side(model, data)
+    list(walked.advance([Tap("a")], ["b"]))
+    found = np.concatenate([one[Tap("y")] for one in walked.run([Tap("y")])])
+    np.testing.assert_allclose(found, values(model, data, ["y"])["y"], rtol=1e-6)
+    assert found.min() == 0
+    assert found.max() > 0
 
 
 def test_some_portions_alone() -> None:
