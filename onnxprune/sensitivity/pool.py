@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from typing import Any, Generic, TypeVar
 
@@ -60,6 +61,7 @@ class Pool(Generic[Task, Result]):
         self._arguments = tuple(arguments)
         self._jobs = jobs
         self._executor: ProcessPoolExecutor | None = None
+        self._workers: set[BaseProcess] = set()
 
     def __enter__(self) -> Pool[Task, Result]:
         return self
@@ -83,7 +85,7 @@ class Pool(Generic[Task, Result]):
                     future is None
                 ):  # a worker has just died: of what is running, or of itself between two tasks
                     if not running:
-                        self._close()
+                        self._close(broken=True)
                     break
                 running[future] = waiting.pop()
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -94,7 +96,7 @@ class Pool(Generic[Task, Result]):
                 else:
                     yield number, future.result()
             if suspects and not running:
-                self._close()
+                self._close(broken=True)
                 for number in sorted(set(suspects)):
                     yield number, self._alone(tasks[number])
                 suspects = []
@@ -106,7 +108,7 @@ class Pool(Generic[Task, Result]):
                 return future.result()
             except BrokenProcessPool:
                 pass  # that is the answer
-        self._close()
+        self._close(broken=True)
         return Died()
 
     def _submit(self, task: Task) -> Future[Result] | None:
@@ -118,14 +120,28 @@ class Pool(Generic[Task, Result]):
                 initializer=_begin,
                 initargs=(self._stop, self._build, self._arguments),
             )
-        with _interrupts_blocked(), contextlib.suppress(BrokenProcessPool):
-            return self._executor.submit(_run, task)
-        return None
+        before = set(multiprocessing.active_children())
+        try:
+            with _interrupts_blocked(), contextlib.suppress(BrokenProcessPool):
+                return self._executor.submit(_run, task)
+            return None
+        finally:
+            self._workers |= set(multiprocessing.active_children()) - before
 
-    def _close(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
+    def _close(self, *, broken: bool = False) -> None:
+        """End all workers.
+
+        A broken pool ends them itself, but not one that was being started at that moment; it then waits for
+        that one for ever.
+        """
+        if self._executor is None:
+            return
+        if broken:
+            for worker in self._workers:
+                worker.kill()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._executor = None
+        self._workers = set()
 
 
 @contextlib.contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures.process
 import os
 import signal
+import threading
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,31 @@ def test_every_task_has_its_result(tmp_path):
 def test_the_one_that_kills_its_worker_has_failed_and_no_other(tmp_path):
     with Pool(build_doubler, (str(tmp_path), (2,), (0,)), 2) as pool:
         results = dict(pool.run(range(5)))
+    assert isinstance(results.pop(2), Died)
+    assert results == {n: 2 * n for n in (0, 1, 3, 4)}
+
+
+def test_a_worker_that_a_broken_pool_forgets_is_ended_too(tmp_path, monkeypatch):
+    """As one that was just being started when another died: nobody ends it, and nobody tells it to end."""
+    manager = concurrent.futures.process._ExecutorManagerThread
+    ends = manager.terminate_broken
+
+    def forgetful(self, cause):
+        self.shutdown_workers = lambda: None
+        ends(self, cause)
+
+    monkeypatch.setattr(manager, "terminate_broken", forgetful)
+    monkeypatch.setattr(BaseProcess, "terminate", lambda _: None)
+    results = {}
+
+    def run():
+        with Pool(build_doubler, (str(tmp_path), (2,)), 2) as pool:
+            results.update(pool.run(range(5)))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
     assert isinstance(results.pop(2), Died)
     assert results == {n: 2 * n for n in (0, 1, 3, 4)}
 
