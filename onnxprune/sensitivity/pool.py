@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext
-from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Barrier, Event
 from typing import Any, Generic, TypeVar
 
 Task = TypeVar("Task")
@@ -61,7 +60,6 @@ class Pool(Generic[Task, Result]):
         self._arguments = tuple(arguments)
         self._jobs = jobs
         self._executor: ProcessPoolExecutor | None = None
-        self._workers: set[BaseProcess] = set()
 
     def __enter__(self) -> Pool[Task, Result]:
         return self
@@ -80,12 +78,12 @@ class Pool(Generic[Task, Result]):
         suspects: list[int] = []
         while waiting or running:
             while waiting and len(running) < self._jobs and not suspects:
-                future = self._submit(tasks[waiting[-1]])
+                future = self._submit(tasks[waiting[-1]], min(self._jobs, len(waiting)))
                 if (
                     future is None
                 ):  # a worker has just died: of what is running, or of itself between two tasks
                     if not running:
-                        self._close(broken=True)
+                        self._close()
                     break
                 running[future] = waiting.pop()
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -96,52 +94,51 @@ class Pool(Generic[Task, Result]):
                 else:
                     yield number, future.result()
             if suspects and not running:
-                self._close(broken=True)
+                self._close()
                 for number in sorted(set(suspects)):
                     yield number, self._alone(tasks[number])
                 suspects = []
 
     def _alone(self, task: Task) -> Result | Died:
-        future = self._submit(task)
+        future = self._submit(task, 1)
         if future is not None:
             try:
                 return future.result()
             except BrokenProcessPool:
                 pass  # that is the answer
-        self._close(broken=True)
+        self._close()
         return Died()
 
-    def _submit(self, task: Task) -> Future[Result] | None:
+    def _submit(self, task: Task, workers: int) -> Future[Result] | None:
         """Hand a task to the workers, which are started as needed; None if one of them has just died."""
-        if self._executor is None:
-            self._executor = ProcessPoolExecutor(
-                self._jobs,
-                mp_context=self._context,
-                initializer=_begin,
-                initargs=(self._stop, self._build, self._arguments),
-            )
-        before = set(multiprocessing.active_children())
-        try:
-            with _interrupts_blocked(), contextlib.suppress(BrokenProcessPool):
-                return self._executor.submit(_run, task)
-            return None
-        finally:
-            self._workers |= set(multiprocessing.active_children()) - before
+        with _interrupts_blocked(), contextlib.suppress(BrokenProcessPool):
+            if self._executor is None:
+                self._executor = self._start(workers)
+            return self._executor.submit(_run, task)
+        return None
 
-    def _close(self, *, broken: bool = False) -> None:
-        """End all workers.
+    def _start(self, workers: int) -> ProcessPoolExecutor:
+        """Start all workers, before any of them has a task.
 
-        A broken pool ends them itself, but not one that was being started at that moment; it then waits for
-        that one for ever.
+        Left alone, the pool starts a worker with each task; where another dies of its task in that moment, it
+        waits for the new one for ever. None of the first tasks is done before all have started, so each of them
+        starts one.
         """
-        if self._executor is None:
-            return
-        if broken:
-            for worker in self._workers:
-                worker.kill()
-        self._executor.shutdown(wait=True, cancel_futures=True)
-        self._executor = None
-        self._workers = set()
+        everybody = self._context.Barrier(workers)
+        executor = ProcessPoolExecutor(
+            workers,
+            mp_context=self._context,
+            initializer=_begin,
+            initargs=(everybody, self._stop, self._build, self._arguments),
+        )
+        for _ in range(workers):
+            executor.submit(_nothing)
+        return executor
+
+    def _close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
 
 
 @contextlib.contextmanager
@@ -161,11 +158,16 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(stop: Event, build: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _begin(everybody: Barrier, stop: Event, build: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     global _runner, _stop  # one per process: that is how a pool hands things to its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems where it could not be blocked
+    everybody.wait()
     _stop = stop
     _runner = build(*arguments)
+
+
+def _nothing() -> None:
+    """Be there."""
 
 
 def _run(task: Any) -> Any:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import concurrent.futures.process
 import os
 import signal
-import threading
 import time
-from multiprocessing.process import BaseProcess
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
 
+from onnxprune.sensitivity import pool as pool_module
 from onnxprune.sensitivity.pool import Died, Pool
 
 
@@ -63,29 +63,18 @@ def test_the_one_that_kills_its_worker_has_failed_and_no_other(tmp_path):
     assert results == {n: 2 * n for n in (0, 1, 3, 4)}
 
 
-def test_a_worker_that_a_broken_pool_forgets_is_ended_too(tmp_path, monkeypatch):
-    """As one that was just being started when another died: nobody ends it, and nobody tells it to end."""
-    manager = concurrent.futures.process._ExecutorManagerThread
-    ends = manager.terminate_broken
-
-    def forgetful(self, cause):
-        self.shutdown_workers = lambda: None
-        ends(self, cause)
-
-    monkeypatch.setattr(manager, "terminate_broken", forgetful)
-    monkeypatch.setattr(BaseProcess, "terminate", lambda _: None)
-    results = {}
-
-    def run():
-        with Pool(build_doubler, (str(tmp_path), (2,)), 2) as pool:
-            results.update(pool.run(range(5)))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(60)
-    assert not thread.is_alive()
-    assert isinstance(results.pop(2), Died)
-    assert results == {n: 2 * n for n in (0, 1, 3, 4)}
+def test_all_workers_have_started_before_the_first_task_is_handed_out(tmp_path, monkeypatch):
+    """A pool that starts one while another dies waits for it for ever."""
+    log = []
+    start, submit = SpawnProcess.start, ProcessPoolExecutor.submit
+    monkeypatch.setattr(SpawnProcess, "start", lambda self: (log.append("start"), start(self))[1])
+    monkeypatch.setattr(
+        ProcessPoolExecutor, "submit", lambda self, *task: (log.append(task[0]), submit(self, *task))[1]
+    )
+    with Pool(build_doubler, (str(tmp_path),), 3) as pool:
+        dict(pool.run(range(5)))
+    first_task = log.index(pool_module._run)
+    assert log[:first_task].count("start") == log.count("start") == 3
 
 
 def test_what_a_task_raises_is_raised(tmp_path):
