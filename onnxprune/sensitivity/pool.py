@@ -120,9 +120,9 @@ class Pool(Generic[Task, Result]):
     def _start(self, workers: int) -> ProcessPoolExecutor:
         """Start all workers, before any of them has a task.
 
-        Left alone, the pool starts a worker with each task; where another dies of its task in that moment, it
-        waits for the new one for ever. None of the first tasks is done before all have started, so each of them
-        starts one.
+        Left alone, the pool starts a worker with each task. Where another dies of its task in that moment,
+        it waits for the new one for ever. None of the first tasks, which do nothing, is done before all have
+        started, so each of them starts one.
         """
         everybody = self._context.Barrier(workers)
         executor = ProcessPoolExecutor(
