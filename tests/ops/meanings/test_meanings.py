@@ -122,7 +122,7 @@ def _binary_cases() -> list[Case]:
 def _convolution_cases() -> list[Case]:
     cases = []
     for rank in (1, 2, 3):
-        x, w = _f(2, 4, *[7, 6, 5][:rank]), _f(6, 2, *[3, 2, 2][:rank])
+        x, w = _f(1, 4, *[4, 3, 2][:rank]), _f(6, 2, *[3, 2, 2][:rank])
         cases.append(Case("Conv", {"x": x, "w": w, "b": _f(6)}, attributes={"group": 2}))
         cases.append(Case("ConvTranspose", {"x": x, "w": _f(4, 3, *[3, 2, 2][:rank]), "b": _f(6)}, attributes={
             "group": 2, "strides": [2, 3, 2][:rank], "pads": [1, 0, 0][:rank] + [0, 1, 0][:rank],
