@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,11 @@ from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import ModelError, PlanError, UsageError, VerificationError, require_extra
 from onnxprune.measure.accuracy import validate
 from onnxprune.messages import one_line, quoted
-from onnxprune.model.io import load, save
+from onnxprune.model.io import load
 from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import Pattern, parse_pattern
-from onnxprune.pipeline import samples_of
+from onnxprune.pipeline import samples_of, save_examined
 from onnxprune.planning.channels import Watch
 from onnxprune.plans import load_plan
 from onnxprune.tuning import Standing, Tuning
@@ -169,26 +168,20 @@ def save_finetuned(
     """
     if not result.first_process:
         return result.report
-    checks: list[Check] = []
-    started = time.perf_counter()
 
-    def check_file(temporary: Path) -> None:
+    def examine(temporary: Path) -> Sequence[Check]:
         report = verify(temporary, against=against, optimize=bool(result.masks))
         tuned = verify_tuned(temporary, result.original, result.changed, result.masks, result.pattern)
-        checks.extend((*report.checks, *tuned))
-        failed = [check for check in checks if not check.passed]
-        if failed:
-            raise VerificationError(f"{path}: not written, {failed[0].name}: {failed[0].detail}")
+        return (*report.checks, *tuned)
 
-    save(
+    return save_examined(
         result.model,
         path,
+        result.report,
+        examine,
         external_data=external_data,
         sparse_storage=sparse_storage,
-        before_commit=check_file,
     )
-    seconds = {**result.report.seconds, "write and verify": time.perf_counter() - started}
-    return replace(result.report, checks=(*result.report.checks, *checks), seconds=seconds)
 
 
 def _samples(data: Dataset | DataReader | str | Path, model: ir.Model) -> Dataset:

@@ -338,30 +338,75 @@ def save_pruned(
         OutputError: the file can't be written.
         VerificationError: the file is not what it should be; nothing was written.
     """
-    checks: list[Check] = []
-    started = time.perf_counter()
 
-    def check_file(temporary: Path) -> None:
-        report = verify(
+    def examine(temporary: Path) -> Sequence[Check]:
+        return verify(
             temporary,
             against=against,
             plan=result.plan,
             optimize=bool(result.plan.masks),  # a cut claims no zeros; those that were there may be folded
             input_shapes=result.plan.recipe.get("input_shapes"),
-        )
-        checks.extend(report.checks)
-        failed = [check for check in report.checks if not check.passed]
-        if failed:
-            raise VerificationError(f"{path}: not written, {failed[0].name}: {failed[0].detail}")
+        ).checks
+
+    def keep_plan() -> None:
         if plan_folder is not None:
             save_plan(result.plan, plan_folder)  # before the model: who has the model has its plan
 
-    save(
+    return save_examined(
         result.model,
+        path,
+        result.report,
+        examine,
+        once_passed=keep_plan,
+        external_data=external_data,
+        sparse_storage=sparse_storage,
+    )
+
+
+def save_examined(
+    model: ir.Model,
+    path: str | Path,
+    report: Report,
+    examine: Callable[[Path], Sequence[Check]],
+    *,
+    once_passed: Callable[[], None] = lambda: None,
+    external_data: bool | None = None,
+    sparse_storage: bool | None = None,
+) -> Report:
+    """Write a model if the file passes what is checked before it appears under its name.
+
+    Args:
+        model: what is written.
+        path: the output; must not be an input.
+        report: of how the model came about.
+        examine: checks the file, which still has a temporary name.
+        once_passed: called when all checks have passed, before the file appears.
+        external_data: see `onnxprune.save`.
+        sparse_storage: see `onnxprune.save`.
+
+    Returns:
+        The report, with the checks and the time of the file.
+
+    Raises:
+        OutputError: the file can't be written.
+        VerificationError: a check failed; nothing was written.
+    """
+    checks: list[Check] = []
+    started = time.perf_counter()
+
+    def check_file(temporary: Path) -> None:
+        checks.extend(examine(temporary))
+        failed = [check for check in checks if not check.passed]
+        if failed:
+            raise VerificationError(f"{path}: not written, {failed[0].name}: {failed[0].detail}")
+        once_passed()
+
+    save(
+        model,
         path,
         external_data=external_data,
         sparse_storage=sparse_storage,
         before_commit=check_file,
     )
-    seconds = {**result.report.seconds, "write and verify": time.perf_counter() - started}
-    return replace(result.report, checks=(*result.report.checks, *checks), seconds=seconds)
+    seconds = {**report.seconds, "write and verify": time.perf_counter() - started}
+    return replace(report, checks=(*report.checks, *checks), seconds=seconds)

@@ -2,62 +2,9 @@
 
 from __future__ import annotations
 
-from onnxprune.ops.meanings import (
-    attention,
-    constants,
-    contrib_attention,
-    contrib_fused,
-    control,
-    conv,
-    einsum,
-    elementwise,
-    experts,
-    image,
-    losses,
-    matmul,
-    move,
-    normalize,
-    pool,
-    positions,
-    quantized,
-    quantized_contrib,
-    random,
-    recurrent,
-    reduce,
-    reshape,
-    resize,
-    scatter,
-    sequence,
-    spectral,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-FAMILIES = (
-    attention,
-    constants,
-    contrib_attention,
-    contrib_fused,
-    control,
-    conv,
-    einsum,
-    elementwise,
-    experts,
-    image,
-    losses,
-    matmul,
-    move,
-    normalize,
-    pool,
-    positions,
-    quantized,
-    quantized_contrib,
-    random,
-    recurrent,
-    reduce,
-    reshape,
-    resize,
-    scatter,
-    sequence,
-    spectral,
-)
+FAMILIES = tuple(import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__))
 
 __all__ = ["FAMILIES"]

@@ -102,35 +102,20 @@ def extreme_place(node: Static) -> Run:
     return run
 
 
-@meaning("CumSum", host=(1,))
-def running_sum(node: Static) -> Run:
-    """``y[i] = x[0] + ... + x[i]``, from the end with ``reverse``, without ``x[i]`` with ``exclusive``."""
+@meaning("CumSum", "CumProd", host=(1,))
+def running(node: Static) -> Run:
+    """``x[0] + ... + x[i]``, or their product; ``reverse``: from the end; ``exclusive``: without x[i]."""
     exclusive, reverse, known = bool(node.int("exclusive")), bool(node.int("reverse")), node.numbers(1)
+    sums = node.node.op_type == "CumSum"
+    accumulate, neutral = (torch.cumsum, torch.zeros_like) if sums else (torch.cumprod, torch.ones_like)
 
     def run(x: Tensor, axis: Tensor) -> Tensor:
         along = known[0] if known is not None else int(axis)
         turned = x.flip(along) if reverse else x
-        total = torch.cumsum(turned, along, dtype=x.dtype)
+        total = accumulate(turned, along, dtype=x.dtype)
         if exclusive:
-            zero = torch.zeros_like(total.narrow(along, 0, min(1, total.shape[along])))
-            total = torch.cat((zero, total.narrow(along, 0, max(0, total.shape[along] - 1))), along)
-        return total.flip(along) if reverse else total
-
-    return run
-
-
-@meaning("CumProd", host=(1,))
-def running_product(node: Static) -> Run:
-    """As CumSum, with products."""
-    exclusive, reverse, known = bool(node.int("exclusive")), bool(node.int("reverse")), node.numbers(1)
-
-    def run(x: Tensor, axis: Tensor) -> Tensor:
-        along = known[0] if known is not None else int(axis)
-        turned = x.flip(along) if reverse else x
-        total = torch.cumprod(turned, along, dtype=x.dtype)
-        if exclusive:
-            one = torch.ones_like(total.narrow(along, 0, min(1, total.shape[along])))
-            total = torch.cat((one, total.narrow(along, 0, max(0, total.shape[along] - 1))), along)
+            first = neutral(total.narrow(along, 0, min(1, total.shape[along])))
+            total = torch.cat((first, total.narrow(along, 0, max(0, total.shape[along] - 1))), along)
         return total.flip(along) if reverse else total
 
     return run
