@@ -54,21 +54,25 @@ class Clock:
         return np.array([self.truth(*model) * 0.9])
 
 
+def alone(a: int, b: int) -> float:
+    """The time of the only part as a model of its own."""
+    return 1.0 + a * b / 512
+
+
 @dataclass(frozen=True)
 class Table:
     """Times the only part."""
 
     times: PartTimes
-    truth: Truth
 
     def at(self, counts: Mapping[str, int]) -> None:
-        self.times.add((counts["a"], counts["b"]), self.truth(counts["a"], counts["b"]))
+        self.times.add((counts["a"], counts["b"]), alone(counts["a"], counts["b"]))
 
 
 def job(truth: Truth, clock: Clock, step: int = 4) -> Job[Choice]:
     times = PartTimes("part", ("a", "b"), np.array([SIZE, SIZE]), np.eye(2), np.zeros(2))
     for a, b in ((64, 64), (32, 32), (16, 16), (32, 64), (64, 32)):
-        times.add((a, b), 1.0 + a * b / 512)  # what is predicted at first
+        times.add((a, b), alone(a, b))
     model = LatencyModel([times], np.array([9.0]), ORIGINAL_MS)
 
     def search(limit: Limit) -> Choice:
@@ -86,8 +90,8 @@ def job(truth: Truth, clock: Clock, step: int = 4) -> Job[Choice]:
         lambda: choice(LEAST, LEAST),
         kept,
         clock,
-        NoTable(),
-        model,  # type: ignore[arg-type]
+        Table(times),
+        model,
     )
 
 
@@ -95,10 +99,11 @@ def job(truth: Truth, clock: Clock, step: int = 4) -> Job[Choice]:
 @pytest.mark.parametrize(
     "truth",
     [
-        lambda a, b: 1.0 + a * b / 512,  # as predicted
-        lambda a, b: 6.0 + a * b / 512,  # much of it stays
-        lambda a, b: 0.2 + (a * b) ** 0.7 / 50,  # not that form at all
-        lambda a, b: 1.0 + a / 8 + b / 80,
+        lambda a, b: 1.0 + alone(a, b),  # as predicted
+        lambda a, b: 5.0 + alone(a, b),  # much of it stays
+        lambda a, b: alone(a, b) * (2 - a * b / 64**2),  # small ones are slower inside than alone
+        lambda a, b: alone(a, b) * (1 + a * b / 64**2),  # and faster
+        lambda a, b: alone(a, b) + (a + b) / 16,  # something else shrinks as well
     ],
 )
 def test_what_is_delivered_was_measured_on_target(truth, target):

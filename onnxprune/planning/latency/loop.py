@@ -24,6 +24,10 @@ _AIM = 0.985
 #: Times that a model is cut and timed, and the prediction corrected, at most.
 _MOST_ROUNDS = 8
 
+#: Where a search finds again what was too far below the target, it aims higher by this, at most so often.
+_HIGHER = 1.04
+_MOST_RISES = 4
+
 
 class Decided(Protocol):
     """What a search finds."""
@@ -99,15 +103,19 @@ def deliver(job: Job[D], target: float) -> tuple[Round[D], list[Round[D]]]:
             ``reached`` is the lowest measured share.
     """
     rounds: list[Round[D]] = []
-    for _ in range(_MOST_ROUNDS):
+    aim, rises = target * _AIM, 0
+    while len(rounds) < _MOST_ROUNDS:
         tried = {_key(job, each.decision.removed): each.measured.value for each in rounds}
         try:
-            decision = job.search(limit_of(job, target * _AIM, tried))
+            decision = job.search(limit_of(job, aim, tried))
             reachable = True
         except LimitMissed:
             decision, reachable = job.least(), False
         if _key(job, decision.removed) in tried:
-            break  # nothing is left to try between what was
+            if not reachable or rises == _MOST_RISES:
+                break
+            aim, rises = aim * _HIGHER, rises + 1
+            continue
         latest = _time(job, decision)
         rounds.append(latest)
         if abs(latest.measured.value / target - 1) <= TOLERANCE and latest.measured.value <= target:
