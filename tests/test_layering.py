@@ -19,7 +19,7 @@ LAYERS = (
      "user_code"),
     ("model",),
     ("ops",),
-    ("calibration", "cost", "executor", "feeds", "runtime"),
+    ("calibration", "cost", "executor", "feeds", "parts", "runtime"),
     ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "recover", "report",
      "rewrite", "scores", "sensitivity", "tuning", "verification"),
     ("planning",),
