@@ -119,7 +119,9 @@ def _check(recipe: Mapping[str, Any], data: Dataset | None, *, ranked: bool = Fa
     wanted = parse_pattern(pattern)
     for name in TARGETS:
         if recipe.get(name) is not None:
-            raise UsageError(f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount")
+            raise UsageError(
+                f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount"
+            )
     check_amount(wanted, recipe.get("amount"))
     if not ranked:
         check_weight_score(score, recipe.get("before"))
