@@ -129,8 +129,12 @@ def deliver(job: Job[D], target: float) -> tuple[Round[D], list[Round[D]]]:
             f"the time can be brought to {reached:.3f} of the original's, not to {target:.4g}",
             reached=reached,
         )
-    below = [each for each in met if each.measured.value <= target]
-    return max(below or met[:1], key=lambda each: each.measured.value), rounds
+    return min(met, key=lambda each: _miss(each.measured.value, target)), rounds
+
+
+def _miss(measured: float, target: float) -> float:
+    """Return how far a share is from the target, relative to it; above counts twice."""
+    return 2 * (measured / target - 1) if measured > target else 1 - measured / target
 
 
 def limit_of(job: Job[D], keep: float, tried: Mapping[tuple[int, ...], float]) -> Limit:

@@ -1,4 +1,4 @@
-"""What a user asks for in time, and on which machine."""
+"""What a user may ask for in time, and on which machine."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ _MILLISECONDS = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*ms\s*", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class LatencyWish:
-    """A target in time.
+    """On which machine a target in time is to be met, and how long finding out may take.
 
     Attributes:
-        share: of the original's time that may stay, in (0, 1); None where ``ms`` is given.
-        ms: milliseconds that one run may take; None where ``share`` is given.
         percentile: of the times of single runs that is compared: 50 is the median.
         batch: size of the first axis where that is symbolic.
         execution: where and how the model will run.
@@ -29,8 +27,6 @@ class LatencyWish:
         cache: folder for the times of parts; None for none.
     """
 
-    share: float | None
-    ms: float | None
     percentile: float = 50.0
     batch: int | None = None
     execution: Execution = Execution()  # noqa: RUF009 # frozen
