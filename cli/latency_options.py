@@ -10,6 +10,8 @@ from onnxprune_cli.sections import section
 
 HEADING = "A target in time (with --target-latency)"
 
+_PERCENT = click.FloatRange(0, 100, min_open=True, max_open=True)
+
 
 def latency() -> Decorator:
     """All of them, in a section of the help."""
@@ -19,8 +21,8 @@ def latency() -> Decorator:
             "--target-latency", metavar="SHARE|MS", callback=_target,
             help="Share of the time that may stay, or as 12ms: measured here, with --threads.",
         ),
-        option("--latency-percentile", type=click.FloatRange(0, 100, min_open=True, max_open=True), default=50.0,
-               metavar="P", help="Of the times of single runs: 50 is the median."),
+        option("--latency-percentile", type=_PERCENT, default=50.0, metavar="P",
+               help="Of the times of single runs: 50 is the median."),
         count("--latency-batch", help="Size of the batch, where that is free. [default: 1]"),
         options.provider(),
         options.provider_options(),

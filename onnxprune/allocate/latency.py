@@ -105,7 +105,7 @@ class _Fit:
         return np.maximum(self._features(sizes) @ self._coefficients, 1e-6)
 
     def _features(self, sizes: FloatArray) -> FloatArray:
-        """Return float64 [choices, terms]: products of sizes, each as a share of what it is in the original."""
+        """Return float64 [choices, terms]: products of sizes, as shares of those of the original."""
         if sizes.shape[1] > MOST_JOINT:
             return np.stack([np.ones(len(sizes)), sizes.sum(axis=1) / self._scale.sum()], axis=1)
         shares = sizes / self._scale
