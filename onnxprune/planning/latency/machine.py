@@ -63,11 +63,12 @@ class Machine:
     def in_context(self, model: ir.Model) -> FloatArray:
         """Return the ms of every part inside a model, float64 [parts].
 
-        A kernel that computes nodes of several parts counts for the last of them, which is where it ends.
+        A kernel that computes nodes of several parts counts for the first of them: a convolution that takes
+        in a sum behind another one, as a rule.
         """
         total = np.zeros(self._parts)
         for kernel in time_kernels(model, self._feeds, self._execution, runs=_RUNS):
             numbers = [self._part_of[name] for name in kernel.covers if name in self._part_of]
             if numbers:
-                total[max(numbers)] += float(np.median(kernel.microseconds)) / 1000
+                total[min(numbers)] += float(np.median(kernel.microseconds)) / 1000
         return total
