@@ -171,7 +171,10 @@ def _runs(profile: Path) -> Iterator[list[_Event]]:
             text = line.strip().rstrip(",")
             if len(text) < 3:
                 continue
-            event = json.loads(text, strict=False)
+            try:
+                event = json.loads(text, strict=False)
+            except ValueError:
+                return  # it was cut off
             name = event["name"]
             if event["cat"] == "Node" and name.endswith(_KERNEL):
                 args = event["args"]
