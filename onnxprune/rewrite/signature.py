@@ -47,21 +47,16 @@ class Signer:
     ) -> None:
         self._part = part
         self._channels = channels
-        numbers: dict[ir.Value, str] = {}
-        for value in part.inputs:
-            name = str(value.name)
-            content = contents.get(name)
-            known = "" if content is None or content.size > _INTEGERS else _digest(content)
-            numbers[value] = f"{types.get(name)} {name in marked} {known}"
-        self._inputs = list(numbers.items())
-        for number, value in enumerate(part.inputs):
-            numbers[value] = f"i{number}"
-        self._nodes = [_fixed_text(node, number, numbers) for number, node in enumerate(part.nodes)]
+        numbers = {value: f"i{number}" for number, value in enumerate(part.inputs)}
+        self._inputs = [
+            (value, _input_text(value, channels, types, contents, str(value.name) in marked))
+            for value in part.inputs
+        ]
+        self._nodes = [_Told(node, number, numbers) for number, node in enumerate(part.nodes)]
         self._end = " ".join(f"{numbers[value]} {value.name in marked}" for value in part.outputs)
         graph = part.nodes[0].graph
-        domains = {node.domain for node in part.nodes}
         opsets = {} if graph is None else graph.opset_imports
-        self._opsets = repr(sorted((domain, opsets.get(domain)) for domain in domains))
+        self._start = repr(sorted((domain, opsets.get(domain)) for domain in {n.domain for n in part.nodes}))
 
     def sign(self, removed: BoolArray) -> str:
         """Return the sha256, in hexadecimal, of all that tells the part without some labels from others.
@@ -72,12 +67,12 @@ class Signer:
         kept = _Noting(self._channels, removed)
         for node in self._part.nodes:
             fix_sizes(node, kept)
-        lines = [self._opsets]
+        lines = [self._start]
         lines += [f"{text} {self._shape(value, kept)}" for value, text in self._inputs]
-        for node, text in zip(self._part.nodes, self._nodes, strict=True):
-            sizes = [self._shape(Use(node, i), kept) for i in _constants(node)]
+        for node, told in zip(self._part.nodes, self._nodes, strict=True):
+            sizes = [self._shape(Use(node, index), kept) for index in told.constants]
             sizes += [self._shape(value, kept) for value in node.outputs]
-            lines.append(f"{text} {sizes} {kept.notes.get(node, '')}")
+            lines.append(f"{told.text(kept.notes.get(node, {}))} {sizes}")
         lines.append(self._end)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -87,54 +82,93 @@ class Signer:
 
 
 class _Noting(Kept):
-    """What is left after a cut; what the rules would write is noted only."""
+    """What is left after a cut; what the rules would write is noted by node, attributes by name."""
 
     def __init__(self, channels: Channels, removed: BoolArray) -> None:
         super().__init__(channels, removed)
-        self.notes: dict[ir.Node, list[object]] = {}
+        self.notes: dict[ir.Node, dict[str, str]] = {}
 
-    def _note(self, node: ir.Node, *what: object) -> None:
-        self.notes.setdefault(node, []).append(what)
+    def _note(self, node: ir.Node, what: str, text: str) -> None:
+        self.notes.setdefault(node, {})[what] = text
 
     def set_attribute(self, node: ir.Node, attribute: ir.Attr) -> None:
-        self._note(node, attribute.name, attribute.value)
+        """Note a new value."""
+        self._note(node, attribute.name, _attribute_text(attribute))
 
     def drop_attribute(self, node: ir.Node, name: str) -> None:
-        self._note(node, name)
+        """Note that one goes."""
+        self._note(node, name, "")
 
     def set_ints(self, node: ir.Node, index: int, numbers: Sequence[int] | IntArray) -> None:
-        self._note(node, index, [int(number) for number in np.ravel(numbers)])
+        """Note new contents of an input."""
+        self._note(node, _place(index), str([int(number) for number in np.ravel(numbers)]))
 
     def become_gather(self, node: ir.Node, axis: int, places: IntArray) -> None:
-        self._note(node, "becomes Gather", axis)
+        """Note it; which places are picked takes no time."""
+        self._note(node, "becomes Gather", str(axis))
 
     def gather_before(self, node: ir.Node, axis: int, places: IntArray) -> None:
-        self._note(node, "Gather before", axis)
+        """Note it."""
+        self._note(node, f"Gather before {axis}", "")
 
 
-def _constants(node: ir.Node) -> list[int]:
-    return [i for i, value in enumerate(node.inputs) if value is not None and value.is_initializer()]
+class _Told:
+    """What no cut changes of a node, but for what its rule rewrites.
+
+    Args:
+        node: of the part.
+        number: its place there.
+        numbers: how values are called, by value; its constants and outputs are added.
+
+    Attributes:
+        constants: which of its inputs are.
+    """
+
+    def __init__(self, node: ir.Node, number: int, numbers: dict[ir.Value, str]) -> None:
+        self.constants = tuple(
+            index for index, value in enumerate(node.inputs) if value is not None and value.is_initializer()
+        )
+        read = []
+        self._facts: dict[str, str] = {}
+        for index, value in enumerate(node.inputs):
+            if value is not None and value not in numbers:
+                numbers[value] = f"w{len(numbers)}"
+            read.append("-" if value is None else numbers[value])
+            if index in self.constants:
+                self._facts[_place(index)] = _constant_text(value)
+        for place, value in enumerate(node.outputs):
+            numbers[value] = f"n{number}.{place}"
+        given = "".join("1" if value.name else "0" for value in node.outputs)
+        self._head = f"{node.domain}:{node.op_type} {' '.join(read)} {given}"
+        for name, attribute in node.attributes.items():
+            self._facts[name] = _attribute_text(attribute)
+
+    def text(self, notes: Mapping[str, str]) -> str:
+        """Return all of it, with what the rule rewrote in place of what was there."""
+        facts = {**self._facts, **notes} if notes else self._facts
+        return f"{self._head} {sorted(fact for fact in facts.items() if fact[1])}"
 
 
-def _fixed_text(node: ir.Node, number: int, numbers: dict[ir.Value, str]) -> str:
-    """Return what no cut changes of a node; number its constants and outputs."""
-    read = []
-    for value in node.inputs:
-        if value is None:
-            read.append("-")
-        elif value in numbers:
-            read.append(numbers[value])
-        else:
-            numbers[value] = f"w{len(numbers)}"
-            read.append(f"{numbers[value]} {_constant_text(value)}")
-    for place, value in enumerate(node.outputs):
-        numbers[value] = f"n{number}.{place}{'' if value.name else ' absent'}"
-    attributes = sorted((name, _attribute_text(attribute)) for name, attribute in node.attributes.items())
-    return f"{node.domain}:{node.op_type} {read} {len(node.outputs)} {attributes}"
+def _place(index: int) -> str:
+    return f"input {index}"
 
 
-def _constant_text(value: ir.Value) -> str:
-    tensor = value.const_value
+def _input_text(
+    value: ir.Value,
+    channels: Channels,
+    types: Mapping[str, ir.DataType],
+    contents: Mapping[str, np.ndarray[Any, Any]],
+    marked: bool,
+) -> str:
+    name = str(value.name)
+    fixed = [dim.is_constant for dim in channels.shapes.dims.get(value, ())]
+    content = contents.get(name)
+    known = "" if content is None or content.size > _INTEGERS else _digest(content)
+    return f"{types.get(name)} {fixed} {marked} {known}"
+
+
+def _constant_text(value: ir.Value | None) -> str:
+    tensor = None if value is None else value.const_value
     if tensor is None:
         return "unknown"
     limit = _INTEGERS if tensor.dtype.is_integer() else _NUMBERS
