@@ -46,8 +46,8 @@ class Machine(Protocol):
     def share(self, model: ir.Model) -> Estimate:
         """Return the time of a model as a share of the original's, measured in turns with it."""
 
-    def in_context(self, model: ir.Model) -> FloatArray:
-        """Return the ms of every part inside a model, float64 [parts]."""
+    def in_context(self, model: ir.Model, whole_ms: float) -> FloatArray:
+        """Return the ms of every part inside a model that takes ``whole_ms``, float64 [parts]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,8 @@ def _time(job: Job[D], decision: D) -> Round[D]:
     model = job.cut(decision.removed)
     measured = job.machine.share(model)
     job.table.at(counts)
-    job.model.anchor(counts, job.machine.in_context(model), measured.value * job.model.original_ms)
+    whole_ms = measured.value * job.model.original_ms
+    job.model.anchor(counts, job.machine.in_context(model, whole_ms), whole_ms)
     return Round(decision, predicted, measured)
 
 
