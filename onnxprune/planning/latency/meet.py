@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.allocate.channels import Options, reason_to_skip
+from onnxprune.allocate.options import Options, reason_to_skip
 from onnxprune.allocate.latency import LatencyModel, PartTimes
 from onnxprune.allocate.limits import Limit
 from onnxprune.analyze import Analysis, analyze
