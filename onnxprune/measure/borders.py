@@ -30,6 +30,10 @@ _EITHER = frozenset({
     "Identity", "LeakyRelu", "Mul", "Relu", "Sigmoid", "Sum", "Tanh",
 })  # fmt: skip
 
+#: Convolutions and poolings work in blocks only on a multiple of this many channels; other images are plain
+#: wherever they are read.
+_ALIGNMENT = 4
+
 _STANDARD = ("", "ai.onnx")
 _RANK = 4
 
@@ -89,7 +93,7 @@ class Borders:
 
 
 def add_borders(model: ir.Model, blocked: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> Borders:
-    """Put convolutions at those ends of a part that are images; return what was added.
+    """Put convolutions at those ends of a part that are images in blocks; return what was added.
 
     Args:
         model: the part, which is changed. Of an input that gets a border, one channel is left.
@@ -99,15 +103,19 @@ def add_borders(model: ir.Model, blocked: Collection[str], shapes: Mapping[str, 
     names = Names(model.graph)
     fronts, inputs, ends = [], [], []
     for value in [value for value in model.graph.inputs if value.name in blocked]:
-        if value.dtype == ir.DataType.FLOAT:
+        if value.dtype == ir.DataType.FLOAT and _is_aligned(shapes[str(value.name)]):
             front, reader = _before(value, shapes[str(value.name)], model.graph, names)
             fronts.append(front)
             inputs.append(str(value.name))
             ends.append(reader)
     for position, value in enumerate(model.graph.outputs):
-        if value.name in blocked and not value.is_graph_input():
+        if value.name in blocked and not value.is_graph_input() and _is_aligned(shapes[str(value.name)]):
             ends.append(_behind(position, value, shapes[str(value.name)], model.graph, names))
     return Borders(frozenset([*fronts, *ends]), frozenset(inputs), frozenset(ends))
+
+
+def _is_aligned(shape: tuple[int, ...]) -> bool:
+    return shape[1] % _ALIGNMENT == 0
 
 
 def _before(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> tuple[str, str]:
