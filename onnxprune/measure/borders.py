@@ -119,13 +119,13 @@ def _is_aligned(shape: tuple[int, ...]) -> bool:
 
 
 def _before(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> tuple[str, str]:
-    weight = _weight(graph, names, (shape[1], 1, 1, 1))
     uses = list(value.uses())
-    conv = _node("Conv", [value, weight], {}, names)
+    conv = _node("Conv", [value, _weight(graph, names, shape[1])], {}, names)
+    image = conv.outputs[0]
     for node, index in uses:
-        node.replace_input_with(index, conv.outputs[0])
+        node.replace_input_with(index, image)
     # a second reader, lest a sum or an activation of the part be fused into the border
-    reader = _node("GlobalMaxPool", [conv.outputs[0]], {}, names)
+    reader = _pixel(image, shape, graph, names)
     value.shape = ir.Shape([shape[0], 1, *shape[2:]])
     graph.insert_before(graph[0], [conv, reader])
     graph.outputs.append(reader.outputs[0])
@@ -133,11 +133,16 @@ def _before(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Nam
 
 
 def _behind(position: int, value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> str:
-    weight = _weight(graph, names, (shape[1], 1, 1, 1))
-    conv = _node("Conv", [value, weight], {"group": shape[1], "strides": list(shape[2:])}, names)
-    graph.append(conv)
-    graph.outputs[position] = conv.outputs[0]
-    return str(conv.name)
+    pixel = _pixel(value, shape, graph, names)
+    graph.append(pixel)
+    graph.outputs[position] = pixel.outputs[0]
+    return str(pixel.name)
+
+
+def _pixel(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> ir.Node:
+    """Return a depthwise convolution that takes the first pixel of an image."""
+    attributes: dict[str, int | list[int]] = {"group": shape[1], "strides": list(shape[2:])}
+    return _node("Conv", [value, _weight(graph, names, shape[1])], attributes, names)
 
 
 def _node(
@@ -149,6 +154,6 @@ def _node(
     return node
 
 
-def _weight(graph: ir.Graph, names: Names, shape: tuple[int, ...]) -> ir.Value:
+def _weight(graph: ir.Graph, names: Names, channels: int) -> ir.Value:
     name = names.fresh("border_weight")
-    return add_constant(graph, ir.Tensor(np.full(shape, 0.5, np.float32), name=name), name)
+    return add_constant(graph, ir.Tensor(np.full((channels, 1, 1, 1), 0.5, np.float32), name=name), name)
