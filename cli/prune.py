@@ -28,7 +28,7 @@ SCORES = (
 SCOPES = (
     "uniform: the same share everywhere (default); global: one threshold (default for layers, zeros on data, "
     "and with --recover); isomorphic: one for each structure of channels; owl: zeros, fewer where there are "
-    "outliers; knapsack: the most importance within the targets (default for several of them); sensitivity: "
+    "outliers; knapsack: the most importance within the targets (default for several of them, and for a target in time); sensitivity: "
     "where it costs least, measured on --data."
 )
 
@@ -60,8 +60,10 @@ SCOPES = (
 def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: Any) -> None:
     """Remove what matters least from MODEL, prove the result, and write it.
 
-    Give --amount, or one or more of --target-macs, --target-params and --target-size, which are then met
-    together; N:M and dead need none of them. Nothing is written unless the pruned model computes what the
+    Give --amount, or one or more of --target-latency, --target-macs, --target-params and --target-size, which
+    are then met together; N:M and dead need none of them. For --target-latency, layers are timed on this
+    machine at the counts that matter, and the model is cut, timed whole and cut again until it takes what it
+    may. Nothing is written unless the pruned model computes what the
     original computes with zeros in the same places (dead: what the original computes), and passes verify.
     With --recover, what is left is then repaired from --data, and the repair is dropped where it does not
     help on samples that were held out.
@@ -69,6 +71,7 @@ def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: 
     With --steps, MODEL is tuned on --data while more and more of it goes.
     """
     options.check_targets(choices)
+    latency_options.check(choices)
     storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}
     tuning = gradual_options.take(choices)
     plot = choices.pop("plot", None)

@@ -142,9 +142,14 @@ def _options(model: ir.Model, options: dict[str, Any]) -> dict[str, Any]:
     except TypeError as error:
         raise UsageError(f"{error}; the options are those of prune") from None
     bound.apply_defaults()
-    given = {name: value for name, value in bound.arguments.items() if name not in ("model", "data")}
+    beside = ("model", "data", *LATENCY_SETTINGS)
+    given = {name: value for name, value in bound.arguments.items() if name not in beside}
     if given["pattern"] == DEAD:
         raise UsageError(f"pattern {DEAD!r} changes no result: there is nothing to tune")
+    if given["target_latency"] is not None:
+        raise UsageError(
+            "target_latency is met before tuning, not while: prune to it, then finetune what is left"
+        )
     return given
 
 

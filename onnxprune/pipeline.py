@@ -109,8 +109,9 @@ def prune(
             layers, for zeros that are chosen on data, and where the score is by default ``obs``, whose losses
             then add up to the least under a target) or ``sensitivity`` (where it costs least, measured
             on data); for channels also ``knapsack`` (the most importance within the targets; the default
-            where there are several, or one in time), ``isomorphic`` (one threshold for all groups of the same structure,
-            the same share of each); for zeros ``owl`` (less from layers with outliers, on data).
+            where there are several, or one in time) and ``isomorphic`` (one threshold for all groups of the
+            same structure, the same share of each); for zeros ``owl`` (less from layers with outliers, on
+            data).
         align: kept channel counts are multiples of this; ``auto`` avoids counts that are slow on CPUs.
         protect: globs over group (or branch) and tensor names that must stay whole.
         allow_inexact: also remove channels that normalisation takes statistics over (the width of a
@@ -191,7 +192,7 @@ def plan(model: ir.Model, **options: Any) -> Plan:
     seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"), running=running)
     samples = samples_of(given.pop("data"), model, seed, given["input_shapes"])
     setting = trial_setting(given.pop("cache"), given.pop("jobs"), running)
-    beside = ("model", *_LATENCY_SETTINGS)
+    beside = ("model", *LATENCY_SETTINGS)
     recipe = recipe_of({name: value for name, value in given.items() if name not in beside}, samples)
     if recipe["pattern"] == "layers":
         return plan_layers(model, recipe, samples, seed, watch)[0]
@@ -201,7 +202,7 @@ def plan(model: ir.Model, **options: Any) -> Plan:
 
 
 #: What `prune` takes about how time is measured.
-_LATENCY_SETTINGS = ("latency_percentile", "latency_batch", "provider", "provider_options", "time_limit")
+LATENCY_SETTINGS = ("latency_percentile", "latency_batch", "provider", "provider_options", "time_limit")
 
 
 def latency_wish(
