@@ -18,7 +18,6 @@ from onnxprune.planning.part_timer import FIELDS, PartTimer
 from onnxprune.result_cache import ResultCache
 from onnxprune.runtime import Execution
 
-
 ON_CPU = Execution()
 
 
