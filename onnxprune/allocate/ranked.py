@@ -78,7 +78,10 @@ def step_of(group: ChannelGroup, options: Options, steps: Mapping[str, int]) -> 
 
 
 class Ranked:
-    """The channels of a group, weakest first, and the counts that may be left. Scores compare."""
+    """The channels of a group, weakest first, and the counts that may be left. Scores compare.
+
+    ``readers`` counts the layers that sum over the channels.
+    """
 
     def __init__(
         self, group: ChannelGroup, values: FloatArray, least: int, step: int, structure: Hashable = None
