@@ -28,8 +28,8 @@ SCORES = (
 SCOPES = (
     "uniform: the same share everywhere (default); global: one threshold (default for layers, zeros on data, "
     "and with --recover); isomorphic: one for each structure of channels; owl: zeros, fewer where there are "
-    "outliers; knapsack: the most importance within the targets (default for several of them, and for a target in time); sensitivity: "
-    "where it costs least, measured on --data."
+    "outliers; knapsack: the most importance within the targets (default for several of them, and for one in "
+    "time); sensitivity: where it costs least, measured on --data."
 )
 
 

@@ -22,7 +22,7 @@ from onnxprune.gradual.rounds import prune_in_rounds
 from onnxprune.gradual.run import Learning
 from onnxprune.gradual.run import prune_gradually as prune_in_one_run
 from onnxprune.model.io import load
-from onnxprune.pipeline import prune, recipe_of, running_of, samples_of
+from onnxprune.pipeline import LATENCY_SETTINGS, prune, recipe_of, running_of, samples_of
 from onnxprune.planning.curves import trial_setting
 from onnxprune.planning.recipes import DEAD, STRUCTURED
 from onnxprune.planning.watch import Watch
