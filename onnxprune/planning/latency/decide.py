@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune.data import Dataset
-from onnxprune.planning.channels import Decision, decide, limits_of
+from onnxprune.planning.channels import Decision, decide, limits_of, tell_importance
 from onnxprune.planning.curves import Setting
 from onnxprune.planning.gathering import Gathered, gather
 from onnxprune.planning.latency.meet import Deciding, Latency, shrinking
@@ -78,8 +78,9 @@ def decide_in_time(gathered: Gathered, recipe: Mapping[str, Any], latency: Laten
     )
     with gathered.watch.stage("meet the time"):
         met = latency.meet(deciding, share, ms)
+    decision: Decision = met.decision
+    tell_importance(decision)
     gathered.watch.sections["latency"] = met.section
     gathered.watch.sections["latency rounds"] = met.rounds
-    plan = replace(met.decision.plan, recipe=dict(recipe), skipped=(*met.decision.plan.skipped, *met.skipped))
-    decision: Decision = met.decision
+    plan = replace(decision.plan, recipe=dict(recipe), skipped=(*decision.plan.skipped, *met.skipped))
     return replace(decision, plan=plan)
