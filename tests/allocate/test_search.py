@@ -93,6 +93,7 @@ def test_a_curve_is_made_monotone_and_not_extrapolated():
     assert menu.counts.tolist() == [0, 4, 12, 20]
     assert menu.losses.tolist() == [0.0, 0.5, 1.0, 2.0]
 
+
 # --- several limits, and costs that go in steps -----------------------------------------------------------
 
 
