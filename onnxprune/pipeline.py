@@ -18,10 +18,14 @@ from onnxprune.data import DataReader, Dataset, load_data
 from onnxprune.errors import PlanError, UsageError, VerificationError
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.io import save
-from onnxprune.planning.channels import STRUCTURED, Watch, plan_channels, unused_samples
+from onnxprune.planning.channels import plan_channels
 from onnxprune.planning.curves import trial_setting
+from onnxprune.planning.latency.wish import TIME_LIMIT_SECONDS, LatencyWish, parse_target
 from onnxprune.planning.layers import plan_layers
 from onnxprune.planning.masks import plan_masks
+from onnxprune.planning.notes import unused_samples
+from onnxprune.planning.recipes import DEAD, STRUCTURED
+from onnxprune.planning.watch import Watch
 from onnxprune.plans import save_plan
 from onnxprune.pruning import (
     PruneResult,
@@ -32,6 +36,7 @@ from onnxprune.pruning import (
     prune_weights,
 )
 from onnxprune.pruning_layers import apply_to_layers, prune_layers
+from onnxprune.runtime import Execution
 from onnxprune.scores.movement import MOVEMENT_SCORERS
 from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
@@ -46,6 +51,8 @@ def prune(
     amount: float | None = None,
     target_macs: float | None = None,
     target_params: float | None = None,
+    target_size: float | None = None,
+    target_latency: float | str | None = None,
     score: str | None = None,
     before: str | Path | None = None,
     scope: str | None = None,
@@ -63,6 +70,11 @@ def prune(
     batch: int = BATCH,
     memory_limit: int = LIMIT_BYTES,
     threads: int = 1,
+    latency_percentile: float = 50.0,
+    latency_batch: int | None = None,
+    provider: str = "cpu",
+    provider_options: Mapping[str, str] | None = None,
+    time_limit: float = TIME_LIMIT_SECONDS,
     progress: Callable[[float], None] | None = None,
 ) -> PruneResult:
     """Decide what goes, remove it from a copy of the model, and prove the result.
@@ -76,7 +88,11 @@ def prune(
             ``unstructured``, ``N:M`` (as 2:4: at most 2 of 4 stay) or ``block:RxC``.
         amount: share of channels, layers or weights to remove, in [0, 1); not with N:M, which says it itself.
         target_macs: share of the multiply-accumulates that may stay, in (0, 1], instead of an amount.
-        target_params: share of the parameters that may stay, in (0, 1], instead of an amount.
+        target_params: share of the parameters that may stay, likewise.
+        target_size: share of the bytes of all weights that may stay, likewise. Several targets are met
+            together.
+        target_latency: share of the time of one run that may stay, in (0, 1], or milliseconds as ``"12ms"``:
+            measured here, by ONNX Runtime, with ``threads``.
         score: ``l1``, ``l2`` (the default) or ``random``, from the weights; for channels and heads also
             ``fpgm``, ``lamp`` (made for a global scope) or ``bn``, and ``activation``, ``wanda``, ``obs`` or
             ``ablation``, measured on data; for layers ``influence`` (the default, measured on data), ``l2``
@@ -106,11 +122,17 @@ def prune(
         recover: repair of what is left, with data: ``none``, ``bias`` (the mean of every layer's result),
             ``statistics`` (mean and deviation) or ``reconstruct`` (weights and biases by least squares).
         rounds: go in so many rounds of removing and repairing, by a cubic schedule.
-        cache: folder for what scope ``sensitivity`` measures, so that it is measured once.
+        cache: folder for what scope ``sensitivity`` and ``target_latency`` measure, so that it is measured
+            once.
         jobs: processes that measure it; 0 for one per core.
         batch: samples of one run on the data, where the model's first axis is symbolic.
         memory_limit: bytes that work on the data may keep at once, beside the model and the data.
-        threads: of ONNX Runtime, in work on the data; 0 for one per core.
+        threads: of ONNX Runtime, in work on the data and where time is measured; 0 for one per core.
+        latency_percentile: of the times of single runs that ``target_latency`` is about; 50 is the median.
+        latency_batch: size of the batch that is timed, where it is free; 1 by default.
+        provider: where time is measured: a key of `onnxprune.runtime.PROVIDERS`.
+        provider_options: of the provider, as ONNX Runtime calls them.
+        time_limit: seconds that timing layers may take.
         progress: called while scores are measured on data, with the share that is done, in (0, 1].
 
     Raises:
@@ -125,6 +147,7 @@ def prune(
     recipe = recipe_of(
         {
             "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
+            "target_size": target_size, "target_latency": target_latency,
             "score": score, "before": before, "scope": scope, "align": align, "protect": protect,
             "floor": floor,
             "input_shapes": input_shapes, "allow_inexact": allow_inexact or None,
@@ -132,6 +155,9 @@ def prune(
         },
         samples,
     )  # fmt: skip
+    latency = latency_wish(
+        recipe, latency_percentile, latency_batch, provider, provider_options, threads, time_limit, cache
+    )
     wish = Repair(recover, rounds)
     wish.check(samples, pattern)
     if score in MOVEMENT_SCORERS and rounds != 1:
@@ -140,7 +166,7 @@ def prune(
         return prune_layers(model, recipe, samples, wish, seed, watch)
     setting = trial_setting(cache, jobs, watch.running)
     if pattern in STRUCTURED:
-        return prune_channels(model, recipe, samples, wish, seed, watch, setting)
+        return prune_channels(model, recipe, samples, wish, seed, watch, setting, latency)
     return prune_weights(model, recipe, samples, wish, seed, watch, setting)
 
 
@@ -154,7 +180,8 @@ def plan(model: ir.Model, **options: Any) -> Plan:
         bound = signature(prune).bind(model, **options)
     except TypeError as error:
         raise UsageError(f"{error}; the options are those of prune") from None
-    if options.get("rounds", 1) != 1:  # what goes in a round depends on the repair before it
+    # what goes in a round depends on the repair before it; what goes to meet a time, on models that are timed
+    if options.get("rounds", 1) != 1 or options.get("target_latency") is not None:
         return prune(model, **options).plan
     bound.apply_defaults()
     given = dict(bound.arguments)
@@ -162,12 +189,55 @@ def plan(model: ir.Model, **options: Any) -> Plan:
     seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"), running=running)
     samples = samples_of(given.pop("data"), model, seed, given["input_shapes"])
     setting = trial_setting(given.pop("cache"), given.pop("jobs"), running)
-    recipe = recipe_of({name: value for name, value in given.items() if name != "model"}, samples)
+    beside = ("model", *_LATENCY_SETTINGS)
+    recipe = recipe_of({name: value for name, value in given.items() if name not in beside}, samples)
     if recipe["pattern"] == "layers":
         return plan_layers(model, recipe, samples, seed, watch)[0]
     if recipe["pattern"] in STRUCTURED:
         return plan_channels(model, recipe, samples, seed, watch, setting).plan
     return plan_masks(model, recipe, samples, seed, watch, setting)[0]
+
+
+#: What `prune` takes about how time is measured.
+_LATENCY_SETTINGS = ("latency_percentile", "latency_batch", "provider", "provider_options", "time_limit")
+
+
+def latency_wish(
+    recipe: dict[str, Any],
+    percentile: float,
+    batch: int | None,
+    provider: str,
+    provider_options: Mapping[str, str] | None,
+    threads: int,
+    time_limit: float,
+    cache: str | Path | None,
+) -> LatencyWish | None:
+    """Return on which machine a target in time is to be met, None without one; the recipe then says so, too.
+
+    Raises:
+        UsageError: a target or setting that makes no sense, or another option that does not go with it.
+    """
+    target = recipe.get("target_latency")
+    if target is None:
+        return None
+    parse_target(target)
+    if recipe["pattern"] not in STRUCTURED or recipe["pattern"] == DEAD:
+        why = "zeros take no less time in ONNX Runtime" if recipe["pattern"] != DEAD else "it takes no target"
+        if recipe["pattern"] == "layers":
+            why = "whole branches go by amount, --target-macs or --target-params"
+        raise UsageError(
+            f"target_latency needs a pattern such as channels or heads, not {recipe['pattern']!r}: {why}"
+        )
+    if recipe.get("rounds", 1) != 1:
+        raise UsageError("target_latency is met in one round: leave out rounds, or give --target-macs")
+    options = tuple(sorted((provider_options or {}).items()))
+    execution = Execution(provider, threads, options)
+    wish = LatencyWish(percentile, batch, execution, time_limit, None if cache is None else Path(cache))
+    recipe["measured_with"] = {
+        "percentile": percentile, "provider": provider, "provider_options": dict(options), "threads": threads,
+        "batch": batch,
+    }  # fmt: skip
+    return wish
 
 
 def samples_of(

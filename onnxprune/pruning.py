@@ -19,11 +19,16 @@ from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.prepare import name_nodes
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
-from onnxprune.planning.channels import DEAD, Decision, Watch, analyze_for, plan_channels
+from onnxprune.planning.channels import Decision, plan_channels
 from onnxprune.planning.curves import Setting
+from onnxprune.planning.gathering import analyze_for
+from onnxprune.planning.latency.decide import plan_in_time
+from onnxprune.planning.latency.wish import LatencyWish
 from onnxprune.planning.masks import plan_masks
 from onnxprune.planning.positions import check_groups
+from onnxprune.planning.recipes import DEAD
 from onnxprune.planning.rounds import plan_more_channels, recipes_by_round
+from onnxprune.planning.watch import Watch
 from onnxprune.proving import Trials, make_cut, prove_cut
 from onnxprune.pruning_report import RepairedRound, pruned_report, repair_sections
 from onnxprune.recover import METHODS, repair
@@ -172,10 +177,15 @@ def prune_channels(
     seed: int,
     watch: Watch,
     setting: Setting,
+    latency: LatencyWish | None = None,
 ) -> PruneResult:
-    """Remove channels of a model, in rounds if that is wished."""
-    steps = recipes_by_round(recipe, wish.rounds, wish.shape)
-    first, decision = _first_cut(model, steps, samples, seed, watch, setting)
+    """Remove channels of a model, in rounds if that is wished, or until it meets a target in time."""
+    steps: Sequence[Mapping[str, Any]] = [recipe]
+    if latency is not None:
+        first, decision = 1, plan_in_time(model, recipe, samples, seed, watch, setting, latency)
+    else:
+        steps = recipes_by_round(recipe, wish.rounds, wish.shape)
+        first, decision = _first_cut(model, steps, samples, seed, watch, setting)
     state = _Cutting(seed, samples, wish, watch)
     current = state.cut(decision.analysis, decision.sums, decision.removed)
     current = state.repair(decision.analysis, decision.plan, current, first)
