@@ -108,8 +108,8 @@ was corrected.
 
 """
 
-_KEPT = """What is kept at the same time. *Importance*: the sum of the scores of the channels that stay, as a share of
-that of all channels that may go, each score being a share of the greatest in its group.
+_KEPT = """What is kept at the same time. *Importance*: the sum of the scores of the channels that stay, as a
+share of that of all channels that may go, each score being a share of the greatest in its group.
 
 """
 
@@ -209,8 +209,8 @@ repair. *With statistics*: the running statistics of its batch norms estimated a
 is trained here. In the transformers it cuts hidden units alone. In `digits_residual` one of the two
 branches of the concatenation is left whole: with both cut, Torch-Pruning 1.6.1 removes too few columns of
 the layer behind the flattening, and the module does not run. *Unpruned*: its export with nothing removed,
-which shows what the way through its environment costs. *Ours*: the mean of the delivered models above, and
-what they get without repair is not shown.
+which shows what the way through its environment costs. *Ours*: the mean over the seeds of the models
+delivered above.
 
 """
 
