@@ -1,5 +1,6 @@
 """Times of kernels: which nodes of the model each one stands for, in models that ONNX Runtime rewrites."""
 
+import json
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -144,8 +145,8 @@ class TestAFullProfile:
 
     def test_lines_that_are_cut_off_end_it(self, tmp_path):
         profile = tmp_path / "p.json"
-        args = '{"op_name": "A", "provider": "P"}'
-        kernel = '{"cat": "Node", "name": "a_kernel_time", "ts": 1, "dur": 2, "args": %s}' % args
+        args = {"op_name": "A", "provider": "P"}
+        kernel = json.dumps({"cat": "Node", "name": "a_kernel_time", "ts": 1, "dur": 2, "args": args})
         run = '{"cat": "Session", "name": "model_run", "ts": 0, "dur": 9, "args": {}}'
         profile.write_text(f"[\n{kernel},\n{run},\n{kernel},\n{kernel[:50]}")
         (only,) = kernels._runs(profile)
