@@ -9,6 +9,7 @@ from typing import Any
 
 import onnxprune
 from onnxprune.measure.intervals import Estimate
+from onnxprune.runtime import Execution
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,5 +61,10 @@ class Clock:
 
     def _compared(self, a: Path, b: Path) -> Any:
         return onnxprune.benchmark(
-            a, b, threads=self.threads, batch=self.batch, input_shapes=self.input_shapes, pairs=self.pairs
+            a,
+            b,
+            execution=Execution(threads=self.threads),
+            batch=self.batch,
+            input_shapes=self.input_shapes,
+            pairs=self.pairs,
         )
