@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.allocate.channels import SENSITIVITY
+from onnxprune.allocate.options import SENSITIVITY
 from onnxprune.calibration.noise import notes_on_noise
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import UsageError, require_extra
@@ -22,7 +22,7 @@ from onnxprune.gradual.rounds import prune_in_rounds
 from onnxprune.gradual.run import Learning
 from onnxprune.gradual.run import prune_gradually as prune_in_one_run
 from onnxprune.model.io import load
-from onnxprune.pipeline import prune, recipe_of, running_of, samples_of
+from onnxprune.pipeline import LATENCY_SETTINGS, prune, recipe_of, running_of, samples_of
 from onnxprune.planning.curves import trial_setting
 from onnxprune.planning.recipes import DEAD, STRUCTURED
 from onnxprune.planning.watch import Watch
@@ -142,9 +142,14 @@ def _options(model: ir.Model, options: dict[str, Any]) -> dict[str, Any]:
     except TypeError as error:
         raise UsageError(f"{error}; the options are those of prune") from None
     bound.apply_defaults()
-    given = {name: value for name, value in bound.arguments.items() if name not in ("model", "data")}
+    beside = ("model", "data", *LATENCY_SETTINGS)
+    given = {name: value for name, value in bound.arguments.items() if name not in beside}
     if given["pattern"] == DEAD:
         raise UsageError(f"pattern {DEAD!r} changes no result: there is nothing to tune")
+    if given["target_latency"] is not None:
+        raise UsageError(
+            "target_latency is met before tuning, not while: prune to it, then finetune what is left"
+        )
     return given
 
 

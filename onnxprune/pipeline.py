@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.allocate.options import KNAPSACK
 from onnxprune.calibration.activations import BATCH, LIMIT_BYTES, Running, check_fits
 from onnxprune.calibration.noise import draw_noise, is_noise
 from onnxprune.data import DataReader, Dataset, load_data
@@ -24,7 +25,7 @@ from onnxprune.planning.latency.wish import TIME_LIMIT_SECONDS, LatencyWish, par
 from onnxprune.planning.layers import plan_layers
 from onnxprune.planning.masks import plan_masks
 from onnxprune.planning.notes import unused_samples
-from onnxprune.planning.recipes import DEAD, STRUCTURED
+from onnxprune.planning.recipes import DEAD, STRUCTURED, TARGET_LATENCY, TARGETS
 from onnxprune.planning.watch import Watch
 from onnxprune.plans import save_plan
 from onnxprune.pruning import (
@@ -107,8 +108,10 @@ def prune(
         scope: ``uniform`` (the same share everywhere), ``global`` (one threshold for all; the default for
             layers, for zeros that are chosen on data, and where the score is by default ``obs``, whose losses
             then add up to the least under a target) or ``sensitivity`` (where it costs least, measured
-            on data); for channels also ``isomorphic`` (one threshold for all groups of the same structure,
-            the same share of each); for zeros ``owl`` (less from layers with outliers, on data).
+            on data); for channels also ``knapsack`` (the most importance within the targets; the default
+            where there are several, or one in time) and ``isomorphic`` (one threshold for all groups of the
+            same structure, the same share of each); for zeros ``owl`` (less from layers with outliers, on
+            data).
         align: kept channel counts are multiples of this; ``auto`` avoids counts that are slow on CPUs.
         protect: globs over group (or branch) and tensor names that must stay whole.
         allow_inexact: also remove channels that normalisation takes statistics over (the width of a
@@ -189,7 +192,7 @@ def plan(model: ir.Model, **options: Any) -> Plan:
     seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"), running=running)
     samples = samples_of(given.pop("data"), model, seed, given["input_shapes"])
     setting = trial_setting(given.pop("cache"), given.pop("jobs"), running)
-    beside = ("model", *_LATENCY_SETTINGS)
+    beside = ("model", *LATENCY_SETTINGS)
     recipe = recipe_of({name: value for name, value in given.items() if name not in beside}, samples)
     if recipe["pattern"] == "layers":
         return plan_layers(model, recipe, samples, seed, watch)[0]
@@ -199,7 +202,7 @@ def plan(model: ir.Model, **options: Any) -> Plan:
 
 
 #: What `prune` takes about how time is measured.
-_LATENCY_SETTINGS = ("latency_percentile", "latency_batch", "provider", "provider_options", "time_limit")
+LATENCY_SETTINGS = ("latency_percentile", "latency_batch", "provider", "provider_options", "time_limit")
 
 
 def latency_wish(
@@ -295,6 +298,9 @@ def recipe_of(options: Mapping[str, Any], data: Dataset | None = None) -> dict[s
     if data is not None and options["recover"] != "none" and options["score"] is None:
         defaults = {**_DEFAULTS, **_DEFAULTS_ON_DATA}
     score, scope = defaults.get(options["pattern"], ("l2", "uniform"))
+    targets = [name for name in (*TARGETS, TARGET_LATENCY) if options.get(name) is not None]
+    if options["pattern"] in STRUCTURED and (len(targets) > 1 or TARGET_LATENCY in targets):
+        scope = KNAPSACK  # what is worth most for all that it costs
     usual = options["score"] is None and score == "obs"
     free = options["pattern"].startswith(("unstructured", "block:"))  # N:M is the same share everywhere
     if free and options["score"] in {*DATA_WEIGHT_SCORERS, *GRADIENT_WEIGHT_SCORERS}:

@@ -2,9 +2,10 @@
 
 On CPU, ONNX Runtime keeps images in blocks of channels (NCHWc) from one convolution to the next, and fuses a
 sum or an activation into the convolution before it. A part that is cut out begins and ends with plain images
-instead: it would reorder at both ends, and fuse otherwise. So a small convolution is put at each end. The one
-in front makes a blocked image out of a single channel, which takes no reordering; the one behind asks for a
-blocked image, and takes one pixel of it. What is reordered between the two is reordered within the whole, too.
+instead: it would reorder at both ends, and fuse otherwise. So a small convolution is put at each end. The
+one in front makes a blocked image out of a single channel, which takes no reordering; the one behind asks for
+a blocked image, and takes one pixel of it. What is reordered between the two is reordered within the whole,
+too.
 """
 
 from __future__ import annotations
@@ -24,8 +25,14 @@ _BLOCKED = frozenset(
 )
 
 #: Operators that work on images laid out either way.
-_EITHER = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSigmoid", "HardSwish", "Elu",
-                     "Gelu", "Identity", "Dropout", "BatchNormalization", "Add", "Sum", "Mul", "Concat"})  # fmt: skip
+_EITHER = frozenset({
+    "Add", "BatchNormalization", "Clip", "Concat", "Dropout", "Elu", "Gelu", "HardSigmoid", "HardSwish",
+    "Identity", "LeakyRelu", "Mul", "Relu", "Sigmoid", "Sum", "Tanh",
+})  # fmt: skip
+
+#: Convolutions and poolings work in blocks only on a multiple of this many channels; other images are plain
+#: wherever they are read.
+_ALIGNMENT = 4
 
 _STANDARD = ("", "ai.onnx")
 _RANK = 4
@@ -76,15 +83,17 @@ class Borders:
 
     Attributes:
         added: names of them all.
+        inputs: names of the inputs of which one channel is left.
         ends: of those among them whose outputs are given away, and reordered on the way.
     """
 
     added: frozenset[str]
+    inputs: frozenset[str]
     ends: frozenset[str]
 
 
 def add_borders(model: ir.Model, blocked: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> Borders:
-    """Put convolutions at those ends of a part that are images; return what was added.
+    """Put convolutions at those ends of a part that are images in blocks; return what was added.
 
     Args:
         model: the part, which is changed. Of an input that gets a border, one channel is left.
@@ -92,26 +101,31 @@ def add_borders(model: ir.Model, blocked: Collection[str], shapes: Mapping[str, 
         shapes: concrete shapes of these.
     """
     names = Names(model.graph)
-    fronts, ends = [], []
+    fronts, inputs, ends = [], [], []
     for value in [value for value in model.graph.inputs if value.name in blocked]:
-        if value.dtype == ir.DataType.FLOAT:
+        if value.dtype == ir.DataType.FLOAT and _is_aligned(shapes[str(value.name)]):
             front, reader = _before(value, shapes[str(value.name)], model.graph, names)
             fronts.append(front)
+            inputs.append(str(value.name))
             ends.append(reader)
     for position, value in enumerate(model.graph.outputs):
-        if value.name in blocked and not value.is_graph_input():
+        if value.name in blocked and not value.is_graph_input() and _is_aligned(shapes[str(value.name)]):
             ends.append(_behind(position, value, shapes[str(value.name)], model.graph, names))
-    return Borders(frozenset([*fronts, *ends]), frozenset(ends))
+    return Borders(frozenset([*fronts, *ends]), frozenset(inputs), frozenset(ends))
+
+
+def _is_aligned(shape: tuple[int, ...]) -> bool:
+    return shape[1] % _ALIGNMENT == 0
 
 
 def _before(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> tuple[str, str]:
-    weight = _weight(graph, names, (shape[1], 1, 1, 1))
     uses = list(value.uses())
-    conv = _node("Conv", [value, weight], {}, names)
+    conv = _node("Conv", [value, _weight(graph, names, shape[1])], {}, names)
+    image = conv.outputs[0]
     for node, index in uses:
-        node.replace_input_with(index, conv.outputs[0])
+        node.replace_input_with(index, image)
     # a second reader, lest a sum or an activation of the part be fused into the border
-    reader = _node("GlobalMaxPool", [conv.outputs[0]], {}, names)
+    reader = _pixel(image, shape, graph, names)
     value.shape = ir.Shape([shape[0], 1, *shape[2:]])
     graph.insert_before(graph[0], [conv, reader])
     graph.outputs.append(reader.outputs[0])
@@ -119,11 +133,16 @@ def _before(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Nam
 
 
 def _behind(position: int, value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> str:
-    weight = _weight(graph, names, (shape[1], 1, 1, 1))
-    conv = _node("Conv", [value, weight], {"group": shape[1], "strides": list(shape[2:])}, names)
-    graph.append(conv)
-    graph.outputs[position] = conv.outputs[0]
-    return str(conv.name)
+    pixel = _pixel(value, shape, graph, names)
+    graph.append(pixel)
+    graph.outputs[position] = pixel.outputs[0]
+    return str(pixel.name)
+
+
+def _pixel(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> ir.Node:
+    """Return a depthwise convolution that takes the first pixel of an image."""
+    attributes: dict[str, int | list[int]] = {"group": shape[1], "strides": list(shape[2:])}
+    return _node("Conv", [value, _weight(graph, names, shape[1])], attributes, names)
 
 
 def _node(
@@ -135,6 +154,6 @@ def _node(
     return node
 
 
-def _weight(graph: ir.Graph, names: Names, shape: tuple[int, ...]) -> ir.Value:
+def _weight(graph: ir.Graph, names: Names, channels: int) -> ir.Value:
     name = names.fresh("border_weight")
-    return add_constant(graph, ir.Tensor(np.full(shape, 0.5, np.float32), name=name), name)
+    return add_constant(graph, ir.Tensor(np.full((channels, 1, 1, 1), 0.5, np.float32), name=name), name)

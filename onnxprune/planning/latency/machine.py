@@ -20,9 +20,8 @@ from onnxprune.types import FloatArray
 _SECONDS = 4.0
 _LEAST_PAIRS, _MOST_PAIRS = 12, 60
 
-#: Runs in which kernels are timed, and then the whole.
+#: Runs in which kernels are timed, and the whole.
 _RUNS = 16
-_WARM_UP = 3
 
 
 class Machine:
@@ -67,32 +66,29 @@ class Machine:
             self._session, model, self._feeds, self._execution, pairs=self._pairs, quantile=self._quantile
         )
 
-    def in_context(self, model: ir.Model, whole_ms: float) -> FloatArray:
-        """Return the ms of every part inside a model, float64 [parts].
+    def kernels_ms(self, model: ir.Model) -> FloatArray:
+        """Return the ms that the kernels of every part take inside a model, float64 [parts].
 
-        Kernels and the whole are timed at their fastest, one right after the other, and the former then taken
-        as shares of ``whole_ms``: what else a busy machine does falls on both alike. A kernel that computes
-        nodes of several parts counts for the first of them: a convolution that takes in a sum behind another
-        one, as a rule.
+        Each at its fastest, so that a busy machine shows less. A kernel that computes nodes of several parts
+        counts for the first of them: a convolution that takes in a sum behind another one, as a rule.
 
         Args:
             model: with nodes named as in the model whose parts are meant.
-            whole_ms: its time on the clock of ``original_ms``.
         """
         total = np.zeros(self._parts)
         for kernel in time_kernels(model, self._feeds, self._execution, runs=_RUNS):
             numbers = [self._part_of[name] for name in kernel.covers if name in self._part_of]
             if numbers:
                 total[min(numbers)] += typical_ms(kernel.microseconds)
-        return np.asarray(total * (whole_ms / self._fastest_ms(model)))
+        return total
 
-    def _fastest_ms(self, model: ir.Model) -> float:
-        session = open_session(model, execution=self._execution)
+    def fastest_ms(self) -> float:
+        """Return the least ms of a run of the original: as little as can be of what else the machine does."""
+        least = float("inf")
         with pinned(self._execution):
-            run = session.runner(self._feeds)
-            microseconds = []
-            for _ in range(_WARM_UP + _RUNS):
+            run = self._session.runner(self._feeds)
+            for _ in range(_RUNS):
                 started = time.perf_counter()
                 run()
-                microseconds.append((time.perf_counter() - started) * 1e6)
-        return typical_ms(np.array(microseconds[_WARM_UP:]))
+                least = min(least, time.perf_counter() - started)
+        return least * 1000

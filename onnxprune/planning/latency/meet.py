@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.allocate.channels import Options, reason_to_skip
 from onnxprune.allocate.latency import LatencyModel, PartTimes
 from onnxprune.allocate.limits import Limit
+from onnxprune.allocate.options import Options, reason_to_skip
 from onnxprune.analyze import Analysis, analyze
 from onnxprune.errors import LimitMissed, NothingToPrune, RuntimeFailure
 from onnxprune.measure.inputs import random_inputs
@@ -107,7 +107,8 @@ class Latency:
         self.machine = Machine(given, feeds, wish.execution, wish.quantile, part_of, len(parts))
         cache = None if wish.cache is None else ResultCache(wish.cache, FIELDS)
         self._timer = PartTimer(timed, parts, wish.execution, cache, feeds=feeds, seed=model.seed)
-        self._whole_context = self.machine.in_context(model.analysis.model, self.machine.original_ms)
+        self._kernels_ms = self.machine.kernels_ms(model.analysis.model)
+        self._whole_context = self._kernels_ms * (self.machine.original_ms / self.machine.fastest_ms())
         self.skipped: list[Skipped] = []
         times = self._time_whole(parts, Sizes(timed, _present(model.groups, timed)))
         self._numbers = list(times)
@@ -181,6 +182,7 @@ class Latency:
             self._inside(),
             self.table,
             self.prediction,
+            self._kernels_ms[self._numbers],
         )
         try:
             best, rounds = deliver(job, target)
@@ -256,9 +258,9 @@ class _Inside:
         self.share = machine.share
         self._machine, self._numbers = machine, list(numbers)
 
-    def in_context(self, model: ir.Model, whole_ms: float) -> FloatArray:
-        """Return the ms of these parts inside a model that takes ``whole_ms``, float64 [these parts]."""
-        return self._machine.in_context(model, whole_ms)[self._numbers]
+    def kernels_ms(self, model: ir.Model) -> FloatArray:
+        """Return the ms that the kernels of these parts take inside a model, float64 [these parts]."""
+        return self._machine.kernels_ms(model)[self._numbers]
 
 
 def shrinking(
