@@ -285,7 +285,7 @@ def unreachable(pairs: Pairs) -> str:
         "## Out of reach\n\nWhat the command line says, and its exit status, where a target can't be met.\n"
     )
     for _, row in whole(pairs):
-        said = "\n".join(f"    {line}" for line in row["said"])
+        said = "\n".join(f"    {line}".rstrip() for line in row["said"])
         left = "; a file was written" if row["written"] else ""
         text += f"\n    $ {row['command']}\n{said}\n\nExit status {row['status']}{left}.\n"
     holds = of_all(pairs, lambda row: row["status"] == 3 and not row["written"])

@@ -31,7 +31,7 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
         analysis = analyze(model, **shapes)
         wish = LatencyWish(
-            0.5, None, batch=clock.batch, execution=Execution(threads=clock.threads),
+            batch=clock.batch, execution=Execution(threads=clock.threads),
             time_limit=task["time_limit"], cache=folder,
         )  # fmt: skip
         groups = shrinking(analysis, shapes, analysis.groups, Options(), 0)
