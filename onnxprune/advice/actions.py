@@ -1,0 +1,204 @@
+"""Trials -> what to do, the most gain for the least risk first, and what is not worth doing."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from onnxprune.advice.accuracy import Accuracy
+from onnxprune.advice.trials import Trial
+from onnxprune.measure.intervals import Estimate
+
+#: What users risk, and what a gain is divided by for it.
+Risk = Literal["none", "low", "medium", "high", "very high"]
+_WEIGHTS: Mapping[Risk, float] = {"none": 0.5, "low": 1.0, "medium": 2.0, "high": 4.0, "very high": 8.0}
+
+#: Share of the accuracy that may be lost, by the risk that this is called.
+_LOST: tuple[tuple[float, Risk], ...] = ((0.002, "none"), (0.01, "low"), (0.03, "medium"), (0.1, "high"))
+
+#: A gain below this share of the time is not worth a changed model.
+LEAST_GAIN = 0.05
+
+#: By share of what goes; of channels, heads, layers and experts.
+_AMOUNTS: tuple[tuple[float, Risk], ...] = ((0.1, "low"), (0.3, "medium"), (0.6, "high"))
+
+_INT8 = (
+    "onnxruntime.quantization.quantize_static(..., per_channel=True): docs/advise.md has the ten lines"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something to do, or not to.
+
+    Attributes:
+        title: in a few words.
+        command: the command line, or where to find how; None where there is nothing to run.
+        worth: whether it is advised.
+        latency_ratio: of the result to the original, measured here; None where it was not.
+        bound: the least that it can be, by Amdahl's law; None where nothing is known.
+        size_ratio: bytes of weights to those of the original; None where it is not known.
+        risk: of losing accuracy.
+        accuracy: what it costs, on data; None without data, a sentence where it can't be said.
+        reason: why to do it, or why not.
+    """
+
+    title: str
+    command: str | None
+    worth: bool
+    latency_ratio: Estimate | None
+    bound: float | None
+    size_ratio: float | None
+    risk: Risk
+    accuracy: Accuracy | str | None
+    reason: str
+
+    @property
+    def basis(self) -> str:
+        """What the expected gain rests on."""
+        if self.latency_ratio is not None:
+            return "measured"
+        return "bounded" if self.bound is not None else "unknown"
+
+    @property
+    def merit(self) -> float:
+        """Logarithm of the speed-up for each unit of risk."""
+        ratio = None if self.latency_ratio is None else self.latency_ratio.value
+        return 0.0 if ratio is None else -math.log(max(ratio, 1e-9)) / _WEIGHTS[self.risk]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What command lines are made of.
+
+    Attributes:
+        model: as the user gave it.
+        data: the same, or None.
+        flags: options of the setting that ``prune`` takes too.
+    """
+
+    model: str
+    data: str | None
+    flags: Sequence[str] = ()
+
+    def prune(self, trial: Trial) -> str:
+        """Return the command line that makes the model of a trial."""
+        candidate = trial.candidate
+        stem = self.model.removesuffix(".onnx")
+        suffix = candidate.pattern.replace(":", "of")
+        if candidate.amount is not None:
+            suffix += f"{100 * (1 - candidate.amount):.0f}"
+        words = ["onnxprune", "prune", self.model, "-o", f"{stem}.{suffix}.onnx"]
+        if candidate.pattern != "channels":
+            words += ["--pattern", candidate.pattern]
+        if candidate.amount is not None:
+            words += ["--amount", f"{candidate.amount:g}"]
+        for name, value in candidate.options.items():
+            if name != "data":
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        if self.data is not None and "recover" in candidate.options:
+            words += ["--data", self.data]
+        return shlex.join([*words, *self.flags])
+
+
+def actions_of(
+    trials: Sequence[Trial], accuracies: Mapping[str, Accuracy | str], words: Words
+) -> tuple[Action, ...]:
+    """Return what to do first, and then what was tried and is not worth doing.
+
+    Args:
+        trials: of the candidates.
+        accuracies: what some of them cost, by name of the candidate.
+        words: for the command lines.
+    """
+    found = [_action(trial, accuracies.get(trial.candidate.name), words) for trial in trials]
+    worth = sorted((a for a in found if a.worth), key=lambda action: -action.merit)
+    return (*worth, *(action for action in found if not action.worth))
+
+
+def _action(trial: Trial, accuracy: Accuracy | str | None, words: Words) -> Action:
+    candidate = trial.candidate
+    risk = _risk(trial, accuracy)
+    worth, reason = _judgement(trial, accuracy)
+    command = _INT8 if candidate.pattern == "int8" else words.prune(trial)
+    return Action(
+        title=candidate.name, command=command, worth=worth, latency_ratio=trial.ratio, bound=trial.bound,
+        size_ratio=None if trial.made is None else trial.made.size_ratio, risk=risk, accuracy=accuracy,
+        reason=reason,
+    )  # fmt: skip
+
+
+def _risk(trial: Trial, accuracy: Accuracy | str | None) -> Risk:
+    if isinstance(accuracy, Accuracy) and accuracy.lost is not None:
+        return _at(_LOST, accuracy.lost)
+    candidate = trial.candidate
+    if candidate.pattern == "dead":
+        return "none"
+    if candidate.pattern == "int8":
+        return "low"
+    return _at(_AMOUNTS, 0.5 if candidate.amount is None else candidate.amount)
+
+
+def _at(steps: tuple[tuple[float, Risk], ...], value: float) -> Risk:
+    return next((risk for most, risk in steps if value <= most), "very high")
+
+
+def _judgement(trial: Trial, accuracy: Accuracy | str | None) -> tuple[bool, str]:
+    """Tell whether to do it, and why."""
+    if trial.ratio is None:
+        return False, trial.skipped or "not timed"
+    if trial.candidate.pattern == "2:4":
+        return _of_zeros(trial, trial.ratio)
+    if not trial.faster:
+        return False, _NOT_FASTER[str(trial.verdict)]
+    if trial.ratio.value > 1 - LEAST_GAIN:
+        return False, f"it saves {1 - trial.ratio.value:.1%} of the time, less than a changed model is worth"
+    if isinstance(accuracy, Accuracy) and accuracy.lost is not None and accuracy.lost > _LOST[-1][0]:
+        return False, f"{_lost(accuracy)}: too much"
+    return True, _praise(trial, accuracy)
+
+
+_NOT_FASTER = {
+    "no difference": "no difference: the time does not change",
+    "slower": "it is slower here",
+    "inconclusive": "no difference beyond the noise of this machine; a quiet machine would tell",
+}
+
+
+def _of_zeros(trial: Trial, ratio: Estimate) -> tuple[bool, str]:
+    if trial.faster and ratio.value <= 1 - LEAST_GAIN:
+        return True, "kernels of this provider leave out zeros of this pattern"
+    return False, (
+        "zeros save disk (compressed), not time: no kernel of this provider leaves them out, in any pattern"
+    )
+
+
+def _praise(trial: Trial, accuracy: Accuracy | str | None) -> str:
+    candidate = trial.candidate
+    if candidate.pattern == "dead":
+        text = "these channels do nothing: without them the model computes the same"
+    elif candidate.pattern == "int8":
+        text = "integer kernels of this machine are faster, and weights take a fourth"
+    elif "align" in candidate.options:
+        text = "counts off the grid of the kernels take longer than larger ones on it"
+    elif trial.made is not None and trial.made.macs_ratio is not None:
+        text = f"{trial.made.macs_ratio:.0%} of the multiply-accumulates are left"
+    else:
+        text = "less is computed"
+    if isinstance(accuracy, Accuracy):
+        return f"{text}; {_lost(accuracy)}"
+    if isinstance(accuracy, str):
+        return f"{text}; what it costs can't be said: {accuracy}"
+    if candidate.pattern == "dead":
+        return text
+    return f"{text}; what that costs is not known without --data"
+
+
+def _lost(accuracy: Accuracy) -> str:
+    value = f"{accuracy.metric} {accuracy.value.value:.3g}"
+    if accuracy.original is not None:
+        return f"{value}, {accuracy.original.value:.3g} before"
+    return f"{value} with the original"

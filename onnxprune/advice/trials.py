@@ -1,0 +1,112 @@
+"""Candidates timed against the original, in turns, as far as the time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from onnxprune.advice.candidates import Candidate, Made
+from onnxprune.errors import LimitMissed, NothingToPrune, OnnxPruneError
+from onnxprune.measure.intervals import Estimate
+from onnxprune.measure.latency import LEAST_PAIRS, LatencyResult, Verdict
+from onnxprune.messages import one_line
+
+#: Sessions that a comparison runs: the original, the candidate, and the original again as a control.
+_SESSIONS = 3
+
+
+class Clock:
+    """How much time is left for measuring.
+
+    Args:
+        limit_seconds: from now on.
+    """
+
+    def __init__(self, limit_seconds: float) -> None:
+        self.limit_seconds = limit_seconds
+        self._end = time.perf_counter() + limit_seconds
+
+    @property
+    def left_seconds(self) -> float:
+        """What is left; negative once it is over."""
+        return self._end - time.perf_counter()
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What became of a candidate.
+
+    Attributes:
+        candidate: what was tried.
+        made: the model that it makes; None where it makes none.
+        ratio: its latency as a share of the original's; None where it was not timed.
+        verdict: of the benchmark, on that; None as above.
+        bound: the least that the ratio can be, by Amdahl's law; None where nothing is known.
+        skipped: why it was not timed.
+    """
+
+    candidate: Candidate
+    made: Made | None
+    ratio: Estimate | None = None
+    verdict: Verdict | None = None
+    bound: float | None = None
+    skipped: str | None = None
+
+    @property
+    def faster(self) -> bool:
+        """Tell whether it was measured to be faster, beyond noise."""
+        return self.verdict == "faster"
+
+
+def run_trials(
+    candidates: Iterable[Candidate],
+    compare: Callable[[Made], LatencyResult],
+    bound_of: Callable[[Made], float | None],
+    clock: Clock,
+    *,
+    run_seconds: float,
+    open_seconds: float,
+    progress: Callable[[str], None],
+) -> Iterator[Trial]:
+    """Make and time candidates, in their order; what there is no time for gets a bound.
+
+    Args:
+        candidates: what is tried.
+        compare: times a model against the original.
+        bound_of: the least share of the time that a model can take, as far as that is known.
+        clock: what is left.
+        run_seconds: of one run of the original.
+        open_seconds: to open it.
+        progress: is told what is being tried.
+    """
+    needed = _SESSIONS * (open_seconds + run_seconds * (LEAST_PAIRS + 4))
+    for candidate in candidates:
+        progress(candidate.name)
+        if clock.left_seconds <= 0:
+            yield Trial(candidate, None, skipped=_no_time(needed, clock))
+            continue
+        try:
+            made = candidate.make()
+        except (NothingToPrune, LimitMissed) as error:
+            yield Trial(candidate, None, skipped=f"it removes nothing: {one_line(error)}")
+            continue
+        except OnnxPruneError as error:
+            yield Trial(candidate, None, skipped=f"it can't be made: {one_line(error)}")
+            continue
+        bound = bound_of(made)
+        if clock.left_seconds < needed:
+            yield Trial(candidate, made, bound=bound, skipped=_no_time(needed, clock))
+            continue
+        try:
+            found = compare(made)
+        except OnnxPruneError as error:
+            yield Trial(candidate, made, bound=bound, skipped=f"it can't be timed: {one_line(error)}")
+            continue
+        yield Trial(candidate, made, found.ratio, found.verdict, bound)
+
+
+def _no_time(needed: float, clock: Clock) -> str:
+    return (
+        f"not timed: it takes about {needed:.0f} s, and the {clock.limit_seconds:g} s of --time-limit are over"
+    )
