@@ -14,7 +14,7 @@ from onnxprune.measure.intervals import Estimate
 
 #: What users risk, and what a gain is divided by for it.
 Risk = Literal["none", "low", "medium", "high", "very high"]
-_WEIGHTS: Mapping[Risk, float] = {"none": 0.5, "low": 1.0, "medium": 2.0, "high": 4.0, "very high": 8.0}
+_WEIGHTS: Mapping[Risk, float] = {"none": 0.5, "low": 1.0, "medium": 2.5, "high": 6.0, "very high": 16.0}
 
 #: Share of the accuracy that may be lost, by the risk that this is called.
 _LOST: tuple[tuple[float, Risk], ...] = ((0.002, "none"), (0.01, "low"), (0.03, "medium"), (0.1, "high"))
@@ -26,7 +26,7 @@ LEAST_GAIN = 0.05
 _AMOUNTS: tuple[tuple[float, Risk], ...] = ((0.1, "low"), (0.3, "medium"), (0.6, "high"))
 
 _INT8 = (
-    "onnxruntime.quantization.quantize_static(..., per_channel=True): docs/advise.md has the ten lines"
+    "onnxruntime.quantization.quantize_static in Python: docs/advise.md has the lines"
 )
 
 

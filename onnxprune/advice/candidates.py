@@ -190,7 +190,7 @@ def structured(subject: Subject, off_grid: Mapping[str, int], grid: int) -> list
     kinds = subject.kinds
     found = []
     if _has(lambda: subject.removed(DEAD, None)):
-        found.append(Candidate("dead channels", DEAD, None, {}, lambda: subject.cut(DEAD, None)))
+        found.append(Candidate("remove dead channels", DEAD, None, {}, lambda: subject.cut(DEAD, None)))
     if kinds.keys() & STRUCTURED["channels"]:
         found.append(_share(subject, "channels", 0.5))
     if kinds.get("heads"):
@@ -210,16 +210,16 @@ def structured(subject: Subject, off_grid: Mapping[str, int], grid: int) -> list
 
 def zeros(subject: Subject) -> Candidate:
     """Return what stands for zeros of any pattern: 2 of 4 weights, which is half of all."""
-    return Candidate("zeros: 2 of 4 weights", "2:4", None, {}, lambda: subject.with_zeros("2:4"))
+    return Candidate("set 2 of 4 weights to zero", "2:4", None, {}, lambda: subject.with_zeros("2:4"))
 
 
 def _share(subject: Subject, pattern: str, amount: float) -> Candidate:
-    name = f"{amount:.0%} of the {pattern}"
+    name = f"remove {amount:.0%} of the {pattern}"
     return Candidate(name, pattern, amount, {}, lambda: subject.cut(pattern, amount))
 
 
 def _layers(subject: Subject, amount: float) -> Candidate:
-    name = f"{amount:.0%} of the residual layers"
+    name = f"remove {amount:.0%} of the residual layers"
     return Candidate(
         name, "layers", amount, {"score": "l2"}, lambda: subject.without_layers(amount)
     )  # fmt: skip
@@ -233,7 +233,7 @@ def _onto_grid(subject: Subject, off_grid: Mapping[str, int], grid: int) -> Cand
     """
     share = max((size % grid / 2 + 0.01) / size for size in off_grid.values())
     amount = float(np.ceil(share * 1e4) / 1e4)
-    name = f"channel counts that are multiples of {grid}"
+    name = f"bring channel counts to multiples of {grid}"
     return Candidate(
         name, "channels", amount, {"align": grid}, lambda: subject.cut("channels", amount, grid)
     )  # fmt: skip

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.advice.machine import Machine
@@ -83,7 +84,7 @@ class Layer:
         name: of the node that it mainly computes.
         op_type: ONNX Runtime's name of the operator, which may be a fused one.
         part: one of the classes above.
-        microseconds: median over the runs.
+        microseconds: median over the faster half of the runs.
         macs: multiply-accumulates at the measured sizes.
         moved_bytes: of weights and activations that it reads and writes.
         nodes: names of the model's nodes that it computes.
@@ -187,14 +188,30 @@ def layers_of(
         smallest: what is left once as much goes as may.
         machine: what it was measured to do.
     """
+    if not kernels:
+        return ()
     reasons = _reasons(analysis)
-    return tuple(_layer(kernel, work, smallest, machine, reasons) for kernel in kernels)
+    times = np.array([kernel.microseconds for kernel in kernels])  # [kernel, run]
+    medians = np.median(times[:, quiet(times.sum(axis=0))], axis=1)
+    return tuple(
+        _layer(kernel, float(median), work, smallest, machine, reasons)
+        for kernel, median in zip(kernels, medians, strict=True)
+    )
+
+
+def quiet(times: FloatArray) -> npt.NDArray[np.intp]:
+    """Return the numbers of the faster half of some runs: on a shared machine, those that nobody disturbed."""
+    return np.argsort(times, kind="stable")[: (len(times) + 1) // 2]
 
 
 def _layer(
-    kernel: KernelTime, work: Work, smallest: Kept, machine: Machine | None, reasons: Mapping[str, str]
+    kernel: KernelTime,
+    microseconds: float,
+    work: Work,
+    smallest: Kept,
+    machine: Machine | None,
+    reasons: Mapping[str, str],
 ) -> Layer:
-    microseconds = float(np.median(kernel.microseconds))
     if not kernel.covers:
         limit: Limit | None = None if machine is None else "memory"
         return Layer(kernel.name, kernel.op_type, LAYOUT, microseconds, 0, 0, (), limit)
@@ -254,12 +271,12 @@ def left_of(layers: Sequence[Layer], work: Work, kept: Kept) -> Iterator[float]:
             yield 1.0
 
 
-def bound(layers: Sequence[Layer], left: Iterable[float], wall_microseconds: float) -> float:
-    """Return the least share of the time that is left, by Amdahl's law.
+def amdahl(layers: Sequence[Layer], left: Iterable[float], wall_microseconds: float) -> float:
+    """Return the share of the time that is left by Amdahl's law.
 
     G. M. Amdahl (1967): sum over layers of time * share of the work that is left, and all of what is no
-    layer's, over the whole. It takes every kernel to be as efficient on less work as on all of it, which small
-    ones are not, so what is measured lies above.
+    layer's, over the whole. It takes every kernel to be as efficient on less work as on all of it. Small ones
+    are less so, and what is measured mostly lies above; where less work fits the caches it can lie below.
 
     Args:
         layers: with the time of each.

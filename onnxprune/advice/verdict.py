@@ -1,0 +1,137 @@
+"""What was measured -> one or two sentences: what to do, or why to leave a model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.advice.actions import Action
+from onnxprune.advice.layers import LAYOUT, OVERHEAD, SHRINKS, STAYS, Layer
+
+#: From this share of the time on, one thing decides.
+_MOST = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where the time goes.
+
+    Attributes:
+        wall_ms: of one run, the median.
+        parts: share of the wall time by part of `onnxprune.advice.layers`, the largest first.
+        overhead: share of it that is spent calling kernels rather than in their work: what lies between the
+            kernels, and the kernels that have next to nothing to do.
+        moving: share of it in kernels that moving data limits.
+        median_kernel_us: microseconds of the median kernel.
+        kernels: how many there are.
+        bound: the least share of the time that is left with as few channels as may be.
+    """
+
+    wall_ms: float
+    parts: Mapping[str, float]
+    overhead: float
+    moving: float
+    median_kernel_us: float
+    kernels: int
+    bound: float
+
+
+def where(layers: Sequence[Layer], wall_ms: float, bound: float) -> Where:
+    """Add up the time of layers; what belongs to none is the runtime's."""
+    total = sum(layer.microseconds for layer in layers)
+    wall = max(1e3 * wall_ms, total, 1e-9)
+    shares: dict[str, float] = {OVERHEAD: (wall - total) / wall}
+    for layer in layers:
+        shares[layer.part] = shares.get(layer.part, 0.0) + layer.microseconds / wall
+    limited = {
+        limit: sum(layer.microseconds for layer in layers if layer.limit == limit) / wall
+        for limit in ("overhead", "memory")
+    }
+    return Where(
+        wall_ms=wall_ms,
+        parts=dict(sorted(shares.items(), key=lambda entry: -entry[1])),
+        overhead=shares[OVERHEAD] + limited["overhead"],
+        moving=limited["memory"],
+        median_kernel_us=float(np.median([layer.microseconds for layer in layers])) if layers else 0.0,
+        kernels=len(layers),
+        bound=bound,
+    )
+
+
+def verdict_of(actions: Sequence[Action], found: Where | None, frozen: Sequence[str]) -> str:
+    """Return the verdict.
+
+    Args:
+        actions: as `onnxprune.advice.actions.actions_of` orders them.
+        found: where the time goes; None where it was not measured.
+        frozen: why nothing can shrink, where nothing can.
+    """
+    worth = [action for action in actions if action.worth]
+    if not worth:
+        return f"Leave it alone: {_why_not(actions, found, frozen)}."
+    first, *others = worth
+    text = f"Worth it: {_gain(first)}"
+    other = next((action for action in others if _kind(action) != _kind(first)), None)
+    if other is not None:
+        text += f"; {_gain(other)}"
+    return f"{text}. {_context(found)}"
+
+
+def _gain(action: Action) -> str:
+    ratio = action.latency_ratio
+    if ratio is None:
+        return action.title
+    left = f"{ratio.value:.2f} of the time is left ({ratio.low:.2f} to {ratio.high:.2f}, measured here)"
+    return f"{action.title}, and {left}"
+
+
+def _kind(action: Action) -> str:
+    return "int8" if "INT8" in action.title else "prune"
+
+
+def _context(found: Where | None) -> str:
+    if found is None:
+        return ""
+    shrinks = found.parts.get(SHRINKS, 0.0)
+    return (
+        f"{shrinks:.0%} of {_milliseconds(found.wall_ms)} is in layers that channels shrink; with nine tenths of "
+        f"all channels gone, about {found.bound:.2f} of the time would be left."
+    )
+
+
+def _why_not(actions: Sequence[Action], found: Where | None, frozen: Sequence[str]) -> str:
+    """Say what keeps the model from getting faster, the surest reason first."""
+    timed = [action for action in actions if action.latency_ratio is not None]
+    reasons = []
+    if found is not None and found.overhead >= _MOST:
+        reasons.append(
+            f"{found.overhead:.0%} of its {_milliseconds(found.wall_ms)} is the runtime calling "
+            f"{found.kernels} kernels, half of them of {found.median_kernel_us:.0f} us or less, not computation; "
+            "smaller tensors don't change that, a larger batch would"
+        )
+    elif found is not None and found.parts.get(STAYS, 0.0) >= _MOST:
+        reasons.append(
+            f"{found.parts[STAYS]:.0%} of the time is in layers whose channels must stay (reasons below)"
+        )
+    elif found is not None and found.parts.get(SHRINKS, 0.0) < _MOST:
+        others = {
+            part: share
+            for part, share in found.parts.items()
+            if part not in (SHRINKS, OVERHEAD, LAYOUT) and share >= 0.1
+        }
+        if others:
+            listed = ", ".join(f"{share:.0%} {part}" for part, share in others.items())
+            reasons.append(f"channels hardly touch what takes the time ({listed})")
+    if frozen:
+        reasons.append(f"nothing can be removed ({frozen[0]})")
+    if timed and all(action.latency_ratio.value > 0.95 for action in timed if action.latency_ratio):  # noqa: PLR2004
+        reasons.append(f"none of {len(timed)} candidates saves as much as 5 % of the time")
+    if not timed:
+        reasons.append("no candidate could be timed (reasons below)")
+    return "; ".join(reasons) or "what makes it faster costs too much (see below)"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g} ms" if value >= 1 else f"{1e3 * value:.0f} us"
