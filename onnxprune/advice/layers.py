@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.advice.machine import Machine
@@ -84,7 +83,7 @@ class Layer:
         name: of the node that it mainly computes.
         op_type: ONNX Runtime's name of the operator, which may be a fused one.
         part: one of the classes above.
-        microseconds: median over the faster half of the runs.
+        microseconds: lower quartile over the runs.
         macs: multiply-accumulates at the measured sizes.
         moved_bytes: of weights and activations that it reads and writes.
         nodes: names of the model's nodes that it computes.
@@ -191,17 +190,15 @@ def layers_of(
     if not kernels:
         return ()
     reasons = _reasons(analysis)
-    times = np.array([kernel.microseconds for kernel in kernels])  # [kernel, run]
-    medians = np.median(times[:, quiet(times.sum(axis=0))], axis=1)
     return tuple(
-        _layer(kernel, float(median), work, smallest, machine, reasons)
-        for kernel, median in zip(kernels, medians, strict=True)
+        _layer(kernel, undisturbed(kernel.microseconds), work, smallest, machine, reasons)
+        for kernel in kernels
     )
 
 
-def quiet(times: FloatArray) -> npt.NDArray[np.intp]:
-    """Return the numbers of the faster half of some runs: on a shared machine, those that nobody disturbed."""
-    return np.argsort(times, kind="stable")[: (len(times) + 1) // 2]
+def undisturbed(times: Sequence[float] | FloatArray) -> float:
+    """Return the lower quartile: what a run takes that nobody else on the machine disturbs."""
+    return float(np.quantile(np.asarray(times, dtype=np.float64), 0.25))
 
 
 def _layer(

@@ -19,7 +19,7 @@ from onnxprune.advice.accuracy import Accuracy, halves, judge, metric_for
 from onnxprune.advice.actions import Action, Words, actions_of
 from onnxprune.advice.candidates import Candidate, Made, Subject, structured, zeros
 from onnxprune.advice.grid import grid_of, off_grid, stuck_off_grid
-from onnxprune.advice.layers import Layer, Work, amdahl, layers_of, left_of, quiet
+from onnxprune.advice.layers import Layer, Work, amdahl, layers_of, left_of, undisturbed
 from onnxprune.advice.machine import Machine, measure_machine
 from onnxprune.advice.repaired import repaired
 from onnxprune.advice.sparse_cores import compute_capability, sparse_layers
@@ -50,6 +50,8 @@ _INT8_SHARE = 0.4
 #: Runs under the profiler, and as often again without, before it and after it.
 _PROFILE_SECONDS = 1.0
 _WALL_SECONDS = 0.25
+
+_CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +168,14 @@ class _Work:
             started = time.perf_counter()
             session = self.open(self.model, self.name)
             self.open_seconds = time.perf_counter() - started
-            walls = _wall_ms(session, self.feeds)
-            self.wall_ms = _usual(walls)
+            walls = _run_ms(session, self.feeds, self.execution.threads)
+            self.wall_ms = undisturbed(walls)
         if self.execution.provider == "cpu":
             with self.stage("time the machine"):
                 self.machine = measure_machine(lambda model: self.open(model, "a test model").run)
         with self.stage("time its layers"):
             kernels = self._kernels()
-            self.wall_ms = _usual([*walls, *_wall_ms(session, self.feeds)])
+            self.wall_ms = undisturbed([*walls, *_run_ms(session, self.feeds, self.execution.threads)])
             self._lay_out(kernels)
 
     def _kernels(self) -> tuple[Kernel, ...]:
@@ -276,7 +278,8 @@ class _Work:
         groups = self.subject.analysis.groups
         frozen = [group.frozen for group in groups if group.frozen is not None]
         stays = frozen if len(frozen) == len(groups) else []
-        verdict = verdict_of(actions, self.found, stays)
+        noises = [trial.noise for trial in trials if trial.ratio is not None]
+        verdict = verdict_of(actions, self.found, stays, float(np.median(noises)) if noises else 0.0)
         sparse, not_followed = sparse_layers(self.model)
         setting = {
             "provider": self.execution.provider, "threads": self.execution.threads,
@@ -291,23 +294,22 @@ class _Work:
         return Advice(verdict, actions, self.layers, self.found, report)
 
 
-def _wall_ms(session: Session, feeds: Feeds) -> list[float]:
-    """Return the milliseconds of runs for a quarter of a second, at least five, after three to warm up."""
+def _run_ms(session: Session, feeds: Feeds, threads: int) -> list[float]:
+    """Return the milliseconds of runs for a quarter of a second, at least five, after three to warm up.
+
+    With one thread it is the time of the processor, which waits for nobody: on a shared machine, runs are so
+    long that most of them are interrupted, and kernels so short that most of them are not.
+    """
+    clock = time.thread_time if threads == 1 and session.providers[0] == _CPU else time.perf_counter
     for _ in range(3):
         session.run(feeds)
     times: list[float] = []
     end = time.perf_counter() + _WALL_SECONDS
     while len(times) < 5 or time.perf_counter() < end:
-        started = time.perf_counter()
+        started = clock()
         session.run(feeds)
-        times.append(1e3 * (time.perf_counter() - started))
+        times.append(1e3 * (clock() - started))
     return times
-
-
-def _usual(times: Sequence[float]) -> float:
-    """Return the median of the faster half, as for kernels: the two are subtracted from each other."""
-    array = np.array(times)
-    return float(np.median(array[quiet(array)]))
 
 
 def _is_quantized(model: ir.Model) -> bool:

@@ -43,6 +43,7 @@ class Trial:
         ratio: its latency as a share of the original's; None where it was not timed.
         verdict: of the benchmark, on that; None as above.
         bound: the least that the ratio can be, by Amdahl's law; None where nothing is known.
+        noise: how far the control of the benchmark lies from 1, or may lie: the original against itself.
         skipped: why it was not timed.
     """
 
@@ -51,6 +52,7 @@ class Trial:
     ratio: Estimate | None = None
     verdict: Verdict | None = None
     bound: float | None = None
+    noise: float = 0.0
     skipped: str | None = None
 
     @property
@@ -103,7 +105,8 @@ def run_trials(
         except OnnxPruneError as error:
             yield Trial(candidate, made, bound=bound, skipped=f"it can't be timed: {one_line(error)}")
             continue
-        yield Trial(candidate, made, found.ratio, found.verdict, bound)
+        noise = max(1 - found.control.low, found.control.high - 1)
+        yield Trial(candidate, made, found.ratio, found.verdict, bound, noise)
 
 
 def _no_time(needed: float, clock: Clock) -> str:

@@ -19,7 +19,7 @@ class Where:
     """Where the time goes.
 
     Attributes:
-        wall_ms: of one run, the median.
+        wall_ms: of one run that nobody disturbs.
         parts: share of the wall time by part of `onnxprune.advice.layers`, the largest first.
         overhead: share of it that is spent calling kernels rather than in their work: what lies between the
             kernels, and the kernels that have next to nothing to do.
@@ -60,14 +60,26 @@ def where(layers: Sequence[Layer], wall_ms: float, bound: float) -> Where:
     )
 
 
-def verdict_of(actions: Sequence[Action], found: Where | None, frozen: Sequence[str]) -> str:
+def verdict_of(
+    actions: Sequence[Action], found: Where | None, frozen: Sequence[str], noise: float = 0.0
+) -> str:
     """Return the verdict.
 
     Args:
         actions: as `onnxprune.advice.actions.actions_of` orders them.
         found: where the time goes; None where it was not measured.
         frozen: why nothing can shrink, where nothing can.
+        noise: how far the original's latency seems to be from itself.
     """
+    return _verdict(actions, found, frozen) + (_BUSY.format(noise) if noise > _NOISY else "")
+
+
+#: What is said where the original differs from itself by more than this.
+_BUSY = " The machine was busy (the original differs from itself by {:.0%}): run it again when it is quiet."
+_NOISY = 0.1
+
+
+def _verdict(actions: Sequence[Action], found: Where | None, frozen: Sequence[str]) -> str:
     worth = [action for action in actions if action.worth]
     if not worth:
         return f"Leave it alone: {_why_not(actions, found, frozen)}."
