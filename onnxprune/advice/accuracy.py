@@ -12,8 +12,6 @@ from onnxprune.errors import DataError, OnnxPruneError, UsageError
 from onnxprune.measure.accuracy import Model, validate
 from onnxprune.measure.intervals import Estimate
 
-#: Samples that are repaired on, and as many that are judged, at most.
-MOST_SAMPLES = 512
 #: With fewer in all, the halves say too little.
 LEAST_SAMPLES = 40
 
@@ -27,7 +25,8 @@ class Accuracy:
         value: of the candidate.
         original: of the original; None where the metric compares with it.
         change: candidate minus original, paired by sample; None as above.
-        lost: share of the accuracy (or of the agreement) that went, about; None for metrics without a scale.
+        lost: share of the accuracy (or agreement) that may have gone, by the worse end of the interval; None
+            for metrics without a scale.
     """
 
     metric: str
@@ -37,8 +36,12 @@ class Accuracy:
     lost: float | None
 
 
-def halves(data: Dataset, most: int = MOST_SAMPLES) -> tuple[Dataset, Dataset]:
-    """Return samples to repair and calibrate with, and others to judge on: every second one.
+def halves(data: Dataset, most: int) -> tuple[Dataset, Dataset]:
+    """Return samples to repair and calibrate with, and others to judge on, taken in turns from all of them.
+
+    Args:
+        data: all samples.
+        most: of each half.
 
     Raises:
         DataError: too few samples.
@@ -48,7 +51,7 @@ def halves(data: Dataset, most: int = MOST_SAMPLES) -> tuple[Dataset, Dataset]:
             f"{data.source}: {len(data)} samples are too few to repair on one half and judge on the other; "
             f"give at least {LEAST_SAMPLES}"
         )
-    count = min(len(data) // 2, most)
+    count = min(len(data) // 2, max(most, LEAST_SAMPLES // 2))
     step = len(data) // (2 * count)
     first = np.arange(count) * 2 * step
     return _take(data, first), _take(data, first + step)
@@ -56,10 +59,7 @@ def halves(data: Dataset, most: int = MOST_SAMPLES) -> tuple[Dataset, Dataset]:
 
 def metric_for(data: Dataset, model: Model, original: Model) -> str:
     """Return the metric that fits: top1 or mse with labels, agreement or cosine without."""
-    if data.labels is not None:
-        names = ["top1", "mse"]
-    else:
-        names = ["agreement", "cosine"]
+    names = ["agreement", "cosine"] if data.labels is None else ["top1", "mse"]
     few = _take(data, np.arange(min(2, len(data))))
     for name in names[:-1]:
         try:
@@ -70,20 +70,18 @@ def metric_for(data: Dataset, model: Model, original: Model) -> str:
     return names[-1]
 
 
-def judge(
-    made: Made, original: Model, data: Dataset, metric: str, threads: int, batch: int
-) -> Accuracy | str:
+def judge(made: Made, original: Model, data: Dataset, metric: str, threads: int) -> Accuracy | str:
     """Return what a candidate gets right, or why that can't be said."""
     try:
-        found = validate(made.model, original, data=data, metric=metric, threads=threads, batch=batch)
+        found = validate(made.model, original, data=data, metric=metric, threads=threads)
     except OnnxPruneError as error:
         return str(error)
     overall = found.overall
     lost = None
     if overall.change is not None and overall.reference is not None and found.higher_is_better:
-        lost = -overall.change.value / max(overall.reference.value, 1e-9)
+        lost = -overall.change.low / max(overall.reference.value, 1e-9)
     elif metric in ("agreement", "cosine"):
-        lost = 1 - overall.model.value
+        lost = 1 - overall.model.low
     return Accuracy(metric, overall.model, overall.reference, overall.change, lost)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onnxprune.advice.accuracy import Accuracy
+from onnxprune.advice.candidates import FOLD
 from onnxprune.advice.trials import Trial
 from onnxprune.measure.intervals import Estimate
 
@@ -22,12 +23,13 @@ _LOST: tuple[tuple[float, Risk], ...] = ((0.002, "none"), (0.01, "low"), (0.03, 
 #: A gain below this share of the time is not worth a changed model.
 LEAST_GAIN = 0.05
 
+#: Of the share of the multiply-accumulates that goes, the part of the time that must go with it.
+LEAST_RETURN = 0.35
+
 #: By share of what goes; of channels, heads, layers and experts.
 _AMOUNTS: tuple[tuple[float, Risk], ...] = ((0.1, "low"), (0.3, "medium"), (0.6, "high"))
 
-_INT8 = (
-    "onnxruntime.quantization.quantize_static in Python: docs/advise.md has the lines"
-)
+_INT8 = "onnxruntime.quantization.quantize_static in Python: docs/advise.md has the lines"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Action:
         risk: of losing accuracy.
         accuracy: what it costs, on data; None without data, a sentence where it can't be said.
         reason: why to do it, or why not.
+        merit: logarithm of the speed-up (over that of folding constants) for each unit of risk.
     """
 
     title: str
@@ -55,6 +58,7 @@ class Action:
     risk: Risk
     accuracy: Accuracy | str | None
     reason: str
+    merit: float = 0.0
 
     @property
     def basis(self) -> str:
@@ -62,12 +66,6 @@ class Action:
         if self.latency_ratio is not None:
             return "measured"
         return "bounded" if self.bound is not None else "unknown"
-
-    @property
-    def merit(self) -> float:
-        """Logarithm of the speed-up for each unit of risk."""
-        ratio = None if self.latency_ratio is None else self.latency_ratio.value
-        return 0.0 if ratio is None else -math.log(max(ratio, 1e-9)) / _WEIGHTS[self.risk]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +112,34 @@ def actions_of(
         accuracies: what some of them cost, by name of the candidate.
         words: for the command lines.
     """
-    found = [_action(trial, accuracies.get(trial.candidate.name), words) for trial in trials]
+    folded = next(
+        (t.ratio.value for t in trials if t.candidate.pattern == FOLD and t.ratio and t.faster), 1.0
+    )
+    found = [_action(trial, accuracies.get(trial.candidate.name), words, folded) for trial in trials]
     worth = sorted((a for a in found if a.worth), key=lambda action: -action.merit)
     return (*worth, *(action for action in found if not action.worth))
 
 
-def _action(trial: Trial, accuracy: Accuracy | str | None, words: Words) -> Action:
+def _action(trial: Trial, accuracy: Accuracy | str | None, words: Words, folded: float) -> Action:
     candidate = trial.candidate
     risk = _risk(trial, accuracy)
-    worth, reason = _judgement(trial, accuracy)
-    command = _INT8 if candidate.pattern == "int8" else words.prune(trial)
+    alone = folded if candidate.pattern not in ("int8", "2:4", FOLD) else 1.0
+    worth, reason = _judgement(trial, accuracy, alone)
+    if candidate.pattern == FOLD:
+        command = None
+    else:
+        command = _INT8 if candidate.pattern == "int8" else words.prune(trial)
     return Action(
         title=candidate.name, command=command, worth=worth, latency_ratio=trial.ratio, bound=trial.bound,
-        size_ratio=None if trial.made is None else trial.made.size_ratio, risk=risk, accuracy=accuracy,
-        reason=reason,
+        size_ratio=trial.size_ratio, risk=risk, accuracy=accuracy,
+        reason=reason, merit=_merit(trial, risk, alone),
     )  # fmt: skip
+
+
+def _merit(trial: Trial, risk: Risk, folded: float) -> float:
+    if trial.ratio is None:
+        return 0.0
+    return -math.log(max(trial.ratio.value, 1e-9) / folded) / _WEIGHTS[risk]
 
 
 def _risk(trial: Trial, accuracy: Accuracy | str | None) -> Risk:
@@ -146,16 +157,26 @@ def _at(steps: tuple[tuple[float, Risk], ...], value: float) -> Risk:
     return next((risk for most, risk in steps if value <= most), "very high")
 
 
-def _judgement(trial: Trial, accuracy: Accuracy | str | None) -> tuple[bool, str]:
-    """Tell whether to do it, and why."""
+def _judgement(trial: Trial, accuracy: Accuracy | str | None, folded: float) -> tuple[bool, str]:
+    """Tell whether to do it, and why; ``folded`` is what folding constants alone leaves of the time."""
     if trial.ratio is None:
         return False, trial.skipped or "not timed"
     if trial.candidate.pattern == "2:4":
         return _of_zeros(trial, trial.ratio)
     if not trial.faster:
         return False, _NOT_FASTER[str(trial.verdict)]
+    if trial.candidate.pattern == FOLD:
+        return False, "every pruned model gets this, before anything is removed"
+    if trial.ratio.value > (1 - LEAST_GAIN) * folded and folded < 1:
+        return False, "folding what is constant does as much, and removes nothing"
     if trial.ratio.value > 1 - LEAST_GAIN:
         return False, f"it saves {1 - trial.ratio.value:.1%} of the time, less than a changed model is worth"
+    removed = 0.0 if trial.macs_ratio is None else 1 - trial.macs_ratio
+    saved = 1 - trial.ratio.value / folded
+    if saved < LEAST_RETURN * removed:
+        return False, (
+            f"a poor trade: {removed:.0%} of the multiply-accumulates go for {saved:.0%} of the time"
+        )
     if isinstance(accuracy, Accuracy) and accuracy.lost is not None and accuracy.lost > _LOST[-1][0]:
         return False, f"{_lost(accuracy)}: too much"
     return True, _praise(trial, accuracy)
@@ -184,8 +205,8 @@ def _praise(trial: Trial, accuracy: Accuracy | str | None) -> str:
         text = "integer kernels of this machine are faster, and weights take a fourth"
     elif "align" in candidate.options:
         text = "counts off the grid of the kernels take longer than larger ones on it"
-    elif trial.made is not None and trial.made.macs_ratio is not None:
-        text = f"{trial.made.macs_ratio:.0%} of the multiply-accumulates are left"
+    elif trial.macs_ratio is not None:
+        text = f"{trial.macs_ratio:.0%} of the multiply-accumulates are left"
     else:
         text = "less is computed"
     if isinstance(accuracy, Accuracy):

@@ -37,6 +37,12 @@ from onnxprune.rewrite.depth import remove_branches
 from onnxprune.rewrite.mask import apply_masks
 from onnxprune.types import Cost, IntArray, Scores
 
+#: What is constant is folded in every pruned model, without anything being removed.
+FOLD = "fold"
+
+#: From this share of the nodes on, that is worth timing by itself.
+_FOLDED = 0.1
+
 #: What a share of the channels is called on the command line, and floors that allow it.
 _FLOOR = 0.1
 
@@ -64,7 +70,7 @@ class Candidate:
 
     Attributes:
         name: in a few words.
-        pattern: as ``prune`` has it, or "int8".
+        pattern: as ``prune`` has it, or "int8" or "fold".
         amount: share that goes, where the pattern has one.
         options: further options of ``prune`` that it takes.
         make: makes the model.
@@ -86,9 +92,7 @@ class Subject:
         seed: of every random choice.
     """
 
-    def __init__(
-        self, model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None, seed: int
-    ) -> None:
+    def __init__(self, model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None, seed: int) -> None:
         self.model = model
         self.seed = seed
         self._input_shapes = input_shapes
@@ -96,6 +100,12 @@ class Subject:
         self.sums = Sums(self.analysis.model.graph, self.analysis.channels)
         self.whole: Cost = cost_of(self.analysis.model.graph, self.analysis.channels)
         self._scores: Scores | None = None
+
+    @property
+    def folds(self) -> bool:
+        """Tell whether constants are folded, and functions written out, before anything is removed."""
+        before, after = (sum(1 for _ in model.graph) for model in (self.model, self.analysis.model))
+        return after <= (1 - _FOLDED) * before or bool(self.model.functions)
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -168,9 +178,7 @@ class Subject:
         size = left.size_bytes / max(self.whole.size_bytes, 1)
         return Made(model, size, left.macs / max(self.whole.macs, 1), kept)
 
-    def _recipe(
-        self, pattern: str, amount: float | None = None, align: int | str = "auto"
-    ) -> dict[str, Any]:
+    def _recipe(self, pattern: str, amount: float | None = None, align: int | str = "auto") -> dict[str, Any]:
         scope = "global" if pattern == "layers" else "uniform"
         recipe = {
             "pattern": pattern, "amount": amount, "score": "l2", "scope": scope, "align": align,
@@ -189,6 +197,9 @@ def structured(subject: Subject, off_grid: Mapping[str, int], grid: int) -> list
     """
     kinds = subject.kinds
     found = []
+    if subject.folds:
+        folded = Made(subject.analysis.model, 1.0, 1.0)
+        found.append(Candidate("fold what is constant", FOLD, None, {}, lambda: folded))
     if _has(lambda: subject.removed(DEAD, None)):
         found.append(Candidate("remove dead channels", DEAD, None, {}, lambda: subject.cut(DEAD, None)))
     if kinds.keys() & STRUCTURED["channels"]:

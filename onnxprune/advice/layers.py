@@ -1,8 +1,8 @@
 """Kernels as ONNX Runtime timed them -> layers: which can shrink with channels, which can't, and why.
 
-A kernel may compute several nodes of the model. The node with most multiply-accumulates gives it its name, and
-what a cut leaves of those multiply-accumulates is the least that it leaves of the time. A kernel without any
-is taken to cost in proportion to what it reads and writes.
+A kernel may compute several nodes of the model. The node with most multiply-accumulates gives it its name,
+and what a cut leaves of those multiply-accumulates is about the least that it leaves of the time. A kernel
+without any is taken to cost in proportion to what it reads and writes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ Limit = Literal["compute", "memory", "overhead"]
 SHRINKS = "layers that channels shrink"
 STAYS = "layers that stay as they are"
 OVERHEAD = "runtime overhead"
+FOLDED = "what folding constants removes"
 LAYOUT = "layout changes of the runtime"
 NORMALISATION = "normalisation and softmax"
 POOLING = "pooling and reduction"
@@ -132,7 +133,7 @@ class Work:
         return max(reversed(names), key=lambda name: macs.get(name, 0))
 
     def moved_bytes(self, names: Iterable[str], kept: Kept | None = None) -> int:
-        """Return the bytes that go in and out of some nodes; what passes between them alone does not count."""
+        """Return the bytes that go in and out of some nodes, but for what passes between them alone."""
         kept = kept or self._whole
         inside = [self._nodes[name] for name in names if name in self._nodes]
         made = {output for node in inside for output in node.outputs}
@@ -258,7 +259,7 @@ def _reasons(analysis: Analysis) -> dict[str, str]:
 
 
 def left_of(layers: Sequence[Layer], work: Work, kept: Kept) -> Iterator[float]:
-    """Yield the share of each layer's work that a cut leaves: of what it computes, or else of what it moves."""
+    """Yield the share of each layer's work that a cut leaves: of what it computes, else of what it moves."""
     for layer in layers:
         if layer.macs:
             yield work.macs(layer.nodes, kept) / layer.macs

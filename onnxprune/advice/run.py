@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxprune.advice.accuracy import Accuracy, halves, judge, metric_for
 from onnxprune.advice.actions import Action, Words, actions_of
-from onnxprune.advice.candidates import Candidate, Made, Subject, structured, zeros
+from onnxprune.advice.candidates import FOLD, Candidate, Made, Subject, structured, zeros
 from onnxprune.advice.grid import grid_of, off_grid, stuck_off_grid
 from onnxprune.advice.layers import Layer, Work, amdahl, layers_of, left_of, undisturbed
 from onnxprune.advice.machine import Machine, measure_machine
@@ -33,6 +33,7 @@ from onnxprune.measure.inputs import random_inputs
 from onnxprune.measure.latency import LEAST_PAIRS, LatencyResult, benchmark
 from onnxprune.model.io import load
 from onnxprune.model.size import tensor_bytes
+from onnxprune.ops.kept import Kept
 from onnxprune.pipeline import samples_of
 from onnxprune.runtime import Execution, Kernel, Session, open_session, time_kernels
 from onnxprune.runtime.int8_trial import quantize
@@ -46,6 +47,11 @@ _RANDOM_RUNS = 2
 
 #: Of what is left of the time, what quantizing may take.
 _INT8_SHARE = 0.4
+
+#: Samples that are repaired on, and as many that are judged: at most, and of the whole time for each
+#: candidate.
+_MOST_SAMPLES = 512
+_JUDGE_SHARE = 0.02
 
 #: Runs under the profiler, and as often again without, before it and after it.
 _PROFILE_SECONDS = 1.0
@@ -144,6 +150,7 @@ class _Work:
     machine: Machine | None = None
     found: Where | None = None
     wall_ms: float = 0.0
+    folded_ms: float = 0.0
     open_seconds: float = 0.0
     subject: Subject = field(init=False)
     work: Work = field(init=False)
@@ -168,14 +175,16 @@ class _Work:
             started = time.perf_counter()
             session = self.open(self.model, self.name)
             self.open_seconds = time.perf_counter() - started
-            walls = _run_ms(session, self.feeds, self.execution.threads)
+            walls = self.run_ms(session)
             self.wall_ms = undisturbed(walls)
+            folded = self.open(self.subject.analysis.model, self.name) if self.subject.folds else None
         if self.execution.provider == "cpu":
             with self.stage("time the machine"):
                 self.machine = measure_machine(lambda model: self.open(model, "a test model").run)
         with self.stage("time its layers"):
             kernels = self._kernels()
-            self.wall_ms = undisturbed([*walls, *_run_ms(session, self.feeds, self.execution.threads)])
+            self.wall_ms = undisturbed([*walls, *self.run_ms(session)])
+            self.folded_ms = self.wall_ms if folded is None else undisturbed(self.run_ms(folded))
             self._lay_out(kernels)
 
     def _kernels(self) -> tuple[Kernel, ...]:
@@ -192,8 +201,13 @@ class _Work:
             return
         smallest = self.subject.smallest()
         self.layers = layers_of(kernels, self.subject.analysis, self.work, smallest, self.machine)
-        least = amdahl(self.layers, left_of(self.layers, self.work, smallest), 1e3 * self.wall_ms)
-        self.found = where(self.layers, self.wall_ms, least)
+        least = self._left(smallest)
+        self.found = where(self.layers, self.wall_ms, self.folded_ms, least)
+
+    def _left(self, kept: Kept) -> float:
+        """Return what Amdahl's law leaves of the time of the model as it is."""
+        left = amdahl(self.layers, left_of(self.layers, self.work, kept), 1e3 * self.folded_ms)
+        return left * min(1.0, self.folded_ms / max(self.wall_ms, 1e-9))
 
     def try_all(
         self, samples: Dataset | None, metric: str | None
@@ -202,24 +216,31 @@ class _Work:
         if samples is None:
             mending = judging = None
         else:
-            mending, judging = halves(samples)
+            runs = _JUDGE_SHARE * self.clock.limit_seconds * 1e3 / max(self.wall_ms, 1e-3)
+            mending, judging = halves(samples, int(min(runs, _MOST_SAMPLES)))
         with tempfile.TemporaryDirectory(prefix="onnxprune-advise-") as folder, self.stage("time candidates"):
-            candidates = self._candidates(Path(folder), mending)
-            trials = list(
-                run_trials(
-                    candidates, self.compare, self.bound_of, self.clock, run_seconds=self.wall_ms / 1e3,
-                    open_seconds=self.open_seconds, progress=lambda name: self.told(f"trying {name}"),
-                )
-            )  # fmt: skip
+            found = run_trials(
+                self._candidates(Path(folder), mending),
+                self.compare,
+                self.bound_of,
+                self.clock,
+                run_seconds=self.wall_ms / 1e3,
+                open_seconds=self.open_seconds,
+                progress=lambda name: self.told(f"trying: {name}"),
+            )
+            trials: list[Trial] = []
             accuracies: dict[str, Accuracy | str] = {}
             if judging is not None:
                 metric = metric or metric_for(judging, self.model, self.model)
-                for trial in trials:
-                    if trial.made is not None and trial.candidate.pattern != "2:4":
-                        self.told(f"judging {trial.candidate.name}")
-                        accuracies[trial.candidate.name] = judge(
-                            trial.made, self.model, judging, metric, self.execution.threads, 32
-                        )
+            for trial, made in found:
+                trials.append(trial)
+                if made is None or judging is None or metric is None or not _is_judged(trial):
+                    continue
+                accuracies[trial.candidate.name] = (
+                    judge(made, self.model, judging, metric, self.execution.threads)
+                    if self.clock.left_seconds > 0
+                    else "not judged: the time is over"
+                )
         return trials, accuracies
 
     def _candidates(self, folder: Path, mending: Dataset | None) -> list[Candidate]:
@@ -233,7 +254,9 @@ class _Work:
         if mending is not None:
             found = repaired(self.model, found, mending, self.clock, self.execution.threads, self.seed)
         if not _is_quantized(self.model):
-            found.insert(1, Candidate("quantize to INT8", "int8", None, {}, lambda: self.int8(folder, mending)))
+            found.insert(
+                2, Candidate("quantize to INT8", "int8", None, {}, lambda: self.int8(folder, mending))
+            )
         return [*found, zeros(self.subject)]
 
     def int8(self, folder: Path, mending: Dataset | None) -> Made:
@@ -259,7 +282,11 @@ class _Work:
         """Return the least share of the time that a model can take."""
         if made.kept is None or not self.layers:
             return None
-        return amdahl(self.layers, left_of(self.layers, self.work, made.kept), 1e3 * self.wall_ms)
+        return self._left(made.kept)
+
+    def run_ms(self, session: Session) -> list[float]:
+        """Time runs of an open model."""
+        return _run_ms(session, self.feeds, self.execution.threads)
 
     def open(self, model: ir.Model, label: str) -> Session:
         """Open a model as all of them are opened here."""
@@ -312,6 +339,15 @@ def _run_ms(session: Session, feeds: Feeds, threads: int) -> list[float]:
     return times
 
 
+def _is_judged(trial: Trial) -> bool:
+    """Tell whether what a candidate costs is worth knowing."""
+    return trial.faster and trial.candidate.pattern not in ("2:4", FOLD)
+
+
 def _is_quantized(model: ir.Model) -> bool:
     """Tell whether a model computes in integers, or keeps its weights so, already."""
-    return any("Quantize" in node.op_type or node.op_type.startswith(("QLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")) for node in model.graph)
+    return any(
+        "Quantize" in node.op_type
+        or node.op_type.startswith(("QLinear", "MatMulInteger", "ConvInteger", "MatMulNBits"))
+        for node in model.graph
+    )

@@ -115,7 +115,9 @@ def _why_not(weight: FoundWeight, tile: _Tile | None, summed: int, outputs: int,
     if tile is None:
         return f"sparse tensor cores don't take {weight.tensor.dtype.name.lower()} weights"
     if groups > 1 and summed < tile.summed:
-        return f"each of its {groups} groups sums over {summed} channels; the cores take {tile.summed} at once"
+        return (
+            f"each of its {groups} groups sums over {summed} channels; the cores take {tile.summed} at once"
+        )
     if summed % tile.summed:
         return f"it sums over {summed} channels, which is no multiple of {tile.summed}"
     if outputs % tile.outputs:

@@ -56,7 +56,7 @@ def report_of(
         sections["machine"] = asdict(machine)
     sections[SPARSE] = [_sparse(layer) for layer in sparse]
     sections["setting"] = dict(setting)
-    return Report(title, sections, skipped=tuple((*_staying(layers, found), *skipped)), seconds=dict(seconds))
+    return Report(title, sections, skipped=(*_staying(layers, found), *skipped), seconds=dict(seconds))
 
 
 def for_people(report: Report, *, sparse: bool, verbose: bool) -> Report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxprune.advice.candidates import Candidate, Made
 from onnxprune.errors import LimitMissed, NothingToPrune, OnnxPruneError
@@ -39,7 +39,8 @@ class Trial:
 
     Attributes:
         candidate: what was tried.
-        made: the model that it makes; None where it makes none.
+        size_ratio: bytes of the weights of what it makes, to the original's; None where it makes nothing.
+        macs_ratio: the same of multiply-accumulates; None where they don't say what it costs.
         ratio: its latency as a share of the original's; None where it was not timed.
         verdict: of the benchmark, on that; None as above.
         bound: the least that the ratio can be, by Amdahl's law; None where nothing is known.
@@ -48,7 +49,8 @@ class Trial:
     """
 
     candidate: Candidate
-    made: Made | None
+    size_ratio: float | None = None
+    macs_ratio: float | None = None
     ratio: Estimate | None = None
     verdict: Verdict | None = None
     bound: float | None = None
@@ -70,8 +72,10 @@ def run_trials(
     run_seconds: float,
     open_seconds: float,
     progress: Callable[[str], None],
-) -> Iterator[Trial]:
+) -> Iterator[tuple[Trial, Made | None]]:
     """Make and time candidates, in their order; what there is no time for gets a bound.
+
+    Each comes with the model that it made, which nobody keeps: all of them together may be large.
 
     Args:
         candidates: what is tried.
@@ -86,30 +90,31 @@ def run_trials(
     for candidate in candidates:
         progress(candidate.name)
         if clock.left_seconds <= 0:
-            yield Trial(candidate, None, skipped=_no_time(needed, clock))
+            yield Trial(candidate, skipped=_no_time(needed, clock)), None
             continue
         try:
             made = candidate.make()
         except (NothingToPrune, LimitMissed) as error:
-            yield Trial(candidate, None, skipped=f"it removes nothing: {one_line(error)}")
+            yield Trial(candidate, skipped=f"it removes nothing: {one_line(error)}"), None
             continue
         except OnnxPruneError as error:
-            yield Trial(candidate, None, skipped=f"it can't be made: {one_line(error)}")
+            yield Trial(candidate, skipped=f"it can't be made: {one_line(error)}"), None
             continue
-        bound = bound_of(made)
+        trial = Trial(candidate, made.size_ratio, made.macs_ratio, bound=bound_of(made))
         if clock.left_seconds < needed:
-            yield Trial(candidate, made, bound=bound, skipped=_no_time(needed, clock))
+            yield replace(trial, skipped=_no_time(needed, clock)), made
             continue
         try:
             found = compare(made)
         except OnnxPruneError as error:
-            yield Trial(candidate, made, bound=bound, skipped=f"it can't be timed: {one_line(error)}")
+            yield replace(trial, skipped=f"it can't be timed: {one_line(error)}"), made
             continue
         noise = max(1 - found.control.low, found.control.high - 1)
-        yield Trial(candidate, made, found.ratio, found.verdict, bound, noise)
+        yield replace(trial, ratio=found.ratio, verdict=found.verdict, noise=noise), made
 
 
 def _no_time(needed: float, clock: Clock) -> str:
     return (
-        f"not timed: it takes about {needed:.0f} s, and the {clock.limit_seconds:g} s of --time-limit are over"
+        f"not timed: it takes about {max(needed, 1):.0f} s, and the {clock.limit_seconds:g} s of "
+        "--time-limit are over"
     )

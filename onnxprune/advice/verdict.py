@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.advice.actions import Action
-from onnxprune.advice.layers import LAYOUT, OVERHEAD, SHRINKS, STAYS, Layer
+from onnxprune.advice.layers import FOLDED, LAYOUT, OVERHEAD, SHRINKS, STAYS, Layer
 
 #: From this share of the time on, one thing decides.
 _MOST = 0.5
+
+#: A model this quick, most of which is overhead, needs nothing.
+_QUICK_MS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,21 @@ class Where:
     bound: float
 
 
-def where(layers: Sequence[Layer], wall_ms: float, bound: float) -> Where:
-    """Add up the time of layers; what belongs to none is the runtime's."""
+def where(layers: Sequence[Layer], wall_ms: float, folded_ms: float, bound: float) -> Where:
+    """Add up the time of layers; what belongs to none is the runtime's.
+
+    Args:
+        layers: of the model once what is constant is folded.
+        wall_ms: of the model as it is.
+        folded_ms: of the model that the layers are of.
+        bound: the least share of ``wall_ms`` that is left with as few channels as may be.
+    """
     total = sum(layer.microseconds for layer in layers)
-    wall = max(1e3 * wall_ms, total, 1e-9)
-    shares: dict[str, float] = {OVERHEAD: (wall - total) / wall}
+    folded = max(1e3 * folded_ms, total, 1e-9)
+    wall = max(1e3 * wall_ms, folded)
+    shares: dict[str, float] = {OVERHEAD: (folded - total) / wall}
+    if wall > folded:
+        shares[FOLDED] = (wall - folded) / wall
     for layer in layers:
         shares[layer.part] = shares.get(layer.part, 0.0) + layer.microseconds / wall
     limited = {
@@ -84,7 +97,9 @@ def _verdict(actions: Sequence[Action], found: Where | None, frozen: Sequence[st
     if not worth:
         return f"Leave it alone: {_why_not(actions, found, frozen)}."
     first, *others = worth
-    text = f"Worth it: {_gain(first)}"
+    quick = found is not None and found.wall_ms < _QUICK_MS and found.overhead >= _MOST
+    start = "Leave it alone unless microseconds count; then" if quick else "Worth it"
+    text = f"{start}: {_gain(first)}"
     other = next((action for action in others if _kind(action) != _kind(first)), None)
     if other is not None:
         text += f"; {_gain(other)}"
@@ -106,10 +121,12 @@ def _kind(action: Action) -> str:
 def _context(found: Where | None) -> str:
     if found is None:
         return ""
+    if found.overhead >= _MOST:
+        return f"{_overhead(found)}: fewer layers save calls, narrower ones little; a larger batch uses them."
     shrinks = found.parts.get(SHRINKS, 0.0)
     return (
-        f"{shrinks:.0%} of {_milliseconds(found.wall_ms)} is in layers that channels shrink; with nine tenths of "
-        f"all channels gone, about {found.bound:.2f} of the time would be left."
+        f"{shrinks:.0%} of {_milliseconds(found.wall_ms)} is in layers that channels shrink; with nine tenths "
+        f"of all channels gone, about {found.bound:.2f} of the time would be left."
     )
 
 
@@ -118,11 +135,7 @@ def _why_not(actions: Sequence[Action], found: Where | None, frozen: Sequence[st
     timed = [action for action in actions if action.latency_ratio is not None]
     reasons = []
     if found is not None and found.overhead >= _MOST:
-        reasons.append(
-            f"{found.overhead:.0%} of its {_milliseconds(found.wall_ms)} is the runtime calling "
-            f"{found.kernels} kernels, half of them of {found.median_kernel_us:.0f} us or less, not computation; "
-            "smaller tensors don't change that, a larger batch would"
-        )
+        reasons.append(f"{_overhead(found)}; smaller tensors don't change that, a larger batch would")
     elif found is not None and found.parts.get(STAYS, 0.0) >= _MOST:
         reasons.append(
             f"{found.parts[STAYS]:.0%} of the time is in layers whose channels must stay (reasons below)"
@@ -131,18 +144,25 @@ def _why_not(actions: Sequence[Action], found: Where | None, frozen: Sequence[st
         others = {
             part: share
             for part, share in found.parts.items()
-            if part not in (SHRINKS, OVERHEAD, LAYOUT) and share >= 0.1
+            if part not in (SHRINKS, OVERHEAD, LAYOUT, FOLDED) and share >= 0.1
         }
         if others:
             listed = ", ".join(f"{share:.0%} {part}" for part, share in others.items())
             reasons.append(f"channels hardly touch what takes the time ({listed})")
     if frozen:
         reasons.append(f"nothing can be removed ({frozen[0]})")
-    if timed and all(action.latency_ratio.value > 0.95 for action in timed if action.latency_ratio):  # noqa: PLR2004
+    if timed and all(action.latency_ratio.value > 0.95 for action in timed if action.latency_ratio):
         reasons.append(f"none of {len(timed)} candidates saves as much as 5 % of the time")
     if not timed:
         reasons.append("no candidate could be timed (reasons below)")
     return "; ".join(reasons) or "what makes it faster costs too much (see below)"
+
+
+def _overhead(found: Where) -> str:
+    return (
+        f"{found.overhead:.0%} of its {_milliseconds(found.wall_ms)} is the runtime calling {found.kernels} "
+        f"kernels (half of them take {found.median_kernel_us:.0f} us or less), not computation"
+    )
 
 
 def _milliseconds(value: float) -> str:

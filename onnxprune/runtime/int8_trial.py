@@ -1,7 +1,7 @@
 """A model in eight bits, as ONNX Runtime's own static quantization makes it: to see what that would bring.
 
-It runs in a process of its own, so that it can be stopped when the time is over, and so that what it prints and
-what it patches stays there.
+It runs in a process of its own, so that it can be stopped when the time is over, and so that what it prints
+and what it patches stays there.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def quantize(
 ) -> None:
     """Write a model in QDQ form: int8 activations, and int8 weights with a scale for each output channel.
 
-    Batch norms are folded into convolutions before, as ONNX Runtime's documentation asks. Ranges of activations
-    are the least and the greatest value that occur.
+    Batch norms are folded into convolutions before, as ONNX Runtime's documentation asks. Ranges of
+    activations are the least and the greatest value that occur.
 
     Args:
         model: a path, or a model, which is not changed.
@@ -51,11 +51,14 @@ def quantize(
         plain, arrays = Path(folder, "plain.onnx"), Path(folder, "feeds.npz")
         save_optimized(model, plain)
         names = list(feeds[0])
-        packed = {f"{run}_{place}": each[name] for run, each in enumerate(feeds) for place, name in enumerate(names)}
+        packed = {
+            f"{run}_{place}": each[name] for run, each in enumerate(feeds) for place, name in enumerate(names)
+        }
         np.savez(arrays, **packed)  # type: ignore[arg-type] # its stub takes allow_pickle for one of the arrays
+        size = sum(file.stat().st_size for file in Path(folder).glob("plain.onnx*"))
         task = {
             "model": str(plain), "out": str(Path(out_path).resolve()), "feeds": str(arrays), "names": names,
-            "runs": len(feeds), "large": sum(file.stat().st_size for file in Path(folder).iterdir()) > _ONE_FILE_BYTES,
+            "runs": len(feeds), "large": size > _ONE_FILE_BYTES,
         }  # fmt: skip
         try:
             done = subprocess.run(
