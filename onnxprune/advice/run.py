@@ -36,6 +36,7 @@ from onnxprune.model.size import tensor_bytes
 from onnxprune.ops.kept import Kept
 from onnxprune.pipeline import samples_of
 from onnxprune.runtime import Execution, Kernel, Session, open_session, time_kernels
+from onnxprune.runtime.execution import DEFAULT
 from onnxprune.runtime.int8_trial import quantize
 from onnxprune.types import Report, Skipped
 
@@ -84,9 +85,7 @@ def advise(
     *,
     data: Dataset | DataReader | str | Path | None = None,
     metric: str | None = None,
-    provider: str = "cpu",
-    provider_options: Mapping[str, str] | None = None,
-    threads: int = 1,
+    execution: Execution = DEFAULT,
     batch: int | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     time_limit: float = 120.0,
@@ -102,9 +101,7 @@ def advise(
         model: a file, or from `onnxprune.load`; not changed.
         data: samples: candidates are repaired and calibrated on one half, and judged on the other.
         metric: what they are judged by, as `onnxprune.validate` has it; by default what fits the data.
-        provider: a key of `onnxprune.runtime.PROVIDERS`.
-        provider_options: of that provider, as ONNX Runtime calls them.
-        threads: of one operator; 0 for one per core. Only 1 gives sharp figures on a shared machine.
+        execution: where and how it runs. Only one thread gives sharp figures on a shared machine.
         batch: size of the first axis where that is symbolic; 1 by default.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
         time_limit: seconds after which no new measurement begins; what is then missing is listed.
@@ -118,7 +115,6 @@ def advise(
     """
     if not time_limit > 0:
         raise UsageError(f"time_limit is a number of seconds above 0, not {time_limit}")
-    execution = Execution(provider, threads, tuple(sorted((provider_options or {}).items())))
     given = model if isinstance(model, ir.Model) else load(model)
     name = "MODEL.onnx" if isinstance(model, ir.Model) else str(model)
     samples = samples_of(data, given, seed, input_shapes)
@@ -274,8 +270,8 @@ class _Work:
     def compare(self, made: Made) -> LatencyResult:
         """Time a model against the original."""
         return benchmark(
-            self.model, made.model, provider=self.execution.provider, threads=self.execution.threads,
-            pairs=LEAST_PAIRS, seed=self.seed, feeds=self.feeds,
+            self.model, made.model, execution=self.execution, pairs=LEAST_PAIRS, seed=self.seed,
+            feeds=self.feeds,
         )  # fmt: skip
 
     def bound_of(self, made: Made) -> float | None:
@@ -328,13 +324,14 @@ def _run_ms(session: Session, feeds: Feeds, threads: int) -> list[float]:
     long that most of them are interrupted, and kernels so short that most of them are not.
     """
     clock = time.thread_time if threads == 1 and session.providers[0] == _CPU else time.perf_counter
+    run = session.runner(feeds)
     for _ in range(3):
-        session.run(feeds)
+        run()
     times: list[float] = []
     end = time.perf_counter() + _WALL_SECONDS
     while len(times) < 5 or time.perf_counter() < end:
         started = clock()
-        session.run(feeds)
+        run()
         times.append(1e3 * (clock() - started))
     return times
 

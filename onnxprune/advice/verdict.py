@@ -125,8 +125,8 @@ def _context(found: Where | None) -> str:
         return f"{_overhead(found)}: fewer layers save calls, narrower ones little; a larger batch uses them."
     shrinks = found.parts.get(SHRINKS, 0.0)
     return (
-        f"{shrinks:.0%} of {_milliseconds(found.wall_ms)} is in layers that channels shrink; with nine tenths "
-        f"of all channels gone, about {found.bound:.2f} of the time would be left."
+        f"{shrinks:.0%} of {_milliseconds(found.wall_ms)} is in layers that channels shrink; with nine "
+        f"tenths of all channels gone, about {found.bound:.2f} of the time would be left."
     )
 
 
