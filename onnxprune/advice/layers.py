@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -110,16 +111,18 @@ class Work:
 
     Args:
         analysis: of the model.
-        samples: of one run that was timed; the analysis may have looked at another number.
+        feeds: shapes of the inputs of one run that was timed; the analysis may have looked at another batch.
     """
 
-    def __init__(self, analysis: Analysis, samples: int = 1) -> None:
+    def __init__(self, analysis: Analysis, feeds: Mapping[str, tuple[int, ...]]) -> None:
         self._channels = analysis.channels
         self._graph = analysis.model.graph
         self._outputs = set(self._graph.outputs)
-        self._scale = samples / max(analysis.channels.shapes.samples, 1)
+        batches = analysis.channels.shapes.batches.items()
+        self._scale = next((feeds[name][0] / size for name, size in batches if name in feeds), 1.0)
         self._nodes = {str(node.name): node for node in self._graph}
         self._whole = nothing_cut(analysis.channels)
+        self._usual = _usual_type(analysis.model.graph)
         self._macs: dict[int, dict[str, int]] = {}
 
     def macs(self, names: Iterable[str], kept: Kept | None = None) -> int:
@@ -169,11 +172,17 @@ class Work:
         masks = kept.masks(use)
         return kept.shape(use) if masks else None if tensor is None else tuple(tensor.shape.numpy())
 
-    @staticmethod
-    def _bytes(value: ir.Value, shape: tuple[int, ...] | None) -> int:
-        if shape is None or value.dtype is None or value.dtype == ir.DataType.STRING:
+    def _bytes(self, value: ir.Value, shape: tuple[int, ...] | None) -> int:
+        if shape is None or value.dtype == ir.DataType.STRING:
             return 0
-        return math.ceil(math.prod(shape) * value.dtype.itemsize)
+        return math.ceil(math.prod(shape) * (value.dtype or self._usual).itemsize)
+
+
+def _usual_type(graph: ir.Graph) -> ir.DataType:
+    """Return the type of most weights, which values have that declare none."""
+    types = [value.dtype for value in graph.initializers.values() if value.dtype is not None]
+    floats = Counter(dtype for dtype in types if dtype.is_floating_point())
+    return floats.most_common(1)[0][0] if floats else ir.DataType.FLOAT
 
 
 def layers_of(

@@ -30,7 +30,8 @@ from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.measure.inputs import random_inputs
-from onnxprune.measure.latency import LEAST_PAIRS, LatencyResult, benchmark
+from onnxprune.measure.latency import LatencyResult, benchmark
+from onnxprune.measure.turns import LEAST_PAIRS
 from onnxprune.model.io import load
 from onnxprune.model.size import tensor_bytes
 from onnxprune.ops.kept import Kept
@@ -165,8 +166,8 @@ class _Work:
         """Analyse the model, and time it whole and by layer."""
         with self.stage("analyze"):
             self.subject = Subject(self.model, input_shapes, self.seed)
-            batch = next((len(array) for array in self.feeds.values() if array.ndim), 1)
-            self.work = Work(self.subject.analysis, batch)
+            shapes = {name: tuple(array.shape) for name, array in self.feeds.items()}
+            self.work = Work(self.subject.analysis, shapes)
         with self.stage("time the model"):
             started = time.perf_counter()
             session = self.open(self.model, self.name)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from onnxprune.advice.candidates import Candidate, Made
 from onnxprune.errors import LimitMissed, NothingToPrune, OnnxPruneError
 from onnxprune.measure.intervals import Estimate
-from onnxprune.measure.latency import LEAST_PAIRS, LatencyResult, Verdict
+from onnxprune.measure.latency import LatencyResult, Verdict
+from onnxprune.measure.turns import LEAST_PAIRS
 from onnxprune.messages import one_line
 
 #: Sessions that a comparison runs: the original, the candidate, and the original again as a control.
