@@ -17,6 +17,9 @@ from onnxprune.measure.intervals import Estimate
 Risk = Literal["none", "low", "medium", "high", "very high"]
 _WEIGHTS: Mapping[Risk, float] = {"none": 0.5, "low": 1.0, "medium": 2.5, "high": 6.0, "very high": 16.0}
 
+#: What a gain is divided by that was not measured.
+_DOUBT = 2.0
+
 #: Share of the accuracy that may be lost, by the risk that this is called.
 _LOST: tuple[tuple[float, Risk], ...] = ((0.002, "none"), (0.01, "low"), (0.03, "medium"), (0.1, "high"))
 
@@ -26,8 +29,9 @@ LEAST_GAIN = 0.05
 #: Of the share of the multiply-accumulates that goes, the part of the time that must go with it.
 LEAST_RETURN = 0.35
 
-#: By share of what goes; of channels, heads, layers and experts.
+#: By share of what goes: of channels, heads and experts; and of layers, which are missed sooner.
 _AMOUNTS: tuple[tuple[float, Risk], ...] = ((0.1, "low"), (0.3, "medium"), (0.6, "high"))
+_DEPTHS: tuple[tuple[float, Risk], ...] = ((0.1, "medium"), (0.3, "high"))
 
 _INT8 = "onnxruntime.quantization.quantize_static in Python: docs/advise.md has the lines"
 
@@ -116,7 +120,7 @@ def actions_of(
         (t.ratio.value for t in trials if t.candidate.pattern == FOLD and t.ratio and t.faster), 1.0
     )
     found = [_action(trial, accuracies.get(trial.candidate.name), words, folded) for trial in trials]
-    worth = sorted((a for a in found if a.worth), key=lambda action: -action.merit)
+    worth = sorted((a for a in found if a.worth), key=lambda a: (a.latency_ratio is None, -a.merit))
     return (*worth, *(action for action in found if not action.worth))
 
 
@@ -137,9 +141,10 @@ def _action(trial: Trial, accuracy: Accuracy | str | None, words: Words, folded:
 
 
 def _merit(trial: Trial, risk: Risk, folded: float) -> float:
-    if trial.ratio is None:
+    left, doubt = (trial.bound, _DOUBT) if trial.ratio is None else (trial.ratio.value, 1.0)
+    if left is None:
         return 0.0
-    return -math.log(max(trial.ratio.value, 1e-9) / folded) / _WEIGHTS[risk]
+    return -math.log(max(left, 1e-9) / folded) / _WEIGHTS[risk] / doubt
 
 
 def _risk(trial: Trial, accuracy: Accuracy | str | None) -> Risk:
@@ -150,7 +155,8 @@ def _risk(trial: Trial, accuracy: Accuracy | str | None) -> Risk:
         return "none"
     if candidate.pattern == "int8":
         return "low"
-    return _at(_AMOUNTS, 0.5 if candidate.amount is None else candidate.amount)
+    steps = _DEPTHS if candidate.pattern == "layers" else _AMOUNTS
+    return _at(steps, 0.5 if candidate.amount is None else candidate.amount)
 
 
 def _at(steps: tuple[tuple[float, Risk], ...], value: float) -> Risk:
@@ -160,7 +166,7 @@ def _at(steps: tuple[tuple[float, Risk], ...], value: float) -> Risk:
 def _judgement(trial: Trial, accuracy: Accuracy | str | None, folded: float) -> tuple[bool, str]:
     """Tell whether to do it, and why; ``folded`` is what folding constants alone leaves of the time."""
     if trial.ratio is None:
-        return False, trial.skipped or "not timed"
+        return _untimed(trial, folded)
     if trial.candidate.pattern == "2:4":
         return _of_zeros(trial, trial.ratio)
     if not trial.faster:
@@ -187,6 +193,16 @@ _NOT_FASTER = {
     "slower": "it is slower here",
     "inconclusive": "no difference beyond the noise of this machine; a quiet machine would tell",
 }
+
+
+def _untimed(trial: Trial, folded: float) -> tuple[bool, str]:
+    """Judge by Amdahl's law what there was no time for."""
+    why = trial.skipped or "not timed"
+    if trial.bound is None or trial.macs_ratio is None:
+        return False, why
+    saved = 1 - trial.bound / folded
+    worth = saved >= max(LEAST_GAIN, LEAST_RETURN * (1 - trial.macs_ratio))
+    return worth, f"about {trial.bound:.2f} of the time would be left by Amdahl's law; {why}"
 
 
 def _of_zeros(trial: Trial, ratio: Estimate) -> tuple[bool, str]:

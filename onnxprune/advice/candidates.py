@@ -7,7 +7,7 @@ the same share everywhere, as ``prune --amount`` has it without data.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.analyze import Analysis
+from onnxprune.branches import Removal
 from onnxprune.cost import cost_of
 from onnxprune.errors import LimitMissed, NothingToPrune
 from onnxprune.model.copies import copy_of
@@ -56,12 +57,14 @@ class Made:
         size_ratio: bytes of its weights, as a share of the original's.
         macs_ratio: its multiply-accumulates, the same; None where they don't say what it costs.
         kept: what is left of the channels of the analysed model; None where other things go.
+        gone: names of its nodes that go whole.
     """
 
     model: ir.Model | Path
     size_ratio: float
     macs_ratio: float | None = None
     kept: Kept | None = None
+    gone: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +158,10 @@ class Subject:
         """Remove residual branches."""
         recipe = self._recipe("layers", amount)
         plan, layers = plan_layers(self.model, recipe, None, self.seed, Watch())
-        model = remove_branches(layers.model, planned_branches(layers, plan))
-        return self._made(model, plan.predicted[1])
+        branches = planned_branches(layers, plan)
+        gone = frozenset(str(node.name) for node in Removal(layers.model.graph).gone_with(branches))
+        made = self._made(remove_branches(layers.model, branches), plan.predicted[1])
+        return replace(made, gone=gone)
 
     def with_zeros(self, pattern: str) -> Made:
         """Set weights to zero; the smallest that one could store is what is left and a bit for each place."""

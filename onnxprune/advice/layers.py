@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -259,18 +259,24 @@ def _limit(
 
 def _reasons(analysis: Analysis) -> dict[str, str]:
     """Return why the channels of a node's weights stay, by its name."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
     for group in analysis.groups:
         if group.frozen is not None:
             for member in group.members:
-                found.setdefault(member.consumer, []).append(group.frozen)
-    return {name: "; ".join(dict.fromkeys(reasons)) for name, reasons in found.items()}
+                found.setdefault(member.consumer, group.frozen)
+    return found
 
 
-def left_of(layers: Sequence[Layer], work: Work, kept: Kept) -> Iterator[float]:
+def left_of(
+    layers: Sequence[Layer], work: Work, kept: Kept | None, gone: Set[str] = frozenset()
+) -> Iterator[float]:
     """Yield the share of each layer's work that a cut leaves: of what it computes, else of what it moves."""
     for layer in layers:
-        if layer.macs:
+        if layer.nodes and all(name in gone for name in layer.nodes):
+            yield 0.0
+        elif kept is None:
+            yield 1.0
+        elif layer.macs:
             yield work.macs(layer.nodes, kept) / layer.macs
         elif layer.moved_bytes:
             yield work.moved_bytes(layer.nodes, kept) / layer.moved_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,9 +201,10 @@ class _Work:
         least = self._left(smallest)
         self.found = where(self.layers, self.wall_ms, self.folded_ms, least)
 
-    def _left(self, kept: Kept) -> float:
+    def _left(self, kept: Kept | None, gone: Set[str] = frozenset()) -> float:
         """Return what Amdahl's law leaves of the time of the model as it is."""
-        left = amdahl(self.layers, left_of(self.layers, self.work, kept), 1e3 * self.folded_ms)
+        shares = left_of(self.layers, self.work, kept, gone)
+        left = amdahl(self.layers, shares, 1e3 * self.folded_ms)
         return left * min(1.0, self.folded_ms / max(self.wall_ms, 1e-9))
 
     def try_all(
@@ -277,9 +278,9 @@ class _Work:
 
     def bound_of(self, made: Made) -> float | None:
         """Return the least share of the time that a model can take."""
-        if made.kept is None or not self.layers:
+        if not self.layers or (made.kept is None and not made.gone):
             return None
-        return self._left(made.kept)
+        return self._left(made.kept, made.gone)
 
     def run_ms(self, session: Session) -> list[float]:
         """Time runs of an open model."""

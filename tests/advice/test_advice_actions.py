@@ -15,7 +15,9 @@ from onnxprune.measure.intervals import Estimate
 WORDS = Words("my model.onnx", None)
 
 
-def trial(name, ratio, *, pattern="channels", amount=0.5, verdict="faster", macs=None, options=None):
+def trial(
+    name, ratio, *, pattern="channels", amount=0.5, verdict="faster", macs=None, options=None, bound=0.2
+):
     candidate = Candidate(name, pattern, amount, options or {}, lambda: Made("", 1.0))
     estimate = None if ratio is None else Estimate(ratio, ratio - 0.01, ratio + 0.01, 20)
     return Trial(
@@ -24,7 +26,7 @@ def trial(name, ratio, *, pattern="channels", amount=0.5, verdict="faster", macs
         macs,
         estimate,
         verdict if ratio else None,
-        0.2,
+        bound,
         skipped=None if ratio else "not timed: why",
     )
 
@@ -105,9 +107,16 @@ def test_accuracy_that_could_not_be_judged_is_said():
 
 
 def test_the_basis_is_told():
-    measured, bounded = actions_of([trial("a", 0.5), trial("b", None)], {}, WORDS)
+    measured, bounded = actions_of([trial("b", None, macs=0.3), trial("a", 0.9)], {}, WORDS)
     assert (measured.basis, bounded.basis) == ("measured", "bounded")
     assert "not known without --data" in measured.reason
+    assert bounded.worth
+    assert "about 0.20 of the time would be left by Amdahl's law; not timed: why" in bounded.reason
+
+
+def test_a_poor_trade_by_amdahls_law_is_not_worth_it():
+    (action,) = actions_of([trial("b", None, macs=0.1, bound=0.75)], {}, WORDS)
+    assert not action.worth
 
 
 def test_command_lines_survive_a_shell():
