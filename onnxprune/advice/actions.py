@@ -13,12 +13,15 @@ from onnxprune.advice.candidates import FOLD
 from onnxprune.advice.trials import Trial
 from onnxprune.measure.intervals import Estimate
 
+#: What an expected gain rests on.
+Basis = Literal["measured", "bounded", "unknown"]
+
 #: What users risk, and what a gain is divided by for it.
 Risk = Literal["none", "low", "medium", "high", "very high"]
-_WEIGHTS: Mapping[Risk, float] = {"none": 0.5, "low": 1.0, "medium": 2.5, "high": 6.0, "very high": 16.0}
+_WEIGHTS: Mapping[Risk, float] = {"none": 0.5, "low": 1.0, "medium": 2.5, "high": 6.0, "very high": 32.0}
 
-#: What a gain is divided by that was not measured.
-_DOUBT = 2.0
+#: What a gain is divided by that was not measured, or not clearly.
+_DOUBT = 1.5
 
 #: Share of the accuracy that may be lost, by the risk that this is called.
 _LOST: tuple[tuple[float, Risk], ...] = ((0.002, "none"), (0.01, "low"), (0.03, "medium"), (0.1, "high"))
@@ -50,6 +53,8 @@ class Action:
         risk: of losing accuracy.
         accuracy: what it costs, on data; None without data, a sentence where it can't be said.
         reason: why to do it, or why not.
+        basis: what the expected gain rests on: "measured"; "bounded", which is Amdahl's law over the measured
+            times of layers; or "unknown".
         merit: logarithm of the speed-up (over that of folding constants) for each unit of risk.
     """
 
@@ -62,14 +67,8 @@ class Action:
     risk: Risk
     accuracy: Accuracy | str | None
     reason: str
+    basis: Basis = "measured"
     merit: float = 0.0
-
-    @property
-    def basis(self) -> str:
-        """What the expected gain rests on."""
-        if self.latency_ratio is not None:
-            return "measured"
-        return "bounded" if self.bound is not None else "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +119,7 @@ def actions_of(
         (t.ratio.value for t in trials if t.candidate.pattern == FOLD and t.ratio and t.faster), 1.0
     )
     found = [_action(trial, accuracies.get(trial.candidate.name), words, folded) for trial in trials]
-    worth = sorted((a for a in found if a.worth), key=lambda a: (a.latency_ratio is None, -a.merit))
+    worth = sorted((a for a in found if a.worth), key=lambda action: -action.merit)
     return (*worth, *(action for action in found if not action.worth))
 
 
@@ -136,12 +135,25 @@ def _action(trial: Trial, accuracy: Accuracy | str | None, words: Words, folded:
     return Action(
         title=candidate.name, command=command, worth=worth, latency_ratio=trial.ratio, bound=trial.bound,
         size_ratio=trial.size_ratio, risk=risk, accuracy=accuracy,
-        reason=reason, merit=_merit(trial, risk, alone),
+        reason=reason, basis=_basis(trial), merit=_merit(trial, risk, alone),
     )  # fmt: skip
 
 
+def _basis(trial: Trial) -> Basis:
+    if _is_clear(trial):
+        return "measured"
+    return "unknown" if trial.bound is None else "bounded"
+
+
+def _is_clear(trial: Trial) -> bool:
+    """Tell whether a trial was timed, and says something."""
+    return trial.ratio is not None and trial.verdict != "inconclusive"
+
+
 def _merit(trial: Trial, risk: Risk, folded: float) -> float:
-    left, doubt = (trial.bound, _DOUBT) if trial.ratio is None else (trial.ratio.value, 1.0)
+    left, doubt = (trial.bound, _DOUBT)
+    if trial.ratio is not None and _is_clear(trial):
+        left, doubt = trial.ratio.value, 1.0
     if left is None:
         return 0.0
     return -math.log(max(left, 1e-9) / folded) / _WEIGHTS[risk] / doubt
@@ -169,6 +181,8 @@ def _judgement(trial: Trial, accuracy: Accuracy | str | None, folded: float) -> 
         return _untimed(trial, folded)
     if trial.candidate.pattern == "2:4":
         return _of_zeros(trial, trial.ratio)
+    if not _is_clear(trial):
+        return _untimed(trial, folded)
     if not trial.faster:
         return False, _NOT_FASTER[str(trial.verdict)]
     if trial.candidate.pattern == FOLD:
@@ -191,13 +205,12 @@ def _judgement(trial: Trial, accuracy: Accuracy | str | None, folded: float) -> 
 _NOT_FASTER = {
     "no difference": "no difference: the time does not change",
     "slower": "it is slower here",
-    "inconclusive": "no difference beyond the noise of this machine; a quiet machine would tell",
 }
 
 
 def _untimed(trial: Trial, folded: float) -> tuple[bool, str]:
-    """Judge by Amdahl's law what there was no time for."""
-    why = trial.skipped or "not timed"
+    """Judge by Amdahl's law what there was no time for, or too much noise."""
+    why = trial.skipped or "the noise of this machine hides how much; a quiet machine would tell"
     if trial.bound is None or trial.macs_ratio is None:
         return False, why
     saved = 1 - trial.bound / folded

@@ -108,8 +108,8 @@ def _verdict(actions: Sequence[Action], found: Where | None, frozen: Sequence[st
 
 def _gain(action: Action) -> str:
     ratio = action.latency_ratio
-    if ratio is None:
-        left = f"about {action.bound or 1:.2f} of the time is left (not timed, by Amdahl's law)"
+    if ratio is None or action.basis != "measured":
+        left = f"about {action.bound or 1:.2f} of the time is left (by Amdahl's law; not measured clearly)"
         return f"{action.title}, and {left}"
     left = f"{ratio.value:.2f} of the time is left ({ratio.low:.2f} to {ratio.high:.2f}, measured here)"
     return f"{action.title}, and {left}"

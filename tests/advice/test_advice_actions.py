@@ -61,7 +61,8 @@ def test_the_most_gain_for_the_least_risk_comes_first():
     [
         (trial("x", 1.2, verdict="slower"), "slower here"),
         (trial("x", 1.0, verdict="no difference"), "the time does not change"),
-        (trial("x", 0.7, verdict="inconclusive"), "noise"),
+        (trial("x", 0.7, verdict="inconclusive", bound=None), "noise"),
+        (trial("x", 0.7, verdict="inconclusive", macs=0.5, bound=0.98), "about 0.98 of the time"),
         (trial("x", 0.97), "3.0% of the time"),
         (trial("x", 0.9, macs=0.3), "70% of the multiply-accumulates go for 10% of the time"),
         (trial("x", None), "not timed: why"),
@@ -107,7 +108,7 @@ def test_accuracy_that_could_not_be_judged_is_said():
 
 
 def test_the_basis_is_told():
-    measured, bounded = actions_of([trial("b", None, macs=0.3), trial("a", 0.9)], {}, WORDS)
+    measured, bounded = actions_of([trial("b", None, macs=0.3), trial("a", 0.2)], {}, WORDS)
     assert (measured.basis, bounded.basis) == ("measured", "bounded")
     assert "not known without --data" in measured.reason
     assert bounded.worth
@@ -133,3 +134,9 @@ def test_repair_takes_the_data_of_the_user():
     assert shlex.split(action.command)[-4:] == ["--recover", "reconstruct", "--data", "some data.npz"]
     (plain,) = actions_of([trial("x", 0.5)], {}, with_data)
     assert "--data" not in plain.command
+
+
+def test_what_noise_hides_is_judged_by_amdahls_law():
+    (action,) = actions_of([trial("b", 0.4, verdict="inconclusive", macs=0.3, bound=0.35)], {}, WORDS)
+    assert (action.worth, action.basis) == (True, "bounded")
+    assert "about 0.35 of the time would be left by Amdahl's law; the noise" in action.reason

@@ -154,11 +154,11 @@ def _with_shape_computations():
     model = onnx.parser.parse_model("""
         <ir_version: 8, opset_import: ["" : 17]>
         g (float[n, 16] x) => (float[n, 4] y)
-        <float[16, 32] w = {0}, float[32, 4] v = {0}, int64[1] all = {32}, int64 zero = {0}>
+        <float[16, 32] w = {0}, float[32, 4] v = {0}, int64 zero = {0},
+         int64[1] all = {32}, int64[1] axis = {0}>
         {
             s = Shape(x)
             n = Gather(s, zero)
-            axis = Constant<value: int64[1] = {0}>()
             m = Unsqueeze(n, axis)
             target = Concat<axis: int = 0>(m, all)
             h = MatMul(x, w)
