@@ -19,12 +19,7 @@ METRIC = "As for validate. [default: top1 or mse with labels, agreement or cosin
 @click.argument("model", type=options.FILE)
 @click.option("--data", metavar="DATA", help=DATA)
 @options.name("--metric", help=METRIC)
-@options.provider()
-@click.option(
-    "--provider-option", "provider_options", multiple=True, metavar="KEY=VALUE",
-    help="Of the provider, as ONNX Runtime calls it; repeatable.",
-)  # fmt: skip
-@options.threads()
+@options.execution()
 @options.count("--batch", help="Size of the batch, where that is free. [default: 1]")
 @options.option(
     "--time-limit", type=click.FloatRange(min=0, min_open=True), default=120.0, metavar="SECONDS",
@@ -33,28 +28,17 @@ METRIC = "As for validate. [default: top1 or mse with labels, agreement or cosin
 @options.input_shapes()
 @options.seed()
 @reporting
-def advise(
-    out: Output, model: Path, provider: str, provider_options: tuple[str, ...], threads: int, **choices: Any
-) -> None:
+def advise(out: Output, model: Path, **choices: Any) -> None:
     """Time MODEL by layer on this machine, try what could make it faster, and say what is worth it.
 
     Channels, heads, experts and layers are really removed, in memory, and INT8 is really quantized; each is
     timed against MODEL in turns. Nothing is written.
     """
-    from onnxprune import Execution
     from onnxprune import advise as run
     from onnxprune.advice.summary import for_people
 
     out.step(f"reading {model}")
-    execution = Execution(provider, threads, _options(provider_options))
+    execution = options.as_execution(choices)
     found = run(model, execution=execution, progress=out.step, **choices)
-    sparse = provider in ("cuda", "tensorrt", "tensorrt-rtx")
+    sparse = execution.provider in ("cuda", "tensorrt", "tensorrt-rtx")
     out.show(found.report if out.as_json else for_people(found.report, sparse=sparse, verbose=out.verbose))
-
-
-def _options(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    pairs = [text.partition("=") for text in texts]
-    for key, equals, _ in pairs:
-        if not key or not equals:
-            raise click.UsageError("--provider-option takes KEY=VALUE, such as trt_fp16_enable=1")
-    return tuple(sorted((key, value) for key, _, value in pairs))

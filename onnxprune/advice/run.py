@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +319,7 @@ class _Work:
         verdict = verdict_of(actions, self.found, stays, float(np.median(noises)) if noises else 0.0)
         sparse, not_followed = sparse_layers(self.model)
         setting = {
-            "provider": self.execution.provider, "threads": self.execution.threads,
+            **asdict(self.execution), "options": dict(self.execution.options),
             "cores": os.cpu_count(),
             "input_shapes": {name: list(array.shape) for name, array in self.feeds.items()},
             "sparse_tensor_cores": capability_note(compute_capability()),
