@@ -153,7 +153,7 @@ def _is_clear(trial: Trial) -> bool:
 def _merit(trial: Trial, risk: Risk, folded: float) -> float:
     left, doubt = (trial.bound, _DOUBT)
     if trial.ratio is not None and _is_clear(trial):
-        left, doubt = trial.ratio.value, 1.0
+        left, doubt = trial.ratio.high, 1.0  # what is sure of it
     if left is None:
         return 0.0
     return -math.log(max(left, 1e-9) / folded) / _WEIGHTS[risk] / doubt
@@ -233,7 +233,7 @@ def _praise(trial: Trial, accuracy: Accuracy | str | None) -> str:
     elif candidate.pattern == "int8":
         text = "integer kernels of this machine are faster, and weights take a fourth"
     elif "align" in candidate.options:
-        text = "counts off the grid of the kernels take longer than larger ones on it"
+        text = _of_grid(trial)
     elif trial.macs_ratio is not None:
         text = f"{trial.macs_ratio:.0%} of the multiply-accumulates are left"
     else:
@@ -245,6 +245,15 @@ def _praise(trial: Trial, accuracy: Accuracy | str | None) -> str:
     if candidate.pattern == "dead":
         return text
     return f"{text}; what that costs is not known without --data"
+
+
+def _of_grid(trial: Trial) -> str:
+    """Tell whether channel counts off the grid cost anything, beyond that there are more of them."""
+    if trial.ratio is None or trial.bound is None:
+        return "kernels like these counts better"
+    if trial.ratio.high < trial.bound:
+        return f"counts off the grid of the kernels are dear: less work alone would leave {trial.bound:.2f}"
+    return "less work explains it all: the counts as they are cost nothing more"
 
 
 def _lost(accuracy: Accuracy) -> str:

@@ -249,7 +249,9 @@ def _onto_grid(subject: Subject, off_grid: Mapping[str, int], grid: int) -> Cand
     """
     share = max((size % grid / 2 + 0.01) / size for size in off_grid.values())
     amount = float(np.ceil(share * 1e4) / 1e4)
-    name = f"bring channel counts to multiples of {grid}"
+    sizes = sorted(set(off_grid.values()))
+    listed = ", ".join(map(str, sizes[:3])) + (" ..." if len(sizes) > 3 else "")
+    name = f"bring channel counts ({listed}) to multiples of {grid}"
     return Candidate(
         name, "channels", amount, {"align": grid}, lambda: subject.cut("channels", amount, grid)
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -140,3 +141,17 @@ def test_what_noise_hides_is_judged_by_amdahls_law():
     (action,) = actions_of([trial("b", 0.4, verdict="inconclusive", macs=0.3, bound=0.35)], {}, WORDS)
     assert (action.worth, action.basis) == (True, "bounded")
     assert "about 0.35 of the time would be left by Amdahl's law; the noise" in action.reason
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"), [(0.7, "off the grid of the kernels are dear"), (0.9, "explains it all")]
+)
+def test_counts_off_the_grid_are_blamed_only_for_what_they_cost(ratio, said):
+    tried = trial("grid", ratio, amount=0.03, options={"align": 4}, macs=0.9, bound=0.88)
+    (action,) = actions_of([tried], {}, WORDS)
+    assert said in action.reason
+
+
+def test_merit_goes_by_what_is_sure():
+    vague = replace(trial("vague", 0.2), ratio=Estimate(0.2, 0.1, 0.9, 20))
+    assert titles(actions_of([vague, trial("sharp", 0.4)], {}, WORDS)) == ["sharp", "vague"]
