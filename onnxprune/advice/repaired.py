@@ -14,7 +14,9 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.pipeline import prune
 
 #: Of what is left of the time, what one repair may take.
-_SHARE = 0.35
+_SHARE = 0.4
+
+_TOO_LONG = "repairing takes longer than the --time-limit allows"
 
 _RECOVER = "reconstruct"
 
@@ -33,24 +35,34 @@ def repaired(
         seed: of everything random.
     """
     found = []
+    gave_up: list[Candidate] = []  # what takes too long once does so again
     for candidate in candidates:
         if candidate.amount is not None and "align" not in candidate.options:
-            found.append(_repaired(model, candidate, data, clock, threads, seed))
+            found.append(_repaired(model, candidate, data, clock, gave_up, threads, seed))
         found.append(candidate)
     return found
 
 
 def _repaired(
-    model: ir.Model, candidate: Candidate, data: Dataset, clock: Clock, threads: int, seed: int
+    model: ir.Model,
+    candidate: Candidate,
+    data: Dataset,
+    clock: Clock,
+    gave_up: list[Candidate],
+    threads: int,
+    seed: int,
 ) -> Candidate:
     options = {} if candidate.pattern == "layers" else dict(candidate.options)
 
     def make() -> Made:
+        if gave_up:
+            raise RuntimeFailure(_TOO_LONG)
         end = clock.left_seconds * (1 - _SHARE)
 
         def check(_: float) -> None:
             if clock.left_seconds < end:
-                raise RuntimeFailure("repairing it takes longer than the --time-limit allows")
+                gave_up.append(candidate)
+                raise RuntimeFailure(_TOO_LONG)
 
         result = prune(
             model, pattern=candidate.pattern, amount=candidate.amount, data=data, recover=_RECOVER,

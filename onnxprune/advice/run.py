@@ -28,7 +28,7 @@ from onnxprune.advice.trials import Clock, Trial, run_trials
 from onnxprune.advice.verdict import Where, verdict_of, where
 from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.data import DataReader, Dataset
-from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
 from onnxprune.measure.inputs import random_inputs
 from onnxprune.measure.latency import LatencyResult, benchmark
 from onnxprune.measure.turns import LEAST_PAIRS, MOST_PAIRS
@@ -52,7 +52,7 @@ _INT8_SHARE = 0.4
 
 #: Samples that are repaired on, and as many that are judged: at most, and of the whole time for each
 #: candidate.
-_MOST_SAMPLES = 512
+_MOST_SAMPLES = 256
 _JUDGE_SHARE = 0.02
 
 #: What is not clear is timed again with so many times the pairs, if the time is enough for so many of that.
@@ -270,6 +270,10 @@ class _Work:
             runs = [inputs for _, (_, inputs) in zip(range(_CALIBRATION_RUNS), taken, strict=False)]
         out = folder / "int8.onnx"
         quantize(self.model, runs, out, timeout_seconds=_INT8_SHARE * self.clock.left_seconds)
+        try:
+            self.open(out, "the quantized model")
+        except RuntimeFailure:
+            raise RuntimeFailure("ONNX Runtime can't open what its own quantization made of it") from None
         size = sum(file.stat().st_size for file in folder.glob("int8.onnx*"))
         return Made(out, size / max(tensor_bytes(self.model), 1))
 
@@ -298,7 +302,7 @@ class _Work:
         """Time runs of an open model."""
         return _run_ms(session, self.feeds, self.execution.threads)
 
-    def open(self, model: ir.Model, label: str) -> Session:
+    def open(self, model: ir.Model | Path, label: str) -> Session:
         """Open a model as all of them are opened here."""
         return open_session(model, execution=self.execution, label=label)
 
@@ -352,7 +356,8 @@ def _run_ms(session: Session, feeds: Feeds, threads: int) -> list[float]:
 
 def _is_judged(trial: Trial) -> bool:
     """Tell whether what a candidate costs is worth knowing."""
-    return trial.faster and trial.candidate.pattern not in ("2:4", FOLD)
+    pointless = trial.verdict in ("slower", "no difference") or trial.candidate.pattern in ("2:4", FOLD)
+    return not pointless
 
 
 def _is_quantized(model: ir.Model) -> bool:

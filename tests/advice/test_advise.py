@@ -12,10 +12,12 @@ import pytest
 import small_models
 
 from onnxprune import advise
+from onnxprune.advice import repaired
 from onnxprune.advice import run as module
 from onnxprune.advice.accuracy import halves, metric_for
 from onnxprune.advice.machine import Machine
 from onnxprune.advice.summary import for_people
+from onnxprune.advice.trials import Clock
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, RuntimeFailure, UsageError
 from onnxprune.measure.intervals import Estimate
@@ -197,3 +199,31 @@ def test_it_holds_with_real_measurements(tmp_path):
         action.latency_ratio.low <= action.latency_ratio.value <= action.latency_ratio.high
         for action in timed
     )
+
+
+def test_a_repair_that_takes_too_long_is_not_tried_again(quick, monkeypatch):
+    tried = []
+
+    def prune(model, **options):
+        tried.append(options["pattern"])
+        monkeypatch.setattr(Clock, "left_seconds", 30.0)
+        options["progress"](0.1)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(Clock, "left_seconds", 60.0)
+    monkeypatch.setattr(repaired, "prune", prune)
+    found = advise(ir.from_proto(small_models.residual_net()), data=samples(), time_limit=60)
+    assert len(tried) == 1
+    mended = [action for action in found.actions if action.title.endswith("and repair")]
+    assert len(mended) > 1
+    assert all("repairing takes longer than the --time-limit" in action.reason for action in mended)
+
+
+def test_a_quantized_model_that_does_not_open_is_said_in_a_few_words(quick, monkeypatch):
+    def quantize(model, runs, out, *, timeout_seconds):
+        out.write_bytes(b"no model")
+
+    monkeypatch.setattr(module, "quantize", quantize)
+    found = advise(ir.from_proto(small_models.mlp()), time_limit=60)
+    (int8,) = (action for action in found.actions if action.title == "quantize to INT8")
+    assert int8.reason == "it can't be made: ONNX Runtime can't open what its own quantization made of it"
