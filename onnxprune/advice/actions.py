@@ -106,7 +106,10 @@ class Words:
 
 
 def actions_of(
-    trials: Sequence[Trial], accuracies: Mapping[str, Accuracy | str], words: Words
+    trials: Sequence[Trial],
+    accuracies: Mapping[str, Accuracy | str],
+    words: Words,
+    folded: float = 1.0,
 ) -> tuple[Action, ...]:
     """Return what to do first, and then what was tried and is not worth doing.
 
@@ -114,10 +117,11 @@ def actions_of(
         trials: of the candidates.
         accuracies: what some of them cost, by name of the candidate.
         words: for the command lines.
+        folded: share of the time that folding constants alone leaves, if no trial says so better.
     """
-    folded = next(
-        (t.ratio.value for t in trials if t.candidate.pattern == FOLD and t.ratio and t.faster), 1.0
-    )
+    for trial in trials:
+        if trial.candidate.pattern == FOLD and trial.ratio is not None and _is_clear(trial):
+            folded = min(1.0, trial.ratio.value)
     found = [_action(trial, accuracies.get(trial.candidate.name), words, folded) for trial in trials]
     worth = sorted((a for a in found if a.worth), key=lambda action: -action.merit)
     return (*worth, *(action for action in found if not action.worth))

@@ -77,6 +77,7 @@ class Candidate:
         amount: share that goes, where the pattern has one.
         options: further options of ``prune`` that it takes.
         make: makes the model.
+        cheap: that takes seconds at most.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Candidate:
     amount: float | None
     options: Mapping[str, Any]
     make: Callable[[], Made]
+    cheap: bool = True
 
 
 class Subject:
@@ -202,13 +204,13 @@ def structured(subject: Subject, off_grid: Mapping[str, int], grid: int) -> list
     """
     kinds = subject.kinds
     found = []
-    if subject.folds:
-        folded = Made(subject.analysis.model, 1.0, 1.0)
-        found.append(Candidate("fold what is constant", FOLD, None, {}, lambda: folded))
     if _has(lambda: subject.removed(DEAD, None)):
         found.append(Candidate("remove dead channels", DEAD, None, {}, lambda: subject.cut(DEAD, None)))
     if kinds.keys() & STRUCTURED["channels"]:
         found.append(_share(subject, "channels", 0.5))
+    if subject.folds:
+        folded = Made(subject.analysis.model, 1.0, 1.0)
+        found.append(Candidate("fold what is constant", FOLD, None, {}, lambda: folded))
     if kinds.get("heads"):
         found.append(_share(subject, "heads", 0.5))
     if kinds.get("experts"):
@@ -226,7 +228,9 @@ def structured(subject: Subject, off_grid: Mapping[str, int], grid: int) -> list
 
 def zeros(subject: Subject) -> Candidate:
     """Return what stands for zeros of any pattern: 2 of 4 weights, which is half of all."""
-    return Candidate("set 2 of 4 weights to zero", "2:4", None, {}, lambda: subject.with_zeros("2:4"))
+    return Candidate(
+        "set 2 of 4 weights to zero", "2:4", None, {}, lambda: subject.with_zeros("2:4"), cheap=False
+    )
 
 
 def _share(subject: Subject, pattern: str, amount: float) -> Candidate:

@@ -74,5 +74,6 @@ def _repaired(
         )  # fmt: skip
 
     return replace(
-        candidate, name=f"{candidate.name}, and repair", options={**options, "recover": _RECOVER}, make=make
+        candidate, name=f"{candidate.name}, and repair", options={**options, "recover": _RECOVER}, make=make,
+        cheap=False,
     )  # fmt: skip

@@ -24,13 +24,14 @@ from onnxprune.advice.machine import Machine, measure_machine
 from onnxprune.advice.repaired import repaired
 from onnxprune.advice.sparse_cores import compute_capability, sparse_layers
 from onnxprune.advice.summary import capability_note, report_of
-from onnxprune.advice.trials import Clock, Trial, run_trials
+from onnxprune.advice.trials import Clock, Compared, Trial, run_trials
 from onnxprune.advice.verdict import Where, verdict_of, where
 from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
 from onnxprune.measure.inputs import random_inputs
-from onnxprune.measure.latency import LatencyResult, benchmark
+from onnxprune.measure.intervals import Estimate
+from onnxprune.measure.latency import LatencyResult, benchmark, decide, quick_ratio
 from onnxprune.measure.turns import LEAST_PAIRS, MOST_PAIRS
 from onnxprune.model.io import load
 from onnxprune.model.size import tensor_bytes
@@ -54,6 +55,9 @@ _INT8_SHARE = 0.4
 #: candidate.
 _MOST_SAMPLES = 256
 _JUDGE_SHARE = 0.02
+
+#: Runs from this time on are slow: candidates share the control, and the session of the original.
+_SLOW_MS = 30.0
 
 #: What is not clear is timed again with so many times the pairs, if the time is enough for so many of that.
 _MORE = 4
@@ -153,6 +157,8 @@ class _Work:
     wall_ms: float = 0.0
     folded_ms: float = 0.0
     open_seconds: float = 0.0
+    session: Session | None = None
+    control: Estimate | None = None
     subject: Subject = field(init=False)
     work: Work = field(init=False)
 
@@ -174,7 +180,7 @@ class _Work:
             self.work = Work(self.subject.analysis, shapes)
         with self.stage("time the model"):
             started = time.perf_counter()
-            session = self.open(self.model, self.name)
+            session = self.session = self.open(self.model, self.name)
             self.open_seconds = time.perf_counter() - started
             walls = self.run_ms(session)
             self.wall_ms = undisturbed(walls)
@@ -226,8 +232,7 @@ class _Work:
                 self.compare,
                 self.bound_of,
                 self.clock,
-                run_seconds=self.wall_ms / 1e3,
-                open_seconds=self.open_seconds,
+                needed_seconds=self._needed_seconds,
                 progress=lambda name: self.told(f"trying: {name}"),
             )
             trials: list[Trial] = []
@@ -257,7 +262,7 @@ class _Work:
             found = repaired(self.model, found, mending, self.clock, self.execution.threads, self.seed)
         if not _is_quantized(self.model):
             found.insert(
-                2, Candidate("quantize to INT8", "int8", None, {}, lambda: self.int8(folder, mending))
+                2, Candidate("quantize to INT8", "int8", None, {}, lambda: self.int8(folder, mending), False)
             )
         return [*found, zeros(self.subject)]
 
@@ -277,14 +282,34 @@ class _Work:
         size = sum(file.stat().st_size for file in folder.glob("int8.onnx*"))
         return Made(out, size / max(tensor_bytes(self.model), 1))
 
-    def compare(self, made: Made) -> LatencyResult:
-        """Time a model against the original; longer, if that is not clear and there is time."""
+    @property
+    def _needed_seconds(self) -> float:
+        """Return what a comparison takes, about."""
+        sessions, opened = (2, 1) if self._is_slow else (3, 3)
+        return opened * self.open_seconds + sessions * self.wall_ms / 1e3 * (LEAST_PAIRS + 4)
+
+    @property
+    def _is_slow(self) -> bool:
+        return self.wall_ms >= _SLOW_MS and self.execution.threads == 1
+
+    def compare(self, made: Made) -> Compared:
+        """Time a model against the original; longer, if that is not clear and there is time.
+
+        Where runs are long, the original stays open, and its control is measured once.
+        """
+        if self._is_slow and self.session is not None:
+            if self.control is None:
+                self.control, *_ = quick_ratio(self.session, self.model, self.feeds, self.execution)
+            ratio, *_ = quick_ratio(self.session, made.model, self.feeds, self.execution)
+            return Compared(ratio, self.control, decide(ratio, self.control))
         started = time.perf_counter()
         found = self._benchmark(made, LEAST_PAIRS)
         took = time.perf_counter() - started
         if found.verdict == "inconclusive" and self.clock.left_seconds > _MORE * _PATIENCE * took:
             found = self._benchmark(made, _MORE * found.pairs)
-        return found
+        if found.ratio is None or found.verdict is None:
+            raise ValueError("two models were compared, and nothing came of it")
+        return Compared(found.ratio, found.control, found.verdict)
 
     def _benchmark(self, made: Made, pairs: int) -> LatencyResult:
         return benchmark(
@@ -315,7 +340,8 @@ class _Work:
     ) -> Advice:
         """Put together what was found."""
         words = Words(self.name, None if samples is None else str(source or "DATA.npz"))
-        actions = actions_of(trials, accuracies, words)
+        folded = min(1.0, self.folded_ms / max(self.wall_ms, 1e-9)) if self.found is not None else 1.0
+        actions = actions_of(trials, accuracies, words, folded)
         groups = self.subject.analysis.groups
         frozen = [group.frozen for group in groups if group.frozen is not None]
         stays = frozen if len(frozen) == len(groups) else []

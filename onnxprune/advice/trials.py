@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from onnxprune.advice.candidates import Candidate, Made
 from onnxprune.errors import LimitMissed, NothingToPrune, OnnxPruneError
 from onnxprune.measure.intervals import Estimate
-from onnxprune.measure.latency import LatencyResult, Verdict
-from onnxprune.measure.turns import LEAST_PAIRS
+from onnxprune.measure.latency import Verdict
 from onnxprune.messages import one_line
 
-#: Sessions that a comparison runs: the original, the candidate, and the original again as a control.
-_SESSIONS = 3
+#: For so much longer than the limit, as a share of it, models are made that take seconds, for their bounds.
+_GRACE = 0.1
 
 
 class Clock:
@@ -32,6 +31,21 @@ class Clock:
     def left_seconds(self) -> float:
         """What is left; negative once it is over."""
         return self._end - time.perf_counter()
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Time of a model against the original.
+
+    Attributes:
+        ratio: of the model's to the original's.
+        control: the same of the original to itself.
+        verdict: on that.
+    """
+
+    ratio: Estimate
+    control: Estimate
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +80,11 @@ class Trial:
 
 def run_trials(
     candidates: Iterable[Candidate],
-    compare: Callable[[Made], LatencyResult],
+    compare: Callable[[Made], Compared],
     bound_of: Callable[[Made], float | None],
     clock: Clock,
     *,
-    run_seconds: float,
-    open_seconds: float,
+    needed_seconds: float,
     progress: Callable[[str], None],
 ) -> Iterator[tuple[Trial, Made | None]]:
     """Make and time candidates, in their order; what there is no time for gets a bound.
@@ -83,15 +96,14 @@ def run_trials(
         compare: times a model against the original.
         bound_of: the least share of the time that a model can take, as far as that is known.
         clock: what is left.
-        run_seconds: of one run of the original.
-        open_seconds: to open it.
+        needed_seconds: that timing one takes.
         progress: is told what is being tried.
     """
-    needed = _SESSIONS * (open_seconds + run_seconds * (LEAST_PAIRS + 4))
+    late = _no_time(needed_seconds, clock)
     for candidate in candidates:
         progress(candidate.name)
-        if clock.left_seconds <= 0:
-            yield Trial(candidate, skipped=_no_time(needed, clock)), None
+        if clock.left_seconds <= (-_GRACE * clock.limit_seconds if candidate.cheap else 0):
+            yield Trial(candidate, skipped=late), None
             continue
         try:
             made = candidate.make()
@@ -102,8 +114,8 @@ def run_trials(
             yield Trial(candidate, skipped=f"it can't be made: {one_line(error)}"), None
             continue
         trial = Trial(candidate, made.size_ratio, made.macs_ratio, bound=bound_of(made))
-        if clock.left_seconds < needed:
-            yield replace(trial, skipped=_no_time(needed, clock)), made
+        if clock.left_seconds < needed_seconds:
+            yield replace(trial, skipped=late), made
             continue
         try:
             found = compare(made)

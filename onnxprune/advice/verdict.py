@@ -133,7 +133,8 @@ def _context(found: Where | None) -> str:
 
 def _why_not(actions: Sequence[Action], found: Where | None, frozen: Sequence[str]) -> str:
     """Say what keeps the model from getting faster, the surest reason first."""
-    timed = [action for action in actions if action.latency_ratio is not None]
+    tried = [action for action in actions if not action.title.startswith(("fold", "set"))]
+    timed = [action for action in tried if action.latency_ratio is not None]
     reasons = []
     if found is not None and found.overhead >= _MOST:
         reasons.append(f"{_overhead(found)}; smaller tensors don't change that, a larger batch would")
@@ -154,7 +155,7 @@ def _why_not(actions: Sequence[Action], found: Where | None, frozen: Sequence[st
         reasons.append(f"nothing can be removed ({frozen[0]})")
     if timed and all(action.latency_ratio.value > 0.95 for action in timed if action.latency_ratio):
         reasons.append(f"none of {len(timed)} candidates saves as much as 5 % of the time")
-    if not timed:
+    if tried and not timed:
         reasons.append("no candidate could be timed (reasons below)")
     return "; ".join(reasons) or "what makes it faster costs too much (see below)"
 

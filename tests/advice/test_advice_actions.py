@@ -155,3 +155,8 @@ def test_counts_off_the_grid_are_blamed_only_for_what_they_cost(ratio, said):
 def test_merit_goes_by_what_is_sure():
     vague = replace(trial("vague", 0.2), ratio=Estimate(0.2, 0.1, 0.9, 20))
     assert titles(actions_of([vague, trial("sharp", 0.4)], {}, WORDS)) == ["sharp", "vague"]
+
+
+def test_folding_that_was_only_seen_in_passing_counts_too():
+    found = actions_of([trial("same", 0.49, macs=0.5)], {}, WORDS, 0.5)
+    assert titles(found) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -31,9 +32,9 @@ def fail(error):
     return make
 
 
-def trials(*candidates, compare=compared, clock=None, run_seconds=0.001, told=None):
+def trials(*candidates, compare=compared, clock=None, needed_seconds=0.1, told=None):
     found = run_trials(
-        candidates, compare, lambda _: 0.3, clock or Clock(60), run_seconds=run_seconds, open_seconds=0.01,
+        candidates, compare, lambda _: 0.3, clock or Clock(60), needed_seconds=needed_seconds,
         progress=(told if told is not None else []).append,
     )  # fmt: skip
     return list(found)
@@ -51,10 +52,18 @@ def test_a_candidate_is_made_bounded_and_timed():
 
 def test_without_time_it_is_bounded_but_not_timed():
     clock = Clock(10)
-    ((trial, _),) = trials(candidate(), clock=clock, run_seconds=1.0)
+    ((trial, _),) = trials(candidate(), clock=clock, needed_seconds=72.0)
     assert (trial.ratio, trial.bound) == (None, 0.3)
     assert "72 s" in trial.skipped
     assert "10 s of --time-limit" in trial.skipped
+
+
+def test_what_is_made_in_seconds_is_still_bounded_when_the_time_is_just_over():
+    clock = Clock(100)
+    clock._end -= 105
+    (cheap, _), (dear, _) = trials(candidate(), replace(candidate(), cheap=False), clock=clock)
+    assert (cheap.bound, dear.bound) == (0.3, None)
+    assert cheap.ratio is None
 
 
 def test_once_the_time_is_over_nothing_is_even_made():
