@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxprune.advice.run import Advice, advise
     from onnxprune.analyze import find_groups
     from onnxprune.data import load_data
     from onnxprune.finetuning import FinetuneResult, finetune, save_finetuned
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
 
 #: Every public name, and the module it lives in.
 _HOMES = {
+    "Advice": "onnxprune.advice.run",
     "Execution": "onnxprune.runtime.execution",
     "FinetuneResult": "onnxprune.finetuning",
     "PruneResult": "onnxprune.pruning",
     "Sensitivity": "onnxprune.survey",
     "Tuning": "onnxprune.tuning",
+    "advise": "onnxprune.advice.run",
     "apply_plan": "onnxprune.pipeline",
     "benchmark": "onnxprune.measure.latency",
     "find_groups": "onnxprune.analyze",
@@ -63,11 +66,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "Advice",
     "Execution",
     "FinetuneResult",
     "PruneResult",
     "Sensitivity",
     "Tuning",
+    "advise",
     "apply_plan",
     "benchmark",
     "find_groups",

@@ -28,6 +28,7 @@ LAYERS = (
     ("pruning_layers",),
     ("gradual",),
     ("finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
+    ("advice",),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip
