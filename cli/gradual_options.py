@@ -92,7 +92,7 @@ def take(choices: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _check_plot(choices: dict[str, Any]) -> None:
-    from onnxprune.report.plot import check_plot
+    from onnxprune.report.canvas import check_plot
 
     if choices["rounds"] > 1 or choices["rewind"] is not None:
         raise click.UsageError("--plot draws one run: leave it out, or --rounds and --rewind")
