@@ -27,14 +27,17 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "onnxprune",  # the same figures give the same file
     "font.size": 8.0,
+    "figure.dpi": 72.0,  # a pixel is a point, until a figure is written
     "axes.spines.top": False,
     "axes.spines.right": False,
     "font.family": "sans-serif",
 }
 INK, FAINT, COLOUR = "#333333", "#d9d9d9", "#1f6feb"
 
-#: How each format keeps a title and a description; an SVG gets elements that screen readers look for, too.
-_TOLD = {"svg": ("Title", "Description"), "png": ("Title", "Description"), "pdf": ("Title", "Subject")}
+#: How formats keep a title and a description; in SVG they are elements, which readers of screens look for.
+_TOLD = {"png": ("Title", "Description"), "pdf": ("Title", "Subject")}
+
+_LONGEST_DESCRIPTION = 10_000
 
 
 def check_plot(path: Path) -> None:
@@ -77,8 +80,8 @@ def write_figure(figure: Figure, path: Path, *, title: str = "", description: st
     stream = io.BytesIO()
     undated = {"svg": "Date", "pdf": "CreationDate"}  # the same figures give the same file
     metadata: dict[str, str | None] = {undated[kind]: None} if kind in undated else {}
-    texts = [visible(text) for text in (title, description)]
-    metadata |= {key: text for key, text in zip(_TOLD[kind], texts, strict=True) if text}
+    texts = visible(title), visible(description, _LONGEST_DESCRIPTION)
+    metadata |= {key: text for key, text in zip(_TOLD.get(kind, ()), texts, strict=False) if text}
     figure.savefig(stream, format=kind, dpi=150, metadata=metadata)
     contents = stream.getvalue()
     if kind == "svg" and any(texts):

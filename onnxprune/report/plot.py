@@ -1,4 +1,4 @@
-"""Curves of a survey as a picture: small multiples for a few groups, a map of colours for many; a schedule."""
+"""Curves as pictures: small multiples for a few groups, a map of colours for many; that of a schedule too."""
 
 from __future__ import annotations
 
