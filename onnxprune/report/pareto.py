@@ -82,13 +82,10 @@ def draw_family(report: Report, path: Path) -> None:
         if metric is None:
             grid[0].set_ylim(bottom=0)
         if behind:
-            hollow = {
-                "marker": "o",
-                "markerfacecolor": "white",
-                "linestyle": "none",
-                "markersize": 2 * _MARK - 1,
-            }
-            grid[-1].plot([], [], **hollow, color=COLOUR, label="another is better in everything")
+            grid[-1].plot(
+                [], [], "o", markersize=2 * _MARK - 1, markerfacecolor="white", color=COLOUR,
+                label="another is better in everything",
+            )  # fmt: skip
             grid[-1].legend(frameon=False, fontsize=7, loc="lower right", handletextpad=0.2)
         figure.draw_without_rendering()  # gives the axes their places, so that names can be kept apart
         for axes, (across, up) in zip(grid, panels, strict=True):
