@@ -19,7 +19,7 @@ from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import Pattern, parse_pattern
 from onnxprune.pipeline import samples_of, save_examined
-from onnxprune.planning.channels import Watch
+from onnxprune.planning.watch import Watch
 from onnxprune.plans import load_plan
 from onnxprune.tuning import Standing, Tuning
 from onnxprune.tuning.agreement import check_agrees

@@ -23,8 +23,9 @@ from onnxprune.gradual.run import Learning
 from onnxprune.gradual.run import prune_gradually as prune_in_one_run
 from onnxprune.model.io import load
 from onnxprune.pipeline import prune, recipe_of, running_of, samples_of
-from onnxprune.planning.channels import DEAD, STRUCTURED, Watch
 from onnxprune.planning.curves import trial_setting
+from onnxprune.planning.recipes import DEAD, STRUCTURED
+from onnxprune.planning.watch import Watch
 from onnxprune.pruning import PruneResult
 from onnxprune.scores.movement import MOVEMENT_SCORERS
 from onnxprune.scores.on_data import DATA_SCORERS

@@ -18,10 +18,13 @@ from onnxprune.data import DataReader, Dataset, load_data
 from onnxprune.errors import PlanError, UsageError, VerificationError
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.io import save
-from onnxprune.planning.channels import STRUCTURED, Watch, plan_channels, unused_samples
+from onnxprune.planning.channels import plan_channels
 from onnxprune.planning.curves import trial_setting
 from onnxprune.planning.layers import plan_layers
 from onnxprune.planning.masks import plan_masks
+from onnxprune.planning.notes import unused_samples
+from onnxprune.planning.recipes import STRUCTURED
+from onnxprune.planning.watch import Watch
 from onnxprune.plans import save_plan
 from onnxprune.pruning import (
     PruneResult,
@@ -46,6 +49,7 @@ def prune(
     amount: float | None = None,
     target_macs: float | None = None,
     target_params: float | None = None,
+    target_size: float | None = None,
     score: str | None = None,
     before: str | Path | None = None,
     scope: str | None = None,
@@ -76,7 +80,9 @@ def prune(
             ``unstructured``, ``N:M`` (as 2:4: at most 2 of 4 stay) or ``block:RxC``.
         amount: share of channels, layers or weights to remove, in [0, 1); not with N:M, which says it itself.
         target_macs: share of the multiply-accumulates that may stay, in (0, 1], instead of an amount.
-        target_params: share of the parameters that may stay, in (0, 1], instead of an amount.
+        target_params: share of the parameters that may stay, likewise.
+        target_size: share of the bytes of all weights that may stay, likewise. Several targets are met
+            together.
         score: ``l1``, ``l2`` (the default) or ``random``, from the weights; for channels and heads also
             ``fpgm``, ``lamp`` (made for a global scope) or ``bn``, and ``activation``, ``wanda``, ``obs`` or
             ``ablation``, measured on data; for layers ``influence`` (the default, measured on data), ``l2``
@@ -125,6 +131,7 @@ def prune(
     recipe = recipe_of(
         {
             "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
+            "target_size": target_size,
             "score": score, "before": before, "scope": scope, "align": align, "protect": protect,
             "floor": floor,
             "input_shapes": input_shapes, "allow_inexact": allow_inexact or None,

@@ -19,11 +19,14 @@ from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.prepare import name_nodes
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
-from onnxprune.planning.channels import DEAD, Decision, Watch, analyze_for, plan_channels
+from onnxprune.planning.channels import Decision, plan_channels
 from onnxprune.planning.curves import Setting
+from onnxprune.planning.gathering import analyze_for
 from onnxprune.planning.masks import plan_masks
 from onnxprune.planning.positions import check_groups
+from onnxprune.planning.recipes import DEAD
 from onnxprune.planning.rounds import plan_more_channels, recipes_by_round
+from onnxprune.planning.watch import Watch
 from onnxprune.proving import Trials, make_cut, prove_cut
 from onnxprune.pruning_report import RepairedRound, pruned_report, repair_sections
 from onnxprune.recover import METHODS, repair

@@ -11,9 +11,10 @@ import onnx_ir as ir
 
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, UsageError
-from onnxprune.planning.channels import Watch
 from onnxprune.planning.layers import Layers, find_layers, plan_layers, planned_branches
+from onnxprune.planning.recipes import TARGETS, share_of
 from onnxprune.planning.rounds import recipes_by_round
+from onnxprune.planning.watch import Watch
 from onnxprune.proving import Trials, prove_layers
 from onnxprune.pruning import PruneResult, Repair, Repairs, numbered
 from onnxprune.rewrite.depth import remove_branches
@@ -80,10 +81,14 @@ class _Removal:
         if self.plan is None:
             return dict(recipe)
         whole, left = self.plan.predicted
-        for name, of in (("target_macs", "macs"), ("target_params", "params")):
-            if recipe.get(name) is not None:
-                target = recipe[name] * getattr(whole, of) / max(getattr(left, of), 1)
-                return None if target >= 1 else {**recipe, name: target}
+        targets = {
+            name: recipe[name] / (share_of(left, whole, of) or 1.0)
+            for name, of in TARGETS.items()
+            if recipe.get(name) is not None
+        }
+        if targets:
+            done = min(targets.values()) >= 1
+            return None if done else {**recipe, **{name: min(t, 1.0) for name, t in targets.items()}}
         count = sum(group.size for group in self.plan.groups)
         gone = sum(len(group.removed) for group in self.plan.groups)
         more = recipe["amount"] * count - gone

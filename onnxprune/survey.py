@@ -19,20 +19,13 @@ from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import parse_pattern
 from onnxprune.pipeline import running_of, samples_of
 from onnxprune.planning.channel_trials import measure_channels
-from onnxprune.planning.channels import (
-    DEAD,
-    STRUCTURED,
-    Watch,
-    analyze_for,
-    candidates_of,
-    check_score,
-    score_groups,
-    unmatched,
-    unused_samples,
-)
 from onnxprune.planning.curves import AMOUNTS, Measured, Setting, check_amounts, curve_rows, trial_setting
+from onnxprune.planning.gathering import analyze_for, candidates_of, score_groups
 from onnxprune.planning.mask_trials import measure_masks
 from onnxprune.planning.masks import check_weight_score, masks_for, rank_weights
+from onnxprune.planning.notes import unmatched, unused_samples
+from onnxprune.planning.recipes import DEAD, STRUCTURED, check_score
+from onnxprune.planning.watch import Watch
 from onnxprune.report.sensitivity import sensitivity_report
 from onnxprune.scores.gradient import notes_on_labels
 from onnxprune.types import Curve, Mask, Report, Skipped

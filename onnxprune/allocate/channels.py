@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.allocate.by_sensitivity import make_menu, meet_amount, meet_target
+from onnxprune.allocate.limits import Limit, met
 from onnxprune.allocate.wishes import check_wishes
 from onnxprune.errors import LimitMissed, UsageError
-from onnxprune.types import BoolArray, Budget, ChannelGroup, Choice, Curve, FloatArray, IntArray, Scores
+from onnxprune.types import BoolArray, ChannelGroup, Choice, Curve, FloatArray, IntArray, Scores
 
 #: From the measured cliffs of ONNX Runtime on x86 (see docs): never an odd count, wide layers in blocks.
 _AUTO_STEPS = ((128, 16), (64, 8), (8, 4))
@@ -52,54 +53,53 @@ def choose_channels(
     options: Options,
     *,
     amount: float | None = None,
-    budget: Budget | None = None,
-    cost: Callable[[Mapping[str, IntArray]], float] | None = None,
+    limits: Sequence[Limit] = (),
+    steps: Mapping[str, int] | None = None,
     first: Mapping[str, BoolArray] | None = None,
     last: Mapping[str, BoolArray] | None = None,
     structures: Mapping[str, Hashable] | None = None,
     curves: Mapping[str, Curve] | None = None,
 ) -> tuple[Choice, ...]:
-    """Decide which channels go, by amount or until a budget is met.
+    """Decide which channels go, by amount or until all limits are kept.
 
     Args:
         groups: all groups of the model.
         scores: of the groups that are not frozen.
         options: see `Options`.
         amount: share of the channels to remove, in [0, 1).
-        budget: keep at most this share of a metric, instead of an amount.
-        cost: the share of that metric that is left once channels (by group name) are removed.
+        limits: on what may be left, instead of an amount.
+        steps: by group name, what kept counts are multiples of, as it was measured; goes before what is
+            usual where ``options.align`` is "auto".
         first: bool ``[size]`` by group name: channels that go before all others, because they do nothing.
         last: bool ``[size]`` by group name: channels that go after all others.
         structures: by group name, what groups that compete under "isomorphic" have in common.
         curves: by group name, what "sensitivity" goes by: one for every group that may lose channels.
 
     Raises:
-        UsageError: neither or both of amount and budget, a value out of range, an unknown scope.
-        LimitMissed: no choice within the floors meets the budget; the message says what was reached.
+        UsageError: neither or both of amount and limits, a value out of range, an unknown scope.
+        LimitMissed: no choice within the floors keeps to the limits; the message says what was reached.
     """
-    check_wishes(amount, budget, options.scope, (*_RANKINGS, SENSITIVITY), options.floor, "group")
+    check_wishes(amount, limits, options.scope, (*_RANKINGS, SENSITIVITY), options.floor, "group")
     if options.align != "auto" and (not isinstance(options.align, int) or options.align < 1):
         raise UsageError(f"align is 'auto' or a whole number from 1 on, not {options.align!r}")
     reasons = {group.name: reason_to_skip(group, options) for group in groups}
     able = [group for group in groups if reasons[group.name] is None]
-    ranked = _rank(able, scores, options, first or {}, last or {}, structures or {})
+    ranked = _rank(able, scores, options, first or {}, last or {}, structures or {}, steps or {})
     if options.scope == SENSITIVITY:
-        removed = _by_curves(ranked, curves or {}, amount, budget, cost)
+        removed = _by_curves(ranked, curves or {}, amount, limits)
     elif amount is not None:
         removed = _RANKINGS[options.scope](ranked, amount)
-    elif budget is None or cost is None:
-        raise UsageError("a target needs a cost")
     elif scores.losses and options.scope == "global":
-        removed = _by_curves(ranked, _predicted(scores), None, budget, cost)
+        removed = _by_curves(ranked, _predicted(scores), None, limits)
     else:
-        removed = _meet(ranked, budget, cost, _RANKINGS[options.scope])
+        removed = _meet(ranked, limits, _RANKINGS[options.scope])
     empty = np.zeros(0, dtype=np.int32)
     return tuple(
         Choice(
             group,
             removed.get(group.name, empty),
             reasons[group.name]
-            or (None if len(removed.get(group.name, empty)) else _nothing_goes(group, options)),
+            or (None if len(removed.get(group.name, empty)) else _nothing_goes(group, options, steps or {})),
         )
         for group in groups
     )
@@ -126,7 +126,7 @@ def removed_at(
     """
     able = [group for group in groups if reason_to_skip(group, options) is None]
     found = {}
-    for group in _rank(able, scores, options, first, last, {}):
+    for group in _rank(able, scores, options, first, last, {}, {}):
         sets = {len(gone): gone for gone in (group.weakest(amount * group.size) for amount in amounts)}
         found[group.name] = [sets[count] for count in sorted(sets) if count]
     return found
@@ -153,12 +153,14 @@ def _rank(
     first: Mapping[str, BoolArray],
     last: Mapping[str, BoolArray],
     structures: Mapping[str, Hashable],
+    steps: Mapping[str, int],
 ) -> list[_Ranked]:
     return [
         _Ranked(
             group,
             _reranked(scores.channels[group.name], group.name, first, last, scores.losses),
-            options,
+            math.ceil(options.floor * group.size),
+            _step(group, options, steps),
             structures.get(group.name),
         )
         for group in groups
@@ -185,15 +187,16 @@ def _reranked(
     return np.where(weakest, -np.inf, np.where(strongest, np.inf, relative))
 
 
-def _nothing_goes(group: ChannelGroup, options: Options) -> str:
-    return (
-        f"all {group.size} channels stay at this amount (kept counts go in steps of {_step(group, options)})"
-    )
+def _nothing_goes(group: ChannelGroup, options: Options, steps: Mapping[str, int]) -> str:
+    step = _step(group, options, steps)
+    return f"all {group.size} channels stay at this amount (kept counts go in steps of {step})"
 
 
-def _step(group: ChannelGroup, options: Options) -> int:
+def _step(group: ChannelGroup, options: Options, steps: Mapping[str, int]) -> int:
     if options.align != "auto":
         return int(options.align)
+    if group.name in steps:
+        return steps[group.name]
     if group.kind != "channels":
         return 1  # heads count one by one, and matrix products have no cliffs
     return next((step for size, step in _AUTO_STEPS if group.size >= size), 1)
@@ -203,15 +206,15 @@ class _Ranked:
     """The channels of a group, weakest first, and the counts that may be left. Scores compare."""
 
     def __init__(
-        self, group: ChannelGroup, values: FloatArray, options: Options, structure: Hashable = None
+        self, group: ChannelGroup, values: FloatArray, least: int, step: int, structure: Hashable = None
     ) -> None:
         self.name = group.name
         self.structure = structure
         self.size = group.size
         self.values = values
         self.order: IntArray = np.argsort(values, kind="stable").astype(np.int32)  # ties go by index
-        self.step = _step(group, options)
-        self.least = max(1, math.ceil(options.floor * group.size))
+        self.step = step
+        self.least = max(1, least)
 
     def weakest(self, wanted: float) -> IntArray:
         """Return about ``wanted`` channels, ascending, such that what is left is allowed."""
@@ -270,8 +273,7 @@ def _by_curves(
     ranked: Sequence[_Ranked],
     curves: Mapping[str, Curve],
     amount: float | None,
-    budget: Budget | None,
-    cost: Callable[[Mapping[str, IntArray]], float] | None,
+    limits: Sequence[Limit],
 ) -> dict[str, IntArray]:
     """The weakest channels of every group, as many of each as add up to the least predicted loss."""
     groups = {group.name: group for group in ranked}
@@ -282,15 +284,13 @@ def _by_curves(
 
     if amount is not None:
         return removed(meet_amount(menus, round(amount * sum(group.size for group in ranked))))
-    if budget is None or cost is None:
-        raise UsageError("a target needs a cost")
-    exact = cost
-    others = [_meet(ranked, budget, exact, choose) for choose in (_uniform, _global)]
+    others = [_meet(ranked, limits, choose) for choose in (_uniform, _global)]
     starts = [{name: len(gone) for name, gone in other.items()} for other in others]
-    counts = meet_target(menus, budget.keep, lambda counts: exact(removed(counts)), starts)
+    limit = limits[0]
+    counts = meet_target(menus, limit.keep, lambda counts: limit.left(removed(counts)), starts)
     if counts is None:
         raise LimitMissed(
-            f"{budget.metric} can't be brought to {budget.keep:.4g} of the original by what could be "
+            f"{limit.metric} can't be brought to {limit.keep:.4g} of the original by what could be "
             "measured: some trials failed (see what was left alone); take another scope"
         )
     return removed(counts)
@@ -298,29 +298,29 @@ def _by_curves(
 
 def _meet(
     ranked: Sequence[_Ranked],
-    budget: Budget,
-    cost: Callable[[Mapping[str, IntArray]], float],
+    limits: Sequence[Limit],
     choose: Callable[[Sequence[_Ranked], float], dict[str, IntArray]],
 ) -> dict[str, IntArray]:
-    """Find the smallest amount whose cost meets the budget, by bisection; nothing, if nothing may go."""
+    """Find the smallest amount that keeps to the limits, by bisection; nothing, if nothing may go."""
     if not ranked:
         return {}
     low, high = 0.0, 1.0 - 1e-9
     best = choose(ranked, high)
-    reached = cost(best)
-    if reached > budget.keep:
-        raise LimitMissed(
-            f"{budget.metric} can be brought to {reached:.3f} of the original, not to {budget.keep:.4g}: "
-            f"every group that may shrink is at its floor; protect less or lower the floor"
-        )
+    for limit in limits:
+        reached = limit.left(best)
+        if reached > limit.keep:
+            raise LimitMissed(
+                f"{limit.metric} can be brought to {reached:.3f} of the original, not to {limit.keep:.4g}: "
+                f"every group that may shrink is at its floor; protect less or lower the floor"
+            )
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         removed = choose(ranked, middle)
-        if cost(removed) <= budget.keep:
+        if met(limits, removed):
             best, high = removed, middle
         else:
             low = middle
-    return _give_back(best, choose(ranked, low), budget, cost)
+    return _give_back(best, choose(ranked, low), limits)
 
 
 def _predicted(scores: Scores) -> dict[str, Curve]:
@@ -332,19 +332,16 @@ def _predicted(scores: Scores) -> dict[str, Curve]:
 
 
 def _give_back(
-    removed: dict[str, IntArray],
-    less: Mapping[str, IntArray],
-    budget: Budget,
-    cost: Callable[[Mapping[str, IntArray]], float],
+    removed: dict[str, IntArray], less: Mapping[str, IntArray], limits: Sequence[Limit]
 ) -> dict[str, IntArray]:
-    """Between a choice that meets the budget and the next one, which does not, take group by group.
+    """Between a choice that keeps to the limits and the next one, which does not, take group by group.
 
-    Whole groups move by a step at once, so the budget is met with room to spare. Where the larger part of a
+    Whole groups move by a step at once, so the limits are kept with room to spare. Where the larger part of a
     group still fits, it stays.
     """
     for name, fewer in less.items():
         if len(fewer) < len(removed[name]):
             trial = {**removed, name: fewer}
-            if cost(trial) <= budget.keep:
+            if met(limits, trial):
                 removed = trial
     return removed

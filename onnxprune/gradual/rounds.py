@@ -21,7 +21,7 @@ from onnxprune.model.atomic import output_errors
 from onnxprune.model.copies import copy_of
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.stored import stored_values, tensor_of
-from onnxprune.planning.channels import STRUCTURED
+from onnxprune.planning.recipes import STRUCTURED
 from onnxprune.pruning import PruneResult, Repair, prune_channels, prune_weights
 from onnxprune.pruning_layers import prune_layers
 from onnxprune.rewrite.mask import apply_masks

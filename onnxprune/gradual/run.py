@@ -15,7 +15,7 @@ from onnxprune.errors import ModelError, ProofError, VerificationError
 from onnxprune.gradual.control import Gradual
 from onnxprune.gradual.deciders import Channels, Wish, Zeros
 from onnxprune.gradual.moves import Moves
-from onnxprune.planning.channels import STRUCTURED
+from onnxprune.planning.recipes import STRUCTURED
 from onnxprune.planning.rounds import goal_of
 from onnxprune.proving import UNCHANGED, Trials, compare
 from onnxprune.pruning import PruneResult, Repair, apply_to_channels, apply_to_weights

@@ -21,11 +21,23 @@ from onnxprune.model.functions import without_functions
 from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Channels
-from onnxprune.planning.channels import Watch, budget_of, unused_samples, versions
 from onnxprune.planning.earlier import check_earlier
+from onnxprune.planning.notes import unused_samples, versions
+from onnxprune.planning.recipes import budgets_of
+from onnxprune.planning.watch import Watch
 from onnxprune.scores.gradient import notes_on_labels
 from onnxprune.scores.influence import BRANCH_SCORERS
-from onnxprune.types import Branch, Cost, FloatArray, IntArray, Plan, PlannedBranch, PlannedGroup, Skipped
+from onnxprune.types import (
+    Branch,
+    Cost,
+    FloatArray,
+    IntArray,
+    Metric,
+    Plan,
+    PlannedBranch,
+    PlannedGroup,
+    Skipped,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +93,7 @@ def plan_layers(
     """
     scorer = BRANCH_SCORERS.get(recipe["score"])
     check_earlier(recipe["score"], recipe.get("before"))
-    budget, metric = budget_of(recipe)
+    budgets = budgets_of(recipe)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
         with watch.stage("find branches"):
@@ -100,8 +112,8 @@ def plan_layers(
                 scores,
                 limits,
                 amount=recipe.get("amount"),
-                budget=budget,
-                cost=lambda numbers: trial.share_left(numbers, metric),
+                budgets=budgets,
+                cost=trial.share_left,
                 why_not=trial.why_not,
             )
         notes = (*notes_on_labels(recipe["score"], data), *unused_samples(model, data))
@@ -143,19 +155,21 @@ class _Trial:
     def cost(self, numbers: Sequence[int]) -> Cost:
         return cost_of(self.graph, self.channels, gone=self.gone(numbers))
 
-    def share_left(self, numbers: Sequence[int], metric: str) -> float:
+    def share_left(self, numbers: Sequence[int], metric: Metric) -> float:
         """Return what `cost` says, from what goes alone: a search asks again and again."""
         gone = self.gone(numbers)
         if metric == "macs":
             return 1 - sum(self.macs.get(node, 0) for node in gone) / max(sum(self.macs.values()), 1)
+        bytes_ = metric == "bytes"
         freed = {
-            value: tensor.size
+            value: tensor.nbytes if bytes_ else tensor.size
             for node in gone
             for value in node.inputs
             if value is not None and value.is_initializer() and (tensor := value.const_value) is not None
-            if counts_as_parameters(tensor) and all(reader in gone for reader, _ in value.uses())
+            if bytes_ or counts_as_parameters(tensor)
+            if all(reader in gone for reader, _ in value.uses())
         }
-        return 1 - sum(freed.values()) / max(self.whole.params, 1)
+        return 1 - sum(freed.values()) / max(self.whole.size_bytes if bytes_ else self.whole.params, 1)
 
     def why_not(self, numbers: Sequence[int]) -> str | None:
         taken = set(numbers)

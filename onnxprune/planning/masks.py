@@ -21,12 +21,14 @@ from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.ops.channels import Channels
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import parse_pattern
-from onnxprune.planning.channels import Watch, check_scope, unmatched, unused_samples, versions
 from onnxprune.planning.curves import AMOUNTS, Setting, curve_rows
 from onnxprune.planning.earlier import check_earlier, earlier_model
 from onnxprune.planning.gone import masks_with_gone
 from onnxprune.planning.mask_trials import measure_masks, share_out
 from onnxprune.planning.masks_on_data import MeasuredMasks, choose_masks_on_data, outlier_shares
+from onnxprune.planning.notes import unmatched, unused_samples, versions
+from onnxprune.planning.recipes import TARGETS, check_scope
+from onnxprune.planning.watch import Watch
 from onnxprune.registry import did_you_mean
 from onnxprune.scores.gradient import notes_on_labels
 from onnxprune.scores.magnitude import CHANNEL_SCORERS
@@ -115,11 +117,9 @@ def _check(recipe: Mapping[str, Any], data: Dataset | None, *, ranked: bool = Fa
     """Refuse options that do not go together, before long work; if weights are ranked, any score will do."""
     pattern, score, scope = recipe["pattern"], recipe["score"], recipe["scope"]
     wanted = parse_pattern(pattern)
-    for name in ("target_macs", "target_params"):
+    for name in TARGETS:
         if recipe.get(name) is not None:
-            raise UsageError(
-                f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount"
-            )
+            raise UsageError(f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount")
     check_amount(wanted, recipe.get("amount"))
     if not ranked:
         check_weight_score(score, recipe.get("before"))

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.allocate.channels import Options, choose_channels
+from onnxprune.allocate.limits import Limit
 from onnxprune.errors import LimitMissed, UsageError
-from onnxprune.types import Budget, ChannelGroup, Choice, IntArray, Kind, Member, Scores
+from onnxprune.types import ChannelGroup, Choice, IntArray, Kind, Member, Scores
 
 FREE = Options(align=1, floor=0.0)
 
@@ -117,14 +118,14 @@ def test_global_meets_a_target_where_a_loss_saves_most() -> None:
     def cost(gone: Mapping[str, IntArray]) -> float:
         return 1 - (len(gone.get("a", ())) + 4 * len(gone.get("b", ()))) / 40
 
-    budget = Budget("macs", 0.6)
-    choices = choose_channels(groups, Scores("t", values, losses=True), options, budget=budget, cost=cost)
+    limits = [Limit("macs", 0.6, cost)]
+    choices = choose_channels(groups, Scores("t", values, losses=True), options, limits=limits)
     assert counts(choices) == [0, 4]
 
 
 def test_a_target_for_groups_that_all_stay_is_left_to_the_caller() -> None:
     a = group("a", 16, frozen="because")
-    (choice,) = choose_channels([a], rising(a), FREE, budget=Budget("macs", 0.5), cost=share_of([a]))
+    (choice,) = choose_channels([a], rising(a), FREE, limits=[Limit("macs", 0.5, share_of([a]))])
     assert (len(choice.removed), choice.skipped) == (0, "because")
 
 
@@ -222,7 +223,7 @@ def test_a_target_is_met_and_by_no_more_than_it_takes(scope: str, keep: float, a
     scores = Scores("t", {g.name: random.random(g.size) for g in groups})
     cost = share_of(groups)
     options = Options(scope, align, floor=0.05)
-    choices = choose_channels(groups, scores, options, budget=Budget("macs", keep), cost=cost)
+    choices = choose_channels(groups, scores, options, limits=[Limit("macs", keep, cost)])
     gone = {choice.group.name: choice.removed for choice in choices}
     assert cost(gone) <= keep
     assert cost(gone) > keep - 0.12  # a step of the largest group at most
@@ -239,14 +240,14 @@ def test_giving_back_any_single_step_would_miss_the_target() -> None:
     """With one group, the result is the largest that fits, exactly."""
     a = group("a", 100)
     cost = share_of([a])
-    (choice,) = choose_channels([a], rising(a), FREE, budget=Budget("params", 0.5), cost=cost)
+    (choice,) = choose_channels([a], rising(a), FREE, limits=[Limit("params", 0.5, cost)])
     assert cost({"a": choice.removed}) <= 0.5
     assert cost({"a": choice.removed[1:]}) > 0.5
 
 
 def test_a_target_of_everything_removes_nothing() -> None:
     a = group("a", 16)
-    (choice,) = choose_channels([a], rising(a), FREE, budget=Budget("macs", 1.0), cost=share_of([a]))
+    (choice,) = choose_channels([a], rising(a), FREE, limits=[Limit("macs", 1.0, share_of([a]))])
     assert len(choice.removed) == 0
 
 
@@ -254,7 +255,7 @@ def test_a_target_beyond_the_floors_is_missed() -> None:
     a, b = group("a", 16), group("b", 16)
     options = Options(align=1, floor=0.5, protect=["b"])
     with pytest.raises(LimitMissed, match=r"macs can be brought to 0\.625 of the original, not to 0\.3"):
-        choose_channels([a, b], rising(a, b), options, budget=Budget("macs", 0.3), cost=share_of([a, b]))
+        choose_channels([a, b], rising(a, b), options, limits=[Limit("macs", 0.3, share_of([a, b]))])
 
 
 # --- errors ---
@@ -264,11 +265,10 @@ def test_a_target_beyond_the_floors_is_missed() -> None:
     ("options", "how", "message"),
     [
         (FREE, {}, "either an amount or a target"),
-        (FREE, {"amount": 0.5, "budget": Budget("macs", 0.5)}, "either an amount or a target"),
+        (FREE, {"amount": 0.5, "limits": [Limit("macs", 0.5, len)]}, "either an amount or a target"),
         (FREE, {"amount": 1.0}, r"\[0, 1\)"),
         (FREE, {"amount": -0.1}, r"\[0, 1\)"),
         (FREE, {"amount": float("nan")}, r"\[0, 1\)"),
-        (FREE, {"budget": Budget("macs", 0.5)}, "needs a cost"),
         (
             Options("local"),
             {"amount": 0.5},

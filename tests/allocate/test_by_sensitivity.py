@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from onnxprune.allocate.by_sensitivity import make_menu, meet_amount, meet_target
 from onnxprune.allocate.channels import Options, choose_channels, removed_at
+from onnxprune.allocate.limits import Limit
 from onnxprune.errors import LimitMissed
-from onnxprune.types import Budget, ChannelGroup, Curve, Scores
+from onnxprune.types import ChannelGroup, Curve, Scores
 
 STEP = 8
 
@@ -133,7 +134,7 @@ def test_the_prediction_is_never_worse_than_that_of_other_scopes(seed, count, ke
     try:
         for scope in options:
             choices = choose_channels(
-                groups, scores, options[scope], budget=Budget("macs", keep), cost=cost, curves=curves
+                groups, scores, options[scope], limits=[Limit("macs", keep, cost)], curves=curves
             )
             chosen[scope] = {choice.group.name: choice.removed for choice in choices}
     except LimitMissed:
@@ -168,6 +169,6 @@ def test_what_was_not_measured_is_not_promised():
     curves = {g.name: Curve(g.name, g.size, np.array([0, 8]), np.array([0.0, 1.0])) for g in groups}
     with pytest.raises(LimitMissed, match="could be measured"):
         choose_channels(
-            groups, scores, Options("sensitivity"), budget=Budget("macs", 0.2), cost=chain_cost(groups),
+            groups, scores, Options("sensitivity"), limits=[Limit("macs", 0.2, chain_cost(groups))],
             curves=curves,
         )  # fmt: skip
