@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,16 @@ from onnxprune.data import DataReader, Dataset, load_data
 from onnxprune.errors import PlanError, UsageError, VerificationError
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.io import save
-from onnxprune.planning.channels import plan_channels
 from onnxprune.planning.curves import trial_setting
-from onnxprune.planning.layers import plan_layers
-from onnxprune.planning.masks import plan_masks
 from onnxprune.planning.notes import unused_samples
 from onnxprune.planning.recipes import STRUCTURED
 from onnxprune.planning.watch import Watch
 from onnxprune.plans import save_plan
-from onnxprune.pruning import (
-    PruneResult,
-    Repair,
-    apply_to_channels,
-    apply_to_weights,
-    prune_channels,
-    prune_weights,
-)
-from onnxprune.pruning_layers import apply_to_layers, prune_layers
+from onnxprune.pruners import pruner_for
+from onnxprune.pruning import PruneResult, Repair, Task
+from onnxprune.pruning_channels import apply_to_channels
+from onnxprune.pruning_layers import apply_to_layers
+from onnxprune.pruning_weights import apply_to_weights
 from onnxprune.scores.movement import MOVEMENT_SCORERS
 from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
@@ -126,9 +119,8 @@ def prune(
         DataError: the data is damaged, or does not fit the model.
         ProofError: the cut model differs from its exact twin.
     """
-    watch = Watch(progress=progress, running=running_of(batch, memory_limit, threads))
-    samples = samples_of(data, model, seed, input_shapes)
-    recipe = recipe_of(
+    job = prepared(
+        model,
         {
             "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
             "target_size": target_size,
@@ -136,19 +128,11 @@ def prune(
             "floor": floor,
             "input_shapes": input_shapes, "allow_inexact": allow_inexact or None,
             "recover": recover, "rounds": rounds,
+            "data": data, "seed": seed, "cache": cache, "jobs": jobs, "batch": batch,
+            "memory_limit": memory_limit, "threads": threads, "progress": progress,
         },
-        samples,
     )  # fmt: skip
-    wish = Repair(recover, rounds)
-    wish.check(samples, pattern)
-    if score in MOVEMENT_SCORERS and rounds != 1:
-        raise UsageError(f"score {score!r} looks at the weights as they were trained: leave out rounds")
-    if pattern == "layers":
-        return prune_layers(model, recipe, samples, wish, seed, watch)
-    setting = trial_setting(cache, jobs, watch.running)
-    if pattern in STRUCTURED:
-        return prune_channels(model, recipe, samples, wish, seed, watch, setting)
-    return prune_weights(model, recipe, samples, wish, seed, watch, setting)
+    return pruner_for(job.task, job.recipe, job.watch).prune(job.recipe, job.watch)
 
 
 def plan(model: ir.Model, **options: Any) -> Plan:
@@ -157,24 +141,66 @@ def plan(model: ir.Model, **options: Any) -> Plan:
     Raises:
         UsageError, NothingToPrune, LimitMissed: as `prune`; an option that it does not have is refused.
     """
+    if options.get("rounds", 1) != 1:  # what goes in a round depends on the repair before it
+        return prune(model, **options).plan
+    job = prepared(model, options_of_prune(model, options))
+    return pruner_for(job.task, job.recipe, job.watch).plan(job.recipe, job.watch)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The options of `prune`, sorted.
+
+    Attributes:
+        task: the model, and how it is pruned.
+        recipe: what goes.
+        watch: who is told meanwhile.
+    """
+
+    task: Task
+    recipe: Mapping[str, Any]
+    watch: Watch
+
+
+def options_of_prune(model: ir.Model, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of `prune` by name, the usual ones where none are given.
+
+    Raises:
+        UsageError: `prune` has no such option.
+    """
     try:
         bound = signature(prune).bind(model, **options)
     except TypeError as error:
         raise UsageError(f"{error}; the options are those of prune") from None
-    if options.get("rounds", 1) != 1:  # what goes in a round depends on the repair before it
-        return prune(model, **options).plan
     bound.apply_defaults()
-    given = dict(bound.arguments)
+    given = {name: value for name, value in bound.arguments.items() if name != "model"}
+    return {**given, "allow_inexact": given["allow_inexact"] or None}
+
+
+def prepared(model: ir.Model, options: Mapping[str, Any]) -> Prepared:
+    """Read data, and sort options into a task and a recipe.
+
+    Args:
+        model: not changed.
+        options: all of `prune`, by name.
+
+    Raises:
+        UsageError: options that make no sense, alone or together.
+        DataError: the data is damaged, or does not fit the model.
+    """
+    given = dict(options)
     running = running_of(given.pop("batch"), given.pop("memory_limit"), given.pop("threads"))
     seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"), running=running)
     samples = samples_of(given.pop("data"), model, seed, given["input_shapes"])
     setting = trial_setting(given.pop("cache"), given.pop("jobs"), running)
-    recipe = recipe_of({name: value for name, value in given.items() if name != "model"}, samples)
-    if recipe["pattern"] == "layers":
-        return plan_layers(model, recipe, samples, seed, watch)[0]
-    if recipe["pattern"] in STRUCTURED:
-        return plan_channels(model, recipe, samples, seed, watch, setting).plan
-    return plan_masks(model, recipe, samples, seed, watch, setting)[0]
+    recipe = recipe_of(given, samples)
+    repair = Repair(given["recover"], given["rounds"])
+    repair.check(samples, given["pattern"])
+    if given["score"] in MOVEMENT_SCORERS and repair.rounds != 1:
+        raise UsageError(
+            f"score {given['score']!r} looks at the weights as they were trained: leave out rounds"
+        )
+    return Prepared(Task(model, samples, repair, seed, setting), recipe, watch)
 
 
 def samples_of(

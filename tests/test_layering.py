@@ -25,9 +25,10 @@ LAYERS = (
     ("planning",),
     ("proving", "pruning_report"),
     ("pruning",),
-    ("pruning_layers",),
+    ("pruning_channels", "pruning_layers", "pruning_weights"),
+    ("pruners",),
     ("gradual",),
-    ("finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
+    ("family", "finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip
