@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from onnxprune_cli import gradual_options, options
+from onnxprune_cli import gradual_options, latency_options, options
 from onnxprune_cli.options import name, option
 from onnxprune_cli.output import Output, reporting
 from onnxprune_cli.sections import Sectioned
@@ -53,6 +53,7 @@ SCOPES = (
 @options.seed()
 @options.external_data()
 @options.sparse_storage()
+@latency_options.latency()
 @gradual_options.gradual()
 @reporting
 def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: Any) -> None:

@@ -14,7 +14,7 @@
     |-- MissingExtra       (1)     an optional dependency is not installed
     |-- TuningError        (1)     tuning went astray, or a checkpoint is of another run
     |-- UsageError         (2)     options that make no sense, alone or together
-    |-- LimitMissed        (3)     ran, and a limit that was given was missed; ``reasons`` says what is in the way
+    |-- LimitMissed        (3)     ran, and a limit that was given was missed; ``reasons`` says why, by layer
     `-- NothingToPrune     (4)     nothing could be pruned; ``reasons`` says why, group by group
 
 Anything else that escapes is a bug and shows a traceback.

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.planning.curves import Setting
+from onnxprune.planning.latency.wish import LatencyWish
 from onnxprune.planning.recipes import DEAD
 from onnxprune.planning.watch import Watch
 from onnxprune.proving import Trials
@@ -98,6 +99,7 @@ class Task:
         repair: of what is left.
         seed: of every random choice.
         setting: how trials are run where the scope is "sensitivity".
+        latency: on which machine targets in time are to be met; None where there are none.
     """
 
     model: ir.Model
@@ -105,6 +107,7 @@ class Task:
     repair: Repair = Repair()  # frozen
     seed: int = 0
     setting: Setting = Setting()  # noqa: RUF009 # frozen
+    latency: LatencyWish | None = None
 
 
 class Pruner(Protocol):

@@ -17,8 +17,9 @@ from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
 from onnxprune.planning.channels import Decision, decide
 from onnxprune.planning.gathering import analyze_for, gather
+from onnxprune.planning.latency.decide import decide_in_time, measure
 from onnxprune.planning.positions import check_groups
-from onnxprune.planning.recipes import DEAD, budgets_of
+from onnxprune.planning.recipes import DEAD, TARGET_LATENCY, budgets_of
 from onnxprune.planning.rounds import plan_more_channels, recipes_by_round
 from onnxprune.planning.watch import Watch
 from onnxprune.proving import Trials, make_cut, prove_cut
@@ -45,6 +46,10 @@ class ChannelPruner:
         recipes_by_round(recipe, task.repair.rounds, task.repair.shape)  # likewise
         self._task = task
         self._gathered = gather(task.model, recipe, task.samples, task.seed, watch, task.setting)
+        self._latency = None
+        if task.latency is not None:
+            with watch.stage("time layers"):
+                self._latency = measure(self._gathered, task.latency)
 
     def plan(self, recipe: Mapping[str, Any], watch: Watch) -> Plan:
         """See `Pruner`."""
@@ -80,7 +85,10 @@ class ChannelPruner:
 
     def _decide(self, recipe: Mapping[str, Any], watch: Watch) -> Decision:
         """Decide what goes of the original."""
-        return decide(replace(self._gathered, watch=watch), recipe)
+        gathered = replace(self._gathered, watch=watch)
+        if self._latency is not None and TARGET_LATENCY in recipe:
+            return decide_in_time(gathered, recipe, self._latency)
+        return decide(gathered, recipe)
 
 
 def apply_to_channels(

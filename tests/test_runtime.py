@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
 from onnxprune.errors import ModelError, RuntimeFailure, UsageError
-from onnxprune.runtime import open_session, save_optimized
+from onnxprune.runtime import library, open_session, optimized, save_optimized
 
 FLOAT = TensorProto.FLOAT
 
@@ -278,14 +278,14 @@ class TestFailures:
 
     def test_a_provider_that_falls_back_silently_is_an_error(self, monkeypatch):
         """ONNX Runtime opens the session on CPU when CUDA's libraries are missing."""
-        monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-        monkeypatch.setattr(runtime.onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn"))
-        native = runtime.onnxruntime.InferenceSession
+        monkeypatch.setattr(library.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+        monkeypatch.setattr(library.onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn"))
+        native = library.onnxruntime.InferenceSession
 
         def on_cpu(source, options, providers, **more):
             return native(source, options, providers=["CPUExecutionProvider"], **more)
 
-        monkeypatch.setattr(runtime.onnxruntime, "InferenceSession", on_cpu)
+        monkeypatch.setattr(library.onnxruntime, "InferenceSession", on_cpu)
         with pytest.raises(RuntimeFailure, match="did not start: Failed to load libcudnn"):
             open_session(ir.from_proto(dense()), provider="cuda")
 
@@ -328,7 +328,7 @@ def test_save_optimized_folds_batch_norm(tmp_path, in_memory):
 
 
 def test_save_optimized_writes_a_second_file_for_large_models(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "_ONE_FILE_BYTES", 5000)
+    monkeypatch.setattr(optimized, "_ONE_FILE_BYTES", 5000)
     path = tmp_path / "in.onnx"
     onnx.save(dense(), path, save_as_external_data=True, location="in.data", size_threshold=0)
     save_optimized(path, tmp_path / "out.onnx")

@@ -30,6 +30,9 @@ STRUCTURED: Mapping[str, frozenset[str]] = {
 #: The options that say which share of something may stay, by what they count.
 TARGETS: Mapping[str, Metric] = {"target_macs": "macs", "target_params": "params", "target_size": "bytes"}
 
+#: The option that says how much time may stay, which only measuring tells.
+TARGET_LATENCY = "target_latency"
+
 
 def check_score(name: str, data: Dataset | None, before: str | None) -> None:
     """Refuse a score without the data or the earlier weights that it takes, and names that nobody knows."""
@@ -50,7 +53,7 @@ def check_scope(scope: str, data: Dataset | None) -> None:
 
 def check_no_amount(recipe: Mapping[str, Any]) -> None:
     """Refuse to say how much goes where there is nothing to say."""
-    for name in ("amount", *TARGETS):
+    for name in ("amount", *TARGETS, TARGET_LATENCY):
         if recipe.get(name) is not None:
             raise UsageError(f"pattern {DEAD!r} removes all that does nothing, no more: leave out {name}")
 
@@ -61,11 +64,13 @@ def budgets_of(recipe: Mapping[str, Any]) -> tuple[Budget, ...]:
     Raises:
         UsageError: neither an amount nor a target, or both, or a target that is no share.
     """
-    given = [name for name in TARGETS if recipe.get(name) is not None]
+    targets = (*TARGETS, TARGET_LATENCY)
+    given = [name for name in targets if recipe.get(name) is not None]
     if recipe.get("amount") is not None and given:
         raise UsageError(f"give either an amount or targets, not amount and {' and '.join(given)}")
     if recipe.get("amount") is None and not given:
-        raise UsageError(f"give amount, or one or more of {', '.join(TARGETS)}, such as --target-macs 0.5")
+        raise UsageError(f"give amount, or one or more of {', '.join(targets)}, such as --target-macs 0.5")
+    given = [name for name in given if name in TARGETS]
     for name in given:
         if not 0 < recipe[name] <= 1:
             raise UsageError(f"{name} is the share that stays, in (0, 1], not {recipe[name]}")

@@ -1,0 +1,29 @@
+"""ONNX Runtime: sessions on files and on models in memory, providers by name, times of kernels.
+
+The only part that imports onnxruntime. Its telemetry, its console output and its exceptions stay in here.
+"""
+
+from onnxprune.runtime.execution import Execution, pinned
+from onnxprune.runtime.kernels import Kernel, time_kernels
+from onnxprune.runtime.library import VERSION
+from onnxprune.runtime.opening import Optimize, open_session
+from onnxprune.runtime.optimized import save_optimized
+from onnxprune.runtime.providers import PROVIDERS, Provider, available_providers
+from onnxprune.runtime.sessions import Session
+from onnxprune.runtime.values import TensorInfo
+
+__all__ = [
+    "PROVIDERS",
+    "VERSION",
+    "Execution",
+    "Kernel",
+    "Optimize",
+    "Provider",
+    "Session",
+    "TensorInfo",
+    "available_providers",
+    "open_session",
+    "pinned",
+    "save_optimized",
+    "time_kernels",
+]

@@ -1,0 +1,97 @@
+"""Sessions: models that are ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onnxprune.errors import RuntimeFailure
+from onnxprune.runtime.library import ERRORS, FATAL_ONLY, onnxruntime, reason
+from onnxprune.runtime.values import RAW, Borrowed, element_type_of, from_ort, tensor_info, to_ort
+
+
+class Session:
+    """A model that is ready to run; made by `open_session`.
+
+    Attributes:
+        inputs: shape and type of every input, by name, in the model's order.
+        outputs: the same for every output.
+        providers: ONNX Runtime's names of the providers in use, the preferred one first.
+    """
+
+    def __init__(self, native: onnxruntime.InferenceSession, label: str, kept: object = None) -> None:
+        self._native = native
+        self._label = label
+        self._kept = kept  # arrays that the session reads without owning them
+        self.inputs = {node.name: tensor_info(node) for node in native.get_inputs()}
+        self.outputs = {node.name: tensor_info(node) for node in native.get_outputs()}
+        self.providers: tuple[str, ...] = tuple(native.get_providers())
+        self._element_types = {
+            node.name: int(element_type_of(node.type) or 0)
+            for node in (*native.get_inputs(), *native.get_outputs())
+        }
+        self._needs_raw = any(element_type in RAW for element_type in self._element_types.values())
+        self._options = onnxruntime.RunOptions()
+        self._options.log_severity_level = FATAL_ONLY
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in the model's order."""
+        return tuple(self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in the model's order."""
+        return tuple(self.outputs)
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Run the model once.
+
+        Args:
+            feeds: one array per input, of the shape and type in ``inputs``.
+            outputs: names of the outputs to compute; all of them if None.
+
+        Returns:
+            The outputs by name, in the order asked for. Types that numpy lacks are those of ml_dtypes.
+
+        Raises:
+            RuntimeFailure: ONNX Runtime refused the inputs or failed.
+        """
+        names = list(self.outputs if outputs is None else outputs)
+        try:
+            if self._needs_raw:
+                return self._run_raw(feeds, names)
+            return dict(zip(names, self._native.run(names, dict(feeds), self._options), strict=True))
+        except ERRORS as error:
+            raise RuntimeFailure(f"{self._label}: run failed: {reason(error)}") from None
+
+    def run_in_place(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the model once, as `run`, for all outputs without a copy of each.
+
+        Returns:
+            The outputs by name, read-only: ONNX Runtime's own memory, which lives as long as the arrays.
+
+        Raises:
+            RuntimeFailure: ONNX Runtime refused the inputs or failed.
+        """
+        if self._needs_raw:
+            return self.run(feeds)
+        try:
+            values = {name: to_ort(array, 0) for name, array in feeds.items()}
+            results = self._native.run_with_ort_values(list(self.outputs), values, self._options)
+        except ERRORS as error:
+            raise RuntimeFailure(f"{self._label}: run failed: {reason(error)}") from None
+        pairs = zip(self.outputs.items(), results, strict=True)
+        return {name: np.asarray(Borrowed(result, info.dtype)) for (name, info), result in pairs}
+
+    def end_profiling(self) -> str:
+        """Close the profile of a session that was opened with one; return its path."""
+        return str(self._native.end_profiling())
+
+    def _run_raw(self, feeds: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+        values = {name: to_ort(array, self._element_types.get(name, 0)) for name, array in feeds.items()}
+        results = self._native.run_with_ort_values(names, values, self._options)
+        return {name: from_ort(result) for name, result in zip(names, results, strict=True)}
