@@ -15,11 +15,11 @@ SOURCES = {"onnxprune": ROOT / "onnxprune", "onnxprune_cli": ROOT / "cli"}
 #: only the stages (the widest layer) do not import each other.
 LAYERS = (
     ("errors",),
-    ("cholesky", "data", "messages", "npz", "patterns", "registry", "resident", "schedule", "types",
-     "user_code"),
+    ("cholesky", "data", "machine", "messages", "npz", "patterns", "registry", "resident", "schedule",
+     "types", "user_code"),
     ("model",),
     ("ops",),
-    ("calibration", "cost", "executor", "feeds", "parts", "runtime"),
+    ("calibration", "cost", "executor", "feeds", "parts", "result_cache", "runtime"),
     ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "recover", "report",
      "rewrite", "scores", "sensitivity", "tuning", "verification"),
     ("planning",),

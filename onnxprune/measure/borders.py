@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -69,10 +70,21 @@ def images(graph: ir.Graph, shapes: Mapping[ir.Value, tuple[int, ...]]) -> froze
     return frozenset(found)
 
 
-def add_borders(
-    model: ir.Model, blocked: Collection[str], shapes: Mapping[str, tuple[int, ...]]
-) -> list[str]:
-    """Put convolutions at those ends of a part that are images; return the names of the nodes added.
+@dataclass(frozen=True, slots=True)
+class Borders:
+    """Nodes that were put at the ends of a part.
+
+    Attributes:
+        added: names of them all.
+        ends: of those among them whose outputs are given away, and reordered on the way.
+    """
+
+    added: frozenset[str]
+    ends: frozenset[str]
+
+
+def add_borders(model: ir.Model, blocked: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> Borders:
+    """Put convolutions at those ends of a part that are images; return what was added.
 
     Args:
         model: the part, which is changed. Of an input that gets a border, one channel is left.
@@ -80,17 +92,19 @@ def add_borders(
         shapes: concrete shapes of these.
     """
     names = Names(model.graph)
-    added: list[ir.Node] = []
+    fronts, ends = [], []
     for value in [value for value in model.graph.inputs if value.name in blocked]:
         if value.dtype == ir.DataType.FLOAT:
-            added += _before(value, shapes[str(value.name)], model.graph, names)
+            front, reader = _before(value, shapes[str(value.name)], model.graph, names)
+            fronts.append(front)
+            ends.append(reader)
     for position, value in enumerate(model.graph.outputs):
         if value.name in blocked and not value.is_graph_input():
-            added += _behind(position, value, shapes[str(value.name)], model.graph, names)
-    return [str(node.name) for node in added]
+            ends.append(_behind(position, value, shapes[str(value.name)], model.graph, names))
+    return Borders(frozenset([*fronts, *ends]), frozenset(ends))
 
 
-def _before(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> list[ir.Node]:
+def _before(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> tuple[str, str]:
     weight = _weight(graph, names, (shape[1], 1, 1, 1))
     uses = list(value.uses())
     conv = _node("Conv", [value, weight], {}, names)
@@ -101,18 +115,15 @@ def _before(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Nam
     value.shape = ir.Shape([shape[0], 1, *shape[2:]])
     graph.insert_before(graph[0], [conv, reader])
     graph.outputs.append(reader.outputs[0])
-    return [conv, reader]
+    return str(conv.name), str(reader.name)
 
 
-def _behind(
-    position: int, value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names
-) -> list[ir.Node]:
+def _behind(position: int, value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> str:
     weight = _weight(graph, names, (shape[1], 1, 1, 1))
-    attributes = {"group": shape[1], "strides": list(shape[2:])}
-    conv = _node("Conv", [value, weight], attributes, names)
+    conv = _node("Conv", [value, weight], {"group": shape[1], "strides": list(shape[2:])}, names)
     graph.append(conv)
     graph.outputs[position] = conv.outputs[0]
-    return [conv]
+    return str(conv.name)
 
 
 def _node(
