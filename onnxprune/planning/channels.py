@@ -24,9 +24,10 @@ from onnxprune.planning.gathering import Gathered, gather
 from onnxprune.planning.gone import with_gone
 from onnxprune.planning.notes import versions
 from onnxprune.planning.positions import planned
-from onnxprune.planning.recipes import DEAD, budgets_of, check_no_amount, share_of
+from onnxprune.planning.recipes import DEAD, budgets_of, check_no_amount
+from onnxprune.planning.shape_costs import ShapeCosts
 from onnxprune.planning.watch import Watch
-from onnxprune.types import Budget, Choice, Cost, IntArray, Plan, Scores, Skipped
+from onnxprune.types import Choice, Cost, IntArray, Plan, Scores, Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,15 +161,9 @@ def choose(
 
 def limits_of(gathered: Gathered, recipe: Mapping[str, Any]) -> tuple[Limit, ...]:
     """Return what a recipe limits that follows from shapes alone."""
-
-    def limit(budget: Budget) -> Limit:
-        def left(removed: Mapping[str, IntArray]) -> float:
-            cost = cost_after(gathered.candidates.analysis, {**gathered.already, **removed})
-            return share_of(cost, gathered.whole, budget.metric)
-
-        return Limit(budget.metric, budget.keep, left)
-
-    return tuple(limit(budget) for budget in budgets_of(recipe))
+    budgets = budgets_of(recipe)
+    costs = ShapeCosts(gathered.analysis, gathered.already) if budgets else None
+    return () if costs is None else tuple(costs.limit(budget) for budget in budgets)
 
 
 def cost_after(analysis: Analysis, removed: Mapping[str, IntArray]) -> Cost:
