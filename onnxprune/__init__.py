@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import apply_plan, plan, prune, save_pruned
     from onnxprune.plans import load_plan, save_plan
     from onnxprune.pruning import PruneResult
+    from onnxprune.runtime.execution import Execution
     from onnxprune.scores.magnitude import score
     from onnxprune.survey import Sensitivity, measure_sensitivity
     from onnxprune.tuning import Tuning
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 #: Every public name, and the module it lives in.
 _HOMES = {
+    "Execution": "onnxprune.runtime.execution",
     "FinetuneResult": "onnxprune.finetuning",
     "PruneResult": "onnxprune.pruning",
     "Sensitivity": "onnxprune.survey",
@@ -61,6 +63,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Execution",
     "FinetuneResult",
     "PruneResult",
     "Sensitivity",

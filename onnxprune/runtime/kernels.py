@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.model.io import load
 from onnxprune.model.nodes import graphs_in, nodes_in
-from onnxprune.model.stored import consumer_name
+from onnxprune.model.stored import all_nodes, consumer_name
 from onnxprune.runtime.covering import MARK, MARKED, cover, marks
 from onnxprune.runtime.execution import DEFAULT, Execution, pinned
 from onnxprune.runtime.library import label_of
@@ -102,17 +102,25 @@ def time_kernels(
     for index, node in enumerate(marked.graph):
         names.append(consumer_name(node))
         node.name = f"{MARK}{index}"
-    if any(graphs_in(node) for node in marked.graph):
-        probe = _record(marked, feeds, execution, 1, label)
-        events = sum(map(len, probe.runs)) or MOST_EVENTS
-        room = MOST_EVENTS // (events + _OTHER_EVENTS)
-        if room < 1 or not probe.runs:
-            raise RuntimeFailure(f"{label}: one run fills the profile, which holds {MOST_EVENTS:,} events")
-    else:
-        room = MOST_EVENTS // (sum(1 for _ in nodes_in(marked.graph)) * 2 + _OTHER_EVENTS)
-    warm_up = min(warm_up, room - 1)
-    recorded = _record(marked, feeds, execution, min(warm_up + runs, room), label)
+    try:
+        room = _room(marked, feeds, execution, label)
+        warm_up = min(warm_up, room - 1)
+        recorded = _record(marked, feeds, execution, min(warm_up + runs, room), label)
+    except RuntimeFailure as error:
+        raise RuntimeFailure(_named(str(error), names)) from None
     return _collect(recorded, names, warm_up, label)
+
+
+def _room(model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]], execution: Execution, label: str) -> int:
+    """Return how many runs a profile holds."""
+    if any(graphs_in(node) for node in model.graph):  # how often bodies run shows only when they do
+        runs = _record(model, feeds, execution, 1, label).runs
+        if not runs:
+            raise RuntimeFailure(f"{label}: one run fills the profile, which holds {MOST_EVENTS:,} events")
+        events = len(runs[0])
+    else:
+        events = 2 * sum(1 for _ in all_nodes(model))  # some are split up
+    return max(1, MOST_EVENTS // (events + _OTHER_EVENTS))
 
 
 class _Recorded(NamedTuple):
@@ -163,7 +171,10 @@ def _runs(profile: Path) -> Iterator[list[_Event]]:
             text = line.strip().rstrip(",")
             if len(text) < 3:
                 continue
-            event = json.loads(text, strict=False)
+            try:
+                event = json.loads(text, strict=False)
+            except ValueError:
+                return  # it was cut off
             name = event["name"]
             if event["cat"] == "Node" and name.endswith(_KERNEL):
                 args = event["args"]
