@@ -80,7 +80,7 @@ class PartTimes:
         return np.asarray(counts @ self.forms.T + self.offsets)
 
     def _scale(self) -> FloatArray:
-        return np.maximum(self.sizes(self.whole[None])[0], 1.0)
+        return np.asarray(np.maximum(self.sizes(self.whole[None])[0], 1.0))
 
 
 class _Fit:
@@ -102,7 +102,7 @@ class _Fit:
         return np.asarray(self._smooth(sizes) * np.exp(correction))
 
     def _smooth(self, sizes: FloatArray) -> FloatArray:
-        return np.maximum(self._features(sizes) @ self._coefficients, 1e-6)
+        return np.asarray(np.maximum(self._features(sizes) @ self._coefficients, 1e-6))
 
     def _features(self, sizes: FloatArray) -> FloatArray:
         """Return float64 [choices, terms]: products of sizes, as shares of those of the original."""

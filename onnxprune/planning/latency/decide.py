@@ -46,4 +46,5 @@ def decide_in_time(gathered: Gathered, recipe: Mapping[str, Any], latency: Laten
     gathered.watch.sections["latency"] = met.section
     gathered.watch.sections["latency rounds"] = met.rounds
     plan = replace(met.decision.plan, recipe=dict(recipe), skipped=(*met.decision.plan.skipped, *met.skipped))
-    return replace(met.decision, plan=plan)
+    decision: Decision = met.decision
+    return replace(decision, plan=plan)

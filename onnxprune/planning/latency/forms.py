@@ -31,12 +31,7 @@ class Sizes:
             )
             for name, group in groups.items()
         }
-        self._groups = groups
-
-    def groups_of(self, part: Part) -> tuple[str, ...]:
-        """Return the names of the groups that shrink a value of a part, in their own order."""
-        refs = list(self._refs(part))
-        return tuple(name for name, kept in self._half.items() if any(kept.masks(ref) for ref in refs))
+        self.groups = groups
 
     def forms_of(self, part: Part, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
         """Return the distinct sizes that shrink as linear forms of kept counts.
@@ -54,7 +49,7 @@ class Sizes:
             masks = {name: self._half[name].masks(ref) for name in names}
             for axis in {axis for of_group in masks.values() for axis in of_group}:
                 lost = np.array([int((~masks[n][axis]).sum()) if axis in masks[n] else 0 for n in names])
-                sizes = np.array([self._groups[name].size for name in names])
+                sizes = np.array([self.groups[name].size for name in names])
                 slopes = lost / ((sizes + 1) // 2)
                 offset = max(0.0, shape[axis] - float(slopes @ sizes))
                 key = tuple(np.round([*slopes, offset], 6) / shape[axis])

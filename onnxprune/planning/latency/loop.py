@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.allocate.latency import LatencyModel
@@ -28,6 +29,9 @@ _MOST_ROUNDS = 8
 _HIGHER = 1.04
 _MOST_RISES = 4
 
+#: A whole model gains at most so many times, and at least the inverse, of what its kernels lose.
+_MOST_STRETCH = 4.0
+
 
 class Decided(Protocol):
     """What a search finds."""
@@ -46,8 +50,8 @@ class Machine(Protocol):
     def share(self, model: ir.Model) -> Estimate:
         """Return the time of a model as a share of the original's, measured in turns with it."""
 
-    def in_context(self, model: ir.Model) -> FloatArray:
-        """Return the ms of every part inside a model, float64 [parts]."""
+    def kernels_ms(self, model: ir.Model) -> FloatArray:
+        """Return the ms that the kernels of every part take inside a model, float64 [parts]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +62,15 @@ class Round(Generic[D]):
         decision: what went.
         predicted: share of the original's time, from before it was timed.
         measured: the share, and its interval.
+        counts: kept channels by group name.
+        kernels_ms: float64 [parts], what the kernels of each part take inside it.
     """
 
     decision: D
     predicted: float
     measured: Estimate
+    counts: Mapping[str, int]
+    kernels_ms: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,7 @@ class Job(Generic[D]):
         machine: times it.
         table: times parts.
         model: predicts.
+        kernels_ms: float64 [parts], what the kernels of each part take inside the original.
     """
 
     sizes: Mapping[str, int]
@@ -86,6 +95,7 @@ class Job(Generic[D]):
     machine: Machine
     table: Table
     model: LatencyModel
+    kernels_ms: FloatArray
 
 
 def deliver(job: Job[D], target: float) -> tuple[Round[D], list[Round[D]]]:
@@ -122,6 +132,7 @@ def deliver(job: Job[D], target: float) -> tuple[Round[D], list[Round[D]]]:
             break
         if not reachable and latest.measured.value > target * (1 + TOLERANCE):
             break
+        _correct(job, rounds, target)
     met = [each for each in rounds if each.measured.value <= target * (1 + TOLERANCE)]
     if not met:
         reached = min(each.measured.value for each in rounds)
@@ -154,14 +165,28 @@ def limit_of(job: Job[D], keep: float, tried: Mapping[tuple[int, ...], float]) -
 
 
 def _time(job: Job[D], decision: D) -> Round[D]:
-    """Cut and time a model, and predict from there on."""
+    """Cut and time a model, as a whole and inside."""
     counts = {name: job.sizes[name] - len(gone) for name, gone in decision.removed.items()}
     predicted = job.model.share(counts)
     model = job.cut(decision.removed)
     measured = job.machine.share(model)
     job.table.at(counts)
-    job.model.anchor(counts, job.machine.in_context(model), measured.value * job.model.original_ms)
-    return Round(decision, predicted, measured)
+    return Round(decision, predicted, measured, counts, job.machine.kernels_ms(model))
+
+
+def _correct(job: Job[D], rounds: Sequence[Round[D]], target: float) -> None:
+    """Predict from here on relative to the round that came closest, at the rate that all rounds show.
+
+    Kernels at their fastest and whole models as they come run on different clocks where a machine is busy. How
+    much a whole model gains for each ms that its kernels lose is a line through the original, fitted to all
+    rounds.
+    """
+    lost = np.array([float((job.kernels_ms - each.kernels_ms).sum()) for each in rounds])
+    gained = np.array([(1 - each.measured.value) * job.model.original_ms for each in rounds])
+    slope = float(lost @ gained / max(float(lost @ lost), 1e-12))
+    rate = min(max(slope, 1 / _MOST_STRETCH), _MOST_STRETCH)
+    best = min(rounds, key=lambda each: _miss(each.measured.value, target))
+    job.model.anchor(best.counts, best.kernels_ms * rate, best.measured.value * job.model.original_ms)
 
 
 def _key(job: Job[D], removed: Mapping[str, IntArray]) -> tuple[int, ...]:

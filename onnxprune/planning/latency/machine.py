@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,14 +12,16 @@ import onnx_ir as ir
 
 from onnxprune.measure.intervals import Estimate
 from onnxprune.measure.latency import quick_ratio
-from onnxprune.runtime import Execution, open_session, time_kernels
+from onnxprune.measure.part_times import typical_ms
+from onnxprune.runtime import Execution, open_session, pinned, time_kernels
 from onnxprune.types import FloatArray
 
-#: Rounds in which a cut model and the original take turns.
-_PAIRS = 40
+#: Rounds in which a model and the original take turns: as many as take about so long, within these bounds.
+_SECONDS = 4.0
+_LEAST_PAIRS, _MOST_PAIRS = 12, 60
 
-#: Runs of which the time of each kernel is the median.
-_RUNS = 15
+#: Runs in which kernels are timed, and the whole.
+_RUNS = 16
 
 
 class Machine:
@@ -49,6 +52,9 @@ class Machine:
         self._feeds, self._execution, self._quantile = feeds, execution, quantile
         self._part_of, self._parts = part_of, parts
         self._session = open_session(original, execution=execution, label="the original")
+        self._pairs = _LEAST_PAIRS
+        _, first_ms, _ = self._beside(original)
+        self._pairs = min(max(_LEAST_PAIRS, round(_SECONDS * 1000 / (2 * first_ms))), _MOST_PAIRS)
         self.noise, self.original_ms, _ = self._beside(original)
 
     def share(self, model: ir.Model) -> Estimate:
@@ -57,18 +63,32 @@ class Machine:
 
     def _beside(self, model: ir.Model) -> tuple[Estimate, float, float]:
         return quick_ratio(
-            self._session, model, self._feeds, self._execution, pairs=_PAIRS, quantile=self._quantile
+            self._session, model, self._feeds, self._execution, pairs=self._pairs, quantile=self._quantile
         )
 
-    def in_context(self, model: ir.Model) -> FloatArray:
-        """Return the ms of every part inside a model, float64 [parts].
+    def kernels_ms(self, model: ir.Model) -> FloatArray:
+        """Return the ms that the kernels of every part take inside a model, float64 [parts].
 
-        A kernel that computes nodes of several parts counts for the first of them: a convolution that takes
-        in a sum behind another one, as a rule.
+        Each at its fastest, so that a busy machine shows less. A kernel that computes nodes of several parts
+        counts for the first of them: a convolution that takes in a sum behind another one, as a rule.
+
+        Args:
+            model: with nodes named as in the model whose parts are meant.
         """
         total = np.zeros(self._parts)
         for kernel in time_kernels(model, self._feeds, self._execution, runs=_RUNS):
             numbers = [self._part_of[name] for name in kernel.covers if name in self._part_of]
             if numbers:
-                total[min(numbers)] += float(np.median(kernel.microseconds)) / 1000
+                total[min(numbers)] += typical_ms(kernel.microseconds)
         return total
+
+    def fastest_ms(self) -> float:
+        """Return the least ms of a run of the original: as little as can be of what else the machine does."""
+        least = float("inf")
+        with pinned(self._execution):
+            run = self._session.runner(self._feeds)
+            for _ in range(_RUNS):
+                started = time.perf_counter()
+                run()
+                least = min(least, time.perf_counter() - started)
+        return least * 1000

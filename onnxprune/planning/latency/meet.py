@@ -15,7 +15,7 @@ from onnxprune.allocate.channels import Options, reason_to_skip
 from onnxprune.allocate.latency import LatencyModel, PartTimes
 from onnxprune.allocate.limits import Limit
 from onnxprune.analyze import Analysis, analyze
-from onnxprune.errors import LimitMissed, NothingToPrune
+from onnxprune.errors import LimitMissed, NothingToPrune, RuntimeFailure
 from onnxprune.measure.inputs import random_inputs
 from onnxprune.parts import Part, split_into_parts
 from onnxprune.planning.latency.forms import Sizes
@@ -23,7 +23,7 @@ from onnxprune.planning.latency.loop import Job, Round, deliver
 from onnxprune.planning.latency.machine import Machine
 from onnxprune.planning.latency.table import Table
 from onnxprune.planning.latency.wish import LatencyWish
-from onnxprune.planning.part_timer import PartTimer
+from onnxprune.planning.part_timer import FIELDS, PartTimer
 from onnxprune.result_cache import ResultCache
 from onnxprune.types import ChannelGroup, FloatArray, IntArray, Skipped
 
@@ -105,9 +105,10 @@ class Latency:
         parts = split_into_parts(timed.model.graph, timed.channels)
         part_of = {str(node.name): number for number, part in enumerate(parts) for node in part.nodes}
         self.machine = Machine(given, feeds, wish.execution, wish.quantile, part_of, len(parts))
-        cache = None if wish.cache is None else ResultCache(wish.cache)
+        cache = None if wish.cache is None else ResultCache(wish.cache, FIELDS)
         self._timer = PartTimer(timed, parts, wish.execution, cache, feeds=feeds, seed=model.seed)
-        self._whole_context = self.machine.in_context(model.analysis.model)
+        self._kernels_ms = self.machine.kernels_ms(model.analysis.model)
+        self._whole_context = self._kernels_ms * (self.machine.original_ms / self.machine.fastest_ms())
         self.skipped: list[Skipped] = []
         times = self._time_whole(parts, Sizes(timed, _present(model.groups, timed)))
         self._numbers = list(times)
@@ -118,29 +119,34 @@ class Latency:
         )
         self.table = Table(
             self.prediction.parts, self._whole_context[self._numbers], model.groups, model.lowest,
-            lambda number, kept: self._timer.time_ms(parts[self._numbers[number]], kept),
+            self._time_part,
             lambda: time.monotonic() < self._stop,
         )  # fmt: skip
         self.table.probe()
         self.table.fill()
         self.seconds = time.monotonic() - started
 
+    def _time_part(self, number: int, kept: Mapping[str, int]) -> float | None:
+        """Return the time of a part of the prediction; None where it can't be timed at these counts."""
+        try:
+            return self._timer.time_ms(self._parts[self._numbers[number]], kept)
+        except RuntimeFailure:  # a gap in the table, which the report counts; the whole model decides
+            return None
+
     def _time_whole(self, parts: Sequence[Part], sizes: Sizes) -> dict[int, PartTimes]:
         """Return what is known at first of every part that shrinks: its time as it is."""
         found = {}
         for number, part in enumerate(parts):
-            names = sizes.groups_of(part)
+            names = tuple(name for name in self._timer.groups_of(part) if name in sizes.groups)
             if not names or not self._whole_context[number]:
                 continue
-            ms = None if part.whole is not None else self._timer.time_ms(part, {})
-            if ms is None:
-                reason = part.whole or self._timer.reason(part)
+            if (reason := self._timer.obstacle(part)) is not None:
                 self.skipped.append(Skipped(part.name, f"its time is taken to stay as it is: {reason}"))
                 continue
             forms, offsets = sizes.forms_of(part, names)
             whole = np.array([self._model.groups[name].size for name in names])
             found[number] = PartTimes(part.name, names, whole, forms, offsets)
-            found[number].add(whole, ms)
+            found[number].add(whole.tolist(), self._timer.time_ms(part, {}))
         return found
 
     # --- meeting a target -----------------------------------------------------------------------------------
@@ -176,6 +182,7 @@ class Latency:
             self._inside(),
             self.table,
             self.prediction,
+            self._kernels_ms[self._numbers],
         )
         try:
             best, rounds = deliver(job, target)
@@ -251,9 +258,9 @@ class _Inside:
         self.share = machine.share
         self._machine, self._numbers = machine, list(numbers)
 
-    def in_context(self, model: ir.Model) -> FloatArray:
-        """Return the ms of these parts inside a model, float64 [these parts]."""
-        return self._machine.in_context(model)[self._numbers]
+    def kernels_ms(self, model: ir.Model) -> FloatArray:
+        """Return the ms that the kernels of these parts take inside a model, float64 [these parts]."""
+        return self._machine.kernels_ms(model)[self._numbers]
 
 
 def shrinking(
