@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import LimitMissed, NothingToPrune, OutputError, UsageError
 from onnxprune.messages import visible
+from onnxprune.model.atomic import output_errors
 from onnxprune.pipeline import options_of_prune, save_pruned
 from onnxprune.planning.latency.wish import parse_target
 from onnxprune.planning.recipes import DEAD, STRUCTURED
@@ -265,11 +266,20 @@ def family_folder(folder: str | Path) -> Path:
     Raises:
         OutputError: it is no folder, or can't be made.
     """
+    check_folder(folder)
+    with output_errors(Path(folder)):
+        Path(folder).mkdir(exist_ok=True)
+    return Path(folder)
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse what can't be the folder of a family.
+
+    Raises:
+        OutputError: something else has the name, or the folder that it would be in is missing.
+    """
     path = Path(folder)
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{visible(path)}: a family goes to a folder, which this can't be: {error.strerror}; name another"
-        ) from None
-    return path
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{visible(path)}: is a file, and a family goes to a folder; name another place")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{visible(path)}: there is no folder {visible(path.parent)}; create it first")

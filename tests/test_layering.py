@@ -28,7 +28,7 @@ LAYERS = (
     ("pruning_channels", "pruning_layers", "pruning_weights"),
     ("pruners", "wishes"),
     ("gradual",),
-    ("family", "finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
+    ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip

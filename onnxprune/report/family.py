@@ -48,10 +48,10 @@ def family_report(
     """Return the report of a family.
 
     Args:
-        rows: the original first, then each member: ``model``, ``target``, ``params``, ``macs``,
-            ``size_bytes``, ``zstd_bytes``, ``latency_ratio`` (an estimate as a mapping), ``verdict``, and
-            where accuracy was measured, ``accuracy`` and ``change`` (estimates as mappings). What the
-            original can't have is None.
+        rows: the original first, then each member: ``model``, ``target``, ``reached_ratio`` (of what targets
+            are of), ``params``, ``macs``, ``size_bytes``, ``zstd_bytes``, ``latency_ratio`` (an estimate as a
+            mapping), ``verdict``, and where accuracy was measured, ``accuracy`` and ``change`` (estimates as
+            mappings). What a model can't have is None. Nothing where no target was met.
         judged: how it was measured; None where it was not.
         missed: of each target that could not be met: ``target``, ``reached`` and ``reason``.
         setting: of the measurement, plain values.
@@ -59,25 +59,7 @@ def family_report(
         skipped: what was left alone in all of them, with reasons.
         seconds: by stage.
     """
-    first = rows[0]
-    table = [
-        {key: row[key] for key in ("model", "target", "latency_ratio", "verdict")} | _accuracy(row, judged)
-        for row in rows
-    ]
-    costs = [
-        {
-            "model": row["model"],
-            "macs": row["macs"],
-            "MACs_ratio": row["macs"] / max(first["macs"], 1),
-            "parameters": row["params"],
-            "parameters_ratio": row["params"] / max(first["params"], 1),
-            "size_bytes": row["size_bytes"],
-            "zstd_bytes": row["zstd_bytes"],
-            "zstd_ratio": row["zstd_bytes"] / first["zstd_bytes"],
-        }
-        for row in rows
-    ]
-    sections: dict[str, Any] = {"family": table, "cost": costs}
+    sections: dict[str, Any] = {"family": _table(rows, judged), "cost": _costs(rows)}
     if judged is not None and judged.higher_is_better is not None:
         sections["not on the front"] = [
             {"model": rows[number]["model"], "because_of": rows[other]["model"]}
@@ -90,10 +72,33 @@ def family_report(
     return Report("family", sections, tuple(checks), tuple(skipped), dict(seconds))
 
 
-def _accuracy(row: Mapping[str, Any], judged: Judged | None) -> dict[str, Any]:
-    if judged is None:
-        return {}
-    return {judged.metric: row["accuracy"], f"{judged.metric}_change": row["change"]}
+def _table(rows: Sequence[Mapping[str, Any]], judged: Judged | None) -> list[dict[str, Any]]:
+    """Return what each model is worth."""
+    table = [
+        {key: row[key] for key in ("model", "target", "reached_ratio", "latency_ratio", "verdict")}
+        for row in rows
+    ]
+    if judged is not None:
+        for entry, row in zip(table, rows, strict=True):
+            entry |= {judged.metric: row["accuracy"], f"{judged.metric}_change": row["change"]}
+    return table
+
+
+def _costs(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what each model costs, also as a share of the first."""
+    return [
+        {
+            "model": row["model"],
+            "macs": row["macs"],
+            "MACs_ratio": row["macs"] / max(rows[0]["macs"], 1),
+            "parameters": row["params"],
+            "parameters_ratio": row["params"] / max(rows[0]["params"], 1),
+            "size_bytes": row["size_bytes"],
+            "zstd_bytes": row["zstd_bytes"],
+            "zstd_ratio": row["zstd_bytes"] / rows[0]["zstd_bytes"],
+        }
+        for row in rows
+    ]
 
 
 def front(rows: Sequence[Mapping[str, Any]], *, higher_is_better: bool) -> dict[int, int]:

@@ -45,7 +45,7 @@ class _Axis:
         )
 
 
-def draw_family(report: Report, path: Path) -> None:
+def draw_family(report: Report, path: Path, *, title: str | None = None) -> None:
     """Draw the models of a family: accuracy over time and over size; without accuracy, size over time.
 
     Filled marks are on the front (see `onnxprune.report.family`), with a line through them; hollow ones are
@@ -54,6 +54,7 @@ def draw_family(report: Report, path: Path) -> None:
     Args:
         report: by `family_report`.
         path: the file; its ending says the format.
+        title: what stands above the picture; that of the report if None.
 
     Raises:
         UsageError, OutputError, MissingExtra: as `check_plot`.
@@ -70,7 +71,7 @@ def draw_family(report: Report, path: Path) -> None:
     if metric is not None:
         accuracy = _Axis.of(visible(metric).replace("_", " "), [row[metric] for row in rows])
         panels = [(time, accuracy), (size, accuracy)]
-    title = visible(report.title)
+    title = visible(report.title if title is None else title)
     with mpl.rc_context(STYLE):
         figure = new_figure(3.7 * len(panels), 3.4)
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]

@@ -18,7 +18,8 @@ def estimate(value, half=0.01):
 def row(model, time, zstd, accuracy=None, target=0.5):
     first = model == "original"
     return {
-        "model": model, "target": None if first else target, "latency_ratio": estimate(time),
+        "model": model, "target": None if first else target, "reached_ratio": None,
+        "latency_ratio": estimate(time),
         "verdict": None if first else "faster", "macs": int(1000 * time), "params": zstd // 4,
         "size_bytes": 2 * zstd, "zstd_bytes": zstd,
         "accuracy": None if accuracy is None else estimate(accuracy), "change": None,
