@@ -136,11 +136,13 @@ def run(
         input_shapes=choices["input_shapes"],
         progress=out.progress.share,
     )
-    written = {"models": folder, "plot": plot if saved else None}
     title = f"prune {model} -> {folder}: a family by {kind}"
     if plot is not None and saved:
-        draw_family(report, plot, title=title)
-    out.show(report, title=title, written={key: value for key, value in written.items() if value})
+        draw_family(report, plot, title=f"{model.stem}: a family by {kind}")
+    written = {entry.name: entry.path for entry in saved} | (
+        {"plot": plot} if plot is not None and saved else {}
+    )
+    out.show(report, title=title, written=written)
     if found.missed:
         out.fail(_told(found.missed), status=3)
 

@@ -143,7 +143,7 @@ def describe_family(report: Report) -> str:
         ]
         if metric is not None:
             parts.append(f"{metric} {cell(metric, row[metric])}")
-        last = f"; {behind[row['model']]} is better" if row["model"] in behind else ""
+        last = f"; {behind[row['model']]} leaves it behind" if row["model"] in behind else ""
         sentences.append(f"{row['model']}: {', '.join(parts)}{last}.")
     sentences += [f"Target {row['target']} was missed." for row in report.sections.get("missed", ())]
     return " ".join(sentences)

@@ -85,7 +85,7 @@ def draw_family(report: Report, path: Path, *, title: str | None = None) -> None
         if behind:
             grid[-1].plot(
                 [], [], "o", markersize=2 * _MARK - 1, markerfacecolor="white", color=COLOUR,
-                label="another is better in everything",
+                label="another is as good or better in everything",
             )  # fmt: skip
             grid[-1].legend(frameon=False, fontsize=7, loc="lower right", handletextpad=0.2)
         figure.draw_without_rendering()  # gives the axes their places, so that names can be kept apart
