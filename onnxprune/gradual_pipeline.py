@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.allocate.channels import SENSITIVITY
+from onnxprune.allocate.options import SENSITIVITY
 from onnxprune.calibration.noise import notes_on_noise
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import UsageError, require_extra

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.allocate.channels import reason_to_skip
+from onnxprune.allocate.options import reason_to_skip
 from onnxprune.calibration.activations import BATCH, LIMIT_BYTES
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import NothingToPrune, UsageError

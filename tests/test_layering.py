@@ -111,7 +111,7 @@ def test_every_part_has_its_layer():
     [
         ("onnxprune.model.io", "from onnxprune.ops.base import OpRule"),
         ("onnxprune.errors", "import onnxprune.types"),
-        ("onnxprune.scores.magnitude", "from onnxprune.allocate.channels import Options"),
+        ("onnxprune.scores.magnitude", "from onnxprune.allocate.options import Options"),
         ("onnxprune.report.table", "def f():\n    from onnxprune.measure.latency import benchmark"),
         ("onnxprune.prove", "from onnxprune import pipeline"),
         ("onnxprune.prove", "from onnxprune import prune"),

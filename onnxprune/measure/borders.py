@@ -2,9 +2,10 @@
 
 On CPU, ONNX Runtime keeps images in blocks of channels (NCHWc) from one convolution to the next, and fuses a
 sum or an activation into the convolution before it. A part that is cut out begins and ends with plain images
-instead: it would reorder at both ends, and fuse otherwise. So a small convolution is put at each end. The one
-in front makes a blocked image out of a single channel, which takes no reordering; the one behind asks for a
-blocked image, and takes one pixel of it. What is reordered between the two is reordered within the whole, too.
+instead: it would reorder at both ends, and fuse otherwise. So a small convolution is put at each end. The
+one in front makes a blocked image out of a single channel, which takes no reordering; the one behind asks for
+a blocked image, and takes one pixel of it. What is reordered between the two is reordered within the whole,
+too.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ _BLOCKED = frozenset(
 )
 
 #: Operators that work on images laid out either way.
-_EITHER = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSigmoid", "HardSwish", "Elu",
-                     "Gelu", "Identity", "Dropout", "BatchNormalization", "Add", "Sum", "Mul", "Concat"})  # fmt: skip
+_EITHER = frozenset({
+    "Add", "BatchNormalization", "Clip", "Concat", "Dropout", "Elu", "Gelu", "HardSigmoid", "HardSwish",
+    "Identity", "LeakyRelu", "Mul", "Relu", "Sigmoid", "Sum", "Tanh",
+})  # fmt: skip
 
 _STANDARD = ("", "ai.onnx")
 _RANK = 4
@@ -76,10 +79,12 @@ class Borders:
 
     Attributes:
         added: names of them all.
+        inputs: names of the inputs of which one channel is left.
         ends: of those among them whose outputs are given away, and reordered on the way.
     """
 
     added: frozenset[str]
+    inputs: frozenset[str]
     ends: frozenset[str]
 
 
@@ -92,16 +97,17 @@ def add_borders(model: ir.Model, blocked: Collection[str], shapes: Mapping[str, 
         shapes: concrete shapes of these.
     """
     names = Names(model.graph)
-    fronts, ends = [], []
+    fronts, inputs, ends = [], [], []
     for value in [value for value in model.graph.inputs if value.name in blocked]:
         if value.dtype == ir.DataType.FLOAT:
             front, reader = _before(value, shapes[str(value.name)], model.graph, names)
             fronts.append(front)
+            inputs.append(str(value.name))
             ends.append(reader)
     for position, value in enumerate(model.graph.outputs):
         if value.name in blocked and not value.is_graph_input():
             ends.append(_behind(position, value, shapes[str(value.name)], model.graph, names))
-    return Borders(frozenset([*fronts, *ends]), frozenset(ends))
+    return Borders(frozenset([*fronts, *ends]), frozenset(inputs), frozenset(ends))
 
 
 def _before(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> tuple[str, str]:

@@ -71,14 +71,13 @@ def time_part(
         RuntimeFailure: it can't be opened or run.
         UsageError: the execution can't be had.
     """
-    measure = _kernels if execution.provider.lower() in _BY_KERNEL else _walls
     was_on = gc.isenabled()
     gc.disable()
     try:
-        found = [measure(model, feeds, execution, borders, _FIRST_RUNS)]
+        found = [_burst(model, feeds, execution, borders, _FIRST_RUNS)]
         runs = int(np.clip(_BURST_SECONDS * 1000 / max(found[0], 1e-6), _FIRST_RUNS, _MOST_RUNS))
         while len(found) < 2 or (not _agree(found) and len(found) < _MOST_BURSTS):
-            found.append(measure(model, feeds, execution, borders, runs))
+            found.append(_burst(model, feeds, execution, borders, runs))
     finally:
         if was_on:
             gc.enable()
@@ -95,14 +94,16 @@ def _agree(found: Sequence[float]) -> bool:
     return second - best <= max(AGREEMENT * best, RESOLUTION_MS)
 
 
-def _kernels(
+def _burst(
     model: ir.Model,
     feeds: Mapping[str, npt.NDArray[Any]],
     execution: Execution,
     borders: Borders | None,
     runs: int,
 ) -> float:
-    """Return the sum of the times of a part's own kernels, in milliseconds."""
+    """Return the sum of the times of a part's own kernels, in milliseconds, or what stands in for it."""
+    if execution.provider.lower() not in _BY_KERNEL:
+        return _wall_ms(model, feeds, execution, runs)
     kernels = time_kernels(model, feeds, execution, runs=runs, warm_up=_WARM_UP)
     counted = _own(kernels, borders) if borders is not None else kernels
     return max(_LEAST_KERNEL_MS, sum(typical_ms(kernel.microseconds) for kernel in counted))
@@ -132,14 +133,10 @@ def _own(kernels: Sequence[Kernel], borders: Borders) -> list[Kernel]:
     return own
 
 
-def _walls(
-    model: ir.Model,
-    feeds: Mapping[str, npt.NDArray[Any]],
-    execution: Execution,
-    borders: Borders | None,
-    runs: int,
+def _wall_ms(
+    model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]], execution: Execution, runs: int
 ) -> float:
-    """Return the wall time of a run, in milliseconds."""
+    """Return the wall time of a run."""
     session = open_session(model, execution=execution)
     walls = []
     with pinned(execution):

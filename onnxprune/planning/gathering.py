@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.allocate.channels import SENSITIVITY, Options, reason_to_skip
 from onnxprune.allocate.dead import find_dead
+from onnxprune.allocate.options import SENSITIVITY, Options, reason_to_skip
 from onnxprune.analyze import Analysis, analyze
 from onnxprune.cost import cost_of
 from onnxprune.data import Dataset

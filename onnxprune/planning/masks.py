@@ -9,8 +9,8 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.allocate.channels import SENSITIVITY
 from onnxprune.allocate.masks import SCOPES, check_amount, choose_masks, select_weights
+from onnxprune.allocate.options import SENSITIVITY
 from onnxprune.calibration.activations import USUAL, Running
 from onnxprune.cost import cost_of
 from onnxprune.data import Dataset

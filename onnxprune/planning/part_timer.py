@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,6 +30,9 @@ from onnxprune.types import BoolArray
 
 #: Counts how often the way of timing has changed: figures of another way are not compared with these.
 _METHOD = 1
+
+#: Random numbers that are drawn for an input; a larger one repeats them.
+_DRAWN = 1 << 16
 
 #: What an entry of the cache holds.
 FIELDS = ("milliseconds",)
@@ -89,7 +93,7 @@ class PartTimer:
     # --- parts ----------------------------------------------------------------------------------------------
 
     def groups_of(self, part: Part) -> tuple[str, ...]:
-        """Return the names of the channel groups that change a part's sizes, of those that may lose channels."""
+        """Return the names of the groups that may lose channels and change a part's sizes."""
         return self._groups_of[part]
 
     def obstacle(self, part: Part) -> str | None:
@@ -201,16 +205,13 @@ class PartTimer:
         removed = self._removed(part, kept)
         model = cut_part(part, channels, removed, types=self._types)
         left = Kept(channels, removed)
-        feeds = {str(value.name): self._feed(value, left) for value in part.inputs}
         shapes = {str(value.name): left.shape(value) for value in (*part.inputs, *part.outputs)}
         borders = add_borders(model, self._bordered(part), shapes)
-        for value in model.graph.inputs:
-            name = str(value.name)
-            if any(node.name in borders.added for node, _ in value.uses()):
-                feeds[name] = np.ascontiguousarray(feeds[name][:, :1])
+        shapes.update({name: (shapes[name][0], 1, *shapes[name][2:]) for name in borders.inputs})
+        feeds = {str(value.name): self._feed(value, shapes[str(value.name)], left) for value in part.inputs}
         return model, borders, feeds
 
-    def _feed(self, value: ir.Value, left: Kept) -> npt.NDArray[Any]:
+    def _feed(self, value: ir.Value, shape: tuple[int, ...], left: Kept) -> npt.NDArray[Any]:
         """Return an array for an input of a part: what it is in the model, or random floats."""
         name = str(value.name)
         dtype = self._types[name]
@@ -220,7 +221,8 @@ class PartTimer:
                 array = np.compress(mask, array, axis=axis)
             return array
         generator = np.random.default_rng(self._seed)
-        return np.asarray(generator.standard_normal(left.shape(value), np.float32)).astype(dtype.numpy())
+        drawn = generator.standard_normal(min(math.prod(shape), _DRAWN), np.float32)
+        return np.resize(drawn, shape).astype(dtype.numpy())
 
     def _removed(self, part: Part, kept: Mapping[str, int]) -> BoolArray:
         """Return bool ``[labels.count]``, True for each label that goes from the groups of a part."""

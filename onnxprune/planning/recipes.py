@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onnxprune.allocate.channels import SENSITIVITY
+from onnxprune.allocate.options import SENSITIVITY
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.planning.earlier import check_earlier

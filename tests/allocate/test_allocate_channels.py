@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.allocate.channels import Options, choose_channels
+from onnxprune.allocate.channels import choose_channels
 from onnxprune.allocate.limits import Limit
+from onnxprune.allocate.options import Options
 from onnxprune.errors import LimitMissed, UsageError
 from onnxprune.types import ChannelGroup, Choice, IntArray, Kind, Member, Scores
 

@@ -39,10 +39,10 @@ def kept(removed: Mapping[str, IntArray]) -> tuple[int, int]:
 
 
 class Clock:
-    """A machine on which a model takes what its counts take."""
+    """A machine on which a model takes what its counts take; kernels at their fastest take a bit less."""
 
-    def __init__(self, truth: Truth) -> None:
-        self.truth = truth
+    def __init__(self, truth: Truth, inside: Truth) -> None:
+        self.truth, self.inside = truth, inside
         self.timed: list[tuple[int, int]] = []
 
     def share(self, model: tuple[int, int]) -> Estimate:
@@ -51,7 +51,7 @@ class Clock:
         return Estimate(value, value * 0.99, value * 1.01, 40)
 
     def kernels_ms(self, model: tuple[int, int]) -> np.ndarray:
-        return np.array([alone(*model) * 0.8])
+        return np.array([self.inside(*model) * 0.8])
 
 
 def alone(a: int, b: int) -> float:
@@ -98,17 +98,20 @@ def job(truth: Truth, clock: Clock, step: int = 4) -> Job[Choice]:
 
 @pytest.mark.parametrize("target", [0.8, 0.5, 0.3])
 @pytest.mark.parametrize(
-    "truth",
+    ("inside", "beside"),
     [
-        lambda a, b: 1.0 + alone(a, b),  # as predicted
-        lambda a, b: 5.0 + alone(a, b),  # much of it stays
-        lambda a, b: alone(a, b) * (2 - a * b / 64**2),  # small ones are slower inside than alone
-        lambda a, b: alone(a, b) * (1 + a * b / 64**2),  # and faster
-        lambda a, b: alone(a, b) + (a + b) / 16,  # something else shrinks as well
+        (alone, lambda *_: 1.0),  # as predicted
+        (alone, lambda *_: 5.0),  # much of it stays
+        (lambda a, b: alone(a, b) * (2 - a * b / 64**2), lambda *_: 0.5),  # small ones are slower inside
+        (lambda a, b: alone(a, b) * (1 + a * b / 64**2), lambda *_: 0.5),  # and faster
+        (alone, lambda a, b: (a + b) / 16),  # something else shrinks as well
     ],
 )
-def test_what_is_delivered_was_measured_on_target(truth, target):
-    clock = Clock(truth)
+def test_what_is_delivered_was_measured_on_target(inside, beside, target):
+    def truth(a: int, b: int) -> float:
+        return inside(a, b) + beside(a, b)
+
+    clock = Clock(truth, inside)
     least = truth(LEAST, LEAST) / truth(SIZE, SIZE)
     if least > target * (1 + TOLERANCE):
         with pytest.raises(LimitMissed) as missed:
@@ -118,19 +121,19 @@ def test_what_is_delivered_was_measured_on_target(truth, target):
     best, rounds = deliver(job(truth, clock), target)
     assert best.measured.value == truth(*kept(best.decision.removed)) / truth(SIZE, SIZE)
     assert best.measured.value <= target * (1 + TOLERANCE)
-    assert best.measured.value >= target * 0.9  # steps of four channels leave no larger gaps here
+    assert best.measured.value >= target * 0.85  # steps of four channels leave such gaps here
     assert len(rounds) == len(clock.timed) == len(set(clock.timed))
 
 
 def test_where_counts_leave_a_gap_the_best_below_it_is_delivered():
     truth = lambda a, b: 1.0 if max(a, b) <= 32 else 10.0  # noqa: E731 # a cliff, and nothing in between
-    best, _ = deliver(job(truth, Clock(truth), step=8), 0.5)
+    best, _ = deliver(job(truth, Clock(truth, truth), step=8), 0.5)
     assert best.measured.value == pytest.approx(0.1)
 
 
 def test_a_prediction_that_is_too_high_everywhere_is_no_refusal():
     truth = lambda a, b: 0.1 + a * b / 512  # noqa: E731
-    tight = job(truth, Clock(truth))
+    tight = job(truth, Clock(truth, truth))
     tight.model.anchor({}, np.array([1.0]), ORIGINAL_MS)  # predicts that nine tenths stay whatever goes
     best, _ = deliver(tight, 0.3)
     assert best.measured.value <= 0.3 * (1 + TOLERANCE)

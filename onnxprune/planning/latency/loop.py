@@ -25,6 +25,11 @@ _AIM = 0.985
 #: Times that a model is cut and timed, and the prediction corrected, at most.
 _MOST_ROUNDS = 8
 
+#: The prediction is corrected after so many rounds. If none of them met the target, what is beside the parts
+#: follows other rules than theirs: the prediction then stays, and the aim follows what is measured.
+_CORRECTIONS = 3
+_DAMPING = 0.8
+
 #: Where a search finds again what was too far below the target, it aims higher by this, at most so often.
 _HIGHER = 1.04
 _MOST_RISES = 4
@@ -132,7 +137,10 @@ def deliver(job: Job[D], target: float) -> tuple[Round[D], list[Round[D]]]:
             break
         if not reachable and latest.measured.value > target * (1 + TOLERANCE):
             break
-        _correct(job, rounds, target)
+        if len(rounds) <= _CORRECTIONS:
+            _correct(job, rounds, target)
+        else:
+            aim *= (target * _AIM / latest.measured.value) ** _DAMPING
     met = [each for each in rounds if each.measured.value <= target * (1 + TOLERANCE)]
     if not met:
         reached = min(each.measured.value for each in rounds)

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.allocate.by_sensitivity import make_menu, meet_amount, meet_target
-from onnxprune.allocate.channels import Options, choose_channels, removed_at
+from onnxprune.allocate.channels import choose_channels, removed_at
 from onnxprune.allocate.limits import Limit
+from onnxprune.allocate.menus import make_menu, meet_amount
+from onnxprune.allocate.options import Options
+from onnxprune.allocate.search import CountLimit, keep_within
 from onnxprune.errors import LimitMissed
 from onnxprune.types import ChannelGroup, Curve, Scores
 
@@ -61,7 +63,7 @@ def best_of_all(menus, allowed):
 @pytest.mark.parametrize("seed", range(6))
 def test_the_target_is_met_at_the_least_loss(seed, coupled, keep):
     menus, cost = problem(seed, coupled=coupled)
-    counts = meet_target(menus, keep, cost)
+    counts = keep_within(menus, [CountLimit(keep, cost)])
     best = best_of_all(menus, lambda counts: cost(counts) <= keep)
     assert (counts is None) == (best is None)
     if counts is not None:
