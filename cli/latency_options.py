@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
+from click.core import ParameterSource
 
 from onnxprune_cli import options
 from onnxprune_cli.options import Decorator, count, option
-from onnxprune_cli.sections import section
+from onnxprune_cli.sections import in_section, section
 
 HEADING = "A target in time (with --target-latency)"
 
@@ -42,3 +46,18 @@ def _target(ctx: click.Context, param: click.Parameter, text: str | None) -> str
     except UsageError as error:
         raise click.BadParameter(str(error), ctx, param) from None
     return text
+
+
+def check(choices: Mapping[str, Any]) -> None:
+    """Refuse what is said about measuring where nothing is to be measured.
+
+    Raises:
+        click.UsageError: naming what was given.
+    """
+    if choices["target_latency"] is not None:
+        return
+    ctx = click.get_current_context()
+    for parameter in in_section(ctx.command, HEADING):
+        if ctx.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE:
+            flag = parameter.opts[0]
+            raise click.UsageError(f"{flag} is of a target in time: give --target-latency, too", ctx)

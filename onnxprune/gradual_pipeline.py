@@ -138,11 +138,13 @@ def _options(model: ir.Model, options: dict[str, Any]) -> dict[str, Any]:
         if options.get(name) is not None:
             raise UsageError(f"{name} is no option of what goes; tuning takes its place")
     given = options_of_prune(model, options)
-    if given["target_latency"] is not None:
-        raise UsageError("target_latency is met by pruning alone: prune first, then finetune what is left")
     given = {name: value for name, value in given.items() if name not in ("data", *LATENCY_SETTINGS)}
     if given["pattern"] == DEAD:
         raise UsageError(f"pattern {DEAD!r} changes no result: there is nothing to tune")
+    if given["target_latency"] is not None:
+        raise UsageError(
+            "target_latency is met before tuning, not while: prune to it, then finetune what is left"
+        )
     return given
 
 

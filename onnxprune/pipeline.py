@@ -97,8 +97,10 @@ def prune(
         scope: ``uniform`` (the same share everywhere), ``global`` (one threshold for all; the default for
             layers, for zeros that are chosen on data, and where the score is by default ``obs``, whose losses
             then add up to the least under a target) or ``sensitivity`` (where it costs least, measured
-            on data); for channels also ``isomorphic`` (one threshold for all groups of the same structure,
-            the same share of each); for zeros ``owl`` (less from layers with outliers, on data).
+            on data); for channels also ``knapsack`` (the most importance within the targets; the default
+            where there are several, or one in time) and ``isomorphic`` (one threshold for all groups of the
+            same structure, the same share of each); for zeros ``owl`` (less from layers with outliers, on
+            data).
         align: kept channel counts are multiples of this; ``auto`` avoids counts that are slow on CPUs.
         protect: globs over group (or branch) and tensor names that must stay whole.
         allow_inexact: also remove channels that normalisation takes statistics over (the width of a

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.allocate.options import KNAPSACK
 from onnxprune.calibration.activations import Running, check_fits
 from onnxprune.calibration.noise import draw_noise, is_noise
 from onnxprune.data import DataReader, Dataset, load_data
 from onnxprune.errors import UsageError
 from onnxprune.planning.curves import trial_setting
 from onnxprune.planning.latency.wish import LatencyWish, parse_target
-from onnxprune.planning.recipes import DEAD, STRUCTURED
+from onnxprune.planning.recipes import DEAD, STRUCTURED, TARGET_LATENCY, TARGETS
 from onnxprune.planning.watch import Watch
 from onnxprune.pruning import Repair, Task
 from onnxprune.runtime import Execution
@@ -163,6 +164,9 @@ def recipe_of(options: Mapping[str, Any], data: Dataset | None = None) -> dict[s
     if data is not None and options["recover"] != "none" and options["score"] is None:
         defaults = {**_DEFAULTS, **_DEFAULTS_ON_DATA}
     score, scope = defaults.get(options["pattern"], ("l2", "uniform"))
+    targets = [name for name in (*TARGETS, TARGET_LATENCY) if options.get(name) is not None]
+    if options["pattern"] in STRUCTURED and (len(targets) > 1 or TARGET_LATENCY in targets):
+        scope = KNAPSACK  # what is worth most for all that it costs
     usual = options["score"] is None and score == "obs"
     free = options["pattern"].startswith(("unstructured", "block:"))  # N:M is the same share everywhere
     if free and options["score"] in {*DATA_WEIGHT_SCORERS, *GRADIENT_WEIGHT_SCORERS}:

@@ -6,13 +6,15 @@ other reasons. So a group keeps a share of its importance,
 
     s_g(n) = (sum of the scores of what stays) / (sum of all scores),
 
-and the network keeps the product of these shares: what passes through several layers one after the other
-is weakened by each of them, and nothing passes where one has lost everything. What is minimised is a sum,
+each of the r_g layers that read it passes on that share of what it gets, and what passes through layers one
+after the other is weakened by each of them: the network keeps the product of all these shares. What is
+minimised is a sum again,
 
-    sum_g -log s_g(n_g).
+    sum_g -r_g log s_g(n_g).
 
-The same sum without the logarithm empties the groups that are dear and holds on to those that are cheap,
-since the last channel of a group is worth no more to it than any other one.
+Without the logarithm, groups that are dear would be emptied for the sake of those that are cheap, since the
+last channel of a group would be worth no more than any other; without r_g, so would the width of a residual
+stream, which counts once in scores and saves in every layer that reads it. `docs/budgets.md` has figures.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ def predicted_losses(ranked: Sequence[Ranked], *, losses: bool) -> dict[str, Cur
 def importance_kept(ranked: Sequence[Ranked], removed: Mapping[str, IntArray], *, losses: bool) -> float:
     """Return the share of the importance that a choice keeps, in [0, 1].
 
-    Of losses it is what of their sum over all channels is not lost. Of other scores it is the geometric mean,
-    over the groups that may lose channels, of the shares that these keep.
+    Of losses it is what of their sum over all channels is not lost. Of other scores it is the geometric mean
+    of the shares that groups keep, over all layers that read a group that may lose channels.
 
     Args:
         ranked: the groups that may lose channels.
@@ -59,8 +61,9 @@ def importance_kept(ranked: Sequence[Ranked], removed: Mapping[str, IntArray], *
     gone = {name: float(values[name][removed[name]].sum()) if name in removed else 0.0 for name in values}
     if losses:
         return 1.0 - sum(gone.values()) / (sum(totals.values()) or 1.0)
-    shares = [1.0 - gone[name] / (totals[name] or 1.0) for name in values]
-    return float(np.exp(np.mean(np.log(np.maximum(shares, _LEAST_SHARE)))))
+    shares = [1.0 - gone[group.name] / (totals[group.name] or 1.0) for group in ranked]
+    logs = np.log(np.maximum(shares, _LEAST_SHARE))
+    return float(np.exp(np.average(logs, weights=[group.readers for group in ranked])))
 
 
 def _lost(group: Ranked, losses: bool) -> FloatArray:
@@ -70,7 +73,7 @@ def _lost(group: Ranked, losses: bool) -> FloatArray:
     if losses:
         return gone
     shares = 1.0 - gone / (gone[-1] or 1.0)
-    return np.asarray(-np.log(np.maximum(shares, _LEAST_SHARE)))
+    return np.asarray(-group.readers * np.log(np.maximum(shares, _LEAST_SHARE)))
 
 
 def _worth(group: Ranked) -> FloatArray:

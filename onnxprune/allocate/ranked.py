@@ -78,26 +78,29 @@ def step_of(group: ChannelGroup, options: Options, steps: Mapping[str, int]) -> 
 
 
 class Ranked:
-    """The channels of a group, weakest first, and the counts that may be left. Scores compare."""
+    """The channels of a group, weakest first, and the counts that may be left. Scores compare.
+
+    ``readers`` counts the layers that sum over the channels.
+    """
 
     def __init__(
         self, group: ChannelGroup, values: FloatArray, least: int, step: int, structure: Hashable = None
     ) -> None:
         self.name = group.name
+        self.readers = max(1, len({member.consumer for member in group.members if member.contracted}))
         self.structure = structure
         self.size = group.size
         self.values = values
         self.order: IntArray = np.argsort(values, kind="stable").astype(np.int32)  # ties go by index
         self.step = step
         self.least = max(1, least)
-        self._gone: dict[int, IntArray] = {}
+        self._gone: dict[float, IntArray] = {}
 
     def weakest(self, wanted: float) -> IntArray:
         """Return about ``wanted`` channels, ascending, such that what is left is allowed."""
-        count = self.size - self._allowed(self.size - wanted)
-        if count not in self._gone:  # a search asks for the same ones again and again
-            self._gone[count] = np.sort(self.order[:count])
-        return self._gone[count]
+        if wanted not in self._gone:  # a search asks for the same ones again and again
+            self._gone[wanted] = np.sort(self.order[: self.size - self._allowed(self.size - wanted)])
+        return self._gone[wanted]
 
     def counts(self) -> list[int]:
         """Return how many channels may go: at least those that go before all others, if that may be."""

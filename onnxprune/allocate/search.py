@@ -10,7 +10,7 @@ chosen that costs as much as a larger one, whatever steps the costs go in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,10 @@ _CORRECTIONS = 6
 
 #: Steps that one group takes at most in an exchange at the end.
 _MOST_STEPS = 3
+
+#: Exchanges that are tried at exact costs, and what they may exceed a limit by before.
+_MOST_TRIALS = 40
+_SLACK = 1e-4
 
 #: Exact costs that the search of the best choice may ask for before it is content, and before it ends.
 _ENOUGH_COSTS, _MOST_COSTS = 2000, 6000
@@ -226,21 +230,39 @@ class _Search:
         return now
 
     def _exchanged(self, places: Places) -> Places:
-        """Take a few steps more from one group and give back to the others, as long as that pays."""
-        pays = True
-        while pays:
-            pays = False
-            for number, menu in enumerate(self._menus):
-                for steps in range(1, _MOST_STEPS + 1):
-                    if places[number] + steps >= len(menu.counts) or self.asked >= _MOST_COSTS:
-                        break
-                    more = _moved(places, number, places[number] + steps)
-                    if not self.fits(more):
-                        continue
-                    found = self._given_back(self._given_back(more, number))
-                    if self.order(found)[0] < self.order(places)[0] * (1 - 1e-12):
-                        places, pays = found, True
+        """Take a few steps more from one group and let another one keep more, as long as that pays."""
+        while self.asked < _MOST_COSTS:
+            found = next((trial for trial in self._exchanges(places) if self.fits(trial)), None)
+            if found is None:
+                break
+            places = self._given_back(found)
         return places
+
+    def _exchanges(self, places: Places) -> Iterator[Places]:
+        """Yield the exchanges between two groups that should fit and pay, by the costs around a choice.
+
+        The exact costs decide: what two groups have in common is not seen from one of them.
+        """
+        here = self.left(places)
+        room = (self._keep - here)[:, None]
+        costs = [self.along(places, number) - here[:, None] for number in range(len(places))]
+        gains = [menu.losses[place] - menu.losses for menu, place in zip(self._menus, places, strict=True)]
+        found: list[tuple[float, int, int, int, int]] = []
+        for more, place in enumerate(places):
+            for option in range(place + 1, min(place + _MOST_STEPS + 1, len(gains[more]))):
+                freed, lost = room - costs[more][:, option, None], -gains[more][option]
+                for back in range(len(places)):
+                    if back == more or places[back] == 0:
+                        continue
+                    able = (costs[back][:, : places[back]] <= freed + _SLACK).all(axis=0)
+                    gain = np.where(able, gains[back][: places[back]], -np.inf)
+                    best = int(gain.argmax())
+                    if gain[best] > lost * (1 + 1e-9) + 1e-15:
+                        found.append((float(gain[best] - lost), more, option, back, best))
+        for _, more, option, back, best in sorted(found, key=lambda each: (-each[0], each[1:]))[
+            :_MOST_TRIALS
+        ]:
+            yield _moved(_moved(places, more, option), back, best)
 
 
 def _moved(places: Places, number: int, option: int) -> Places:

@@ -30,6 +30,10 @@ _EITHER = frozenset({
     "Identity", "LeakyRelu", "Mul", "Relu", "Sigmoid", "Sum", "Tanh",
 })  # fmt: skip
 
+#: Convolutions and poolings work in blocks only on a multiple of this many channels; other images are plain
+#: wherever they are read.
+_ALIGNMENT = 4
+
 _STANDARD = ("", "ai.onnx")
 _RANK = 4
 
@@ -89,7 +93,7 @@ class Borders:
 
 
 def add_borders(model: ir.Model, blocked: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> Borders:
-    """Put convolutions at those ends of a part that are images; return what was added.
+    """Put convolutions at those ends of a part that are images in blocks; return what was added.
 
     Args:
         model: the part, which is changed. Of an input that gets a border, one channel is left.
@@ -99,25 +103,29 @@ def add_borders(model: ir.Model, blocked: Collection[str], shapes: Mapping[str, 
     names = Names(model.graph)
     fronts, inputs, ends = [], [], []
     for value in [value for value in model.graph.inputs if value.name in blocked]:
-        if value.dtype == ir.DataType.FLOAT:
+        if value.dtype == ir.DataType.FLOAT and _is_aligned(shapes[str(value.name)]):
             front, reader = _before(value, shapes[str(value.name)], model.graph, names)
             fronts.append(front)
             inputs.append(str(value.name))
             ends.append(reader)
     for position, value in enumerate(model.graph.outputs):
-        if value.name in blocked and not value.is_graph_input():
+        if value.name in blocked and not value.is_graph_input() and _is_aligned(shapes[str(value.name)]):
             ends.append(_behind(position, value, shapes[str(value.name)], model.graph, names))
     return Borders(frozenset([*fronts, *ends]), frozenset(inputs), frozenset(ends))
 
 
+def _is_aligned(shape: tuple[int, ...]) -> bool:
+    return shape[1] % _ALIGNMENT == 0
+
+
 def _before(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> tuple[str, str]:
-    weight = _weight(graph, names, (shape[1], 1, 1, 1))
     uses = list(value.uses())
-    conv = _node("Conv", [value, weight], {}, names)
+    conv = _node("Conv", [value, _weight(graph, names, shape[1])], {}, names)
+    image = conv.outputs[0]
     for node, index in uses:
-        node.replace_input_with(index, conv.outputs[0])
+        node.replace_input_with(index, image)
     # a second reader, lest a sum or an activation of the part be fused into the border
-    reader = _node("GlobalMaxPool", [conv.outputs[0]], {}, names)
+    reader = _pixel(image, shape, graph, names)
     value.shape = ir.Shape([shape[0], 1, *shape[2:]])
     graph.insert_before(graph[0], [conv, reader])
     graph.outputs.append(reader.outputs[0])
@@ -125,11 +133,16 @@ def _before(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Nam
 
 
 def _behind(position: int, value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> str:
-    weight = _weight(graph, names, (shape[1], 1, 1, 1))
-    conv = _node("Conv", [value, weight], {"group": shape[1], "strides": list(shape[2:])}, names)
-    graph.append(conv)
-    graph.outputs[position] = conv.outputs[0]
-    return str(conv.name)
+    pixel = _pixel(value, shape, graph, names)
+    graph.append(pixel)
+    graph.outputs[position] = pixel.outputs[0]
+    return str(pixel.name)
+
+
+def _pixel(value: ir.Value, shape: tuple[int, ...], graph: ir.Graph, names: Names) -> ir.Node:
+    """Return a depthwise convolution that takes the first pixel of an image."""
+    attributes: dict[str, int | list[int]] = {"group": shape[1], "strides": list(shape[2:])}
+    return _node("Conv", [value, _weight(graph, names, shape[1])], attributes, names)
 
 
 def _node(
@@ -141,6 +154,6 @@ def _node(
     return node
 
 
-def _weight(graph: ir.Graph, names: Names, shape: tuple[int, ...]) -> ir.Value:
+def _weight(graph: ir.Graph, names: Names, channels: int) -> ir.Value:
     name = names.fresh("border_weight")
-    return add_constant(graph, ir.Tensor(np.full(shape, 0.5, np.float32), name=name), name)
+    return add_constant(graph, ir.Tensor(np.full((channels, 1, 1, 1), 0.5, np.float32), name=name), name)

@@ -105,23 +105,23 @@ def ratio_of_quantiles(own: Vector, base: Vector, quantile: float, seed: int = 0
     return Estimate(float(ratio(np.arange(count)[None])[0]), float(low), float(high), count)
 
 
-def ratio_of_medians(own: Vector, base: Vector, seed: int = 0) -> Estimate:
-    """Return the ratio of two medians of figures that were measured apart, with a bootstrap interval.
+def ratio_apart(own: Vector, base: Vector, quantile: float, seed: int = 0) -> Estimate:
+    """Return the ratio of a quantile of figures that were measured apart, with a bootstrap interval.
 
     Args:
         own: positive figures [observation].
         base: those of what is compared with; as many, or not.
+        quantile: in (0, 1).
         seed: of the bootstrap.
     """
     generator = np.random.default_rng(seed)
     above, below = (
-        np.median(x[generator.integers(0, len(x), (_RESAMPLES_OF_ROUNDS, len(x)))], axis=1)
+        np.quantile(x[generator.integers(0, len(x), (_RESAMPLES_OF_ROUNDS, len(x)))], quantile, axis=1)
         for x in (own, base)
     )
     low, high = np.quantile(above / below, (0.025, 0.975))
-    return Estimate(
-        float(np.median(own) / np.median(base)), float(low), float(high), min(len(own), len(base))
-    )
+    value = float(np.quantile(own, quantile) / np.quantile(base, quantile))
+    return Estimate(value, float(low), float(high), min(len(own), len(base)))
 
 
 def of_subsets(statistic: Callable[[npt.NDArray[np.intp]], float], count: int) -> Estimate:

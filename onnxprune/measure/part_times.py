@@ -46,11 +46,13 @@ class PartTime:
         milliseconds: the best burst.
         spread: by which share the second best burst is longer.
         bursts: how many there were.
+        agreed: whether the two best are within `AGREEMENT` or `RESOLUTION_MS` of each other.
     """
 
     milliseconds: float
     spread: float
     bursts: int
+    agreed: bool
 
 
 def time_part(
@@ -82,7 +84,7 @@ def time_part(
         if was_on:
             gc.enable()
     best, second = sorted(found)[:2]
-    return PartTime(best, second / best - 1, len(found))
+    return PartTime(best, second / best - 1, len(found), _agree(found))
 
 
 #: Providers whose kernels run in the thread that the profiler watches.

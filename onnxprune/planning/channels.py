@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.allocate.channels import choose_channels
+from onnxprune.allocate.channels import choose_channels, share_kept
 from onnxprune.allocate.dead import choose_dead
 from onnxprune.allocate.isomorphic import structures_of
 from onnxprune.allocate.limits import Limit
@@ -37,10 +37,13 @@ class Decision:
     Attributes:
         plan: what goes.
         gathered: what it was chosen from.
+        importance: share of the importance that is kept (see `onnxprune.allocate.importance`), None where
+            nothing was scored.
     """
 
     plan: Plan
     gathered: Gathered
+    importance: float | None = None
 
     @property
     def analysis(self) -> Analysis:
@@ -129,7 +132,19 @@ def decide(
         versions=versions(),
         skipped=(*_skipped(choices), *notes, *gathered.notes),
     )
-    return Decision(plan, gathered)
+    kept = _importance(gathered, removed) if candidates.scores.channels else None
+    if kept is not None:
+        gathered.watch.sections["importance"] = {"score": recipe["score"], "share kept": kept}
+    return Decision(plan, gathered, kept)
+
+
+def _importance(gathered: Gathered, removed: Mapping[str, IntArray]) -> float:
+    candidates = gathered.candidates
+    dead = candidates.dead
+    return share_kept(
+        candidates.groups, candidates.scores, candidates.options, removed,
+        first=dead.removable, last=dead.carriers,
+    )  # fmt: skip
 
 
 def choose(

@@ -176,7 +176,8 @@ def plan_more_channels(
     plan = replace(earlier.plan, groups=tuple(planned(choice) for choice in choices), predicted=(whole, left))
     fresh = {name: _renumbered(total[name], before[name]) for name in total}
     removed = {name: numbers for name, numbers in fresh.items() if len(numbers)}
-    return replace(earlier, plan=plan), NextCut(analysis, sums, removed)
+    watch.sections.pop("importance", None)  # it was of the first round, in other weights than these
+    return replace(earlier, plan=plan, importance=None), NextCut(analysis, sums, removed)
 
 
 def _scattered(

@@ -51,12 +51,15 @@ class ShapeCosts:
         self._analysis = analysis
         self._already = already
         self._numbers: dict[str, dict[bytes, int]] = {}
+        self._seen: dict[int, tuple[IntArray, int]] = {}
+        self._sums: dict[tuple[int, ...], FloatArray] = {}
         self._terms = _terms(analysis)
         self._of_group: dict[str, list[_Term]] = {}
         for term in self._terms:
             for name in term.groups:
                 self._of_group.setdefault(name, []).append(term)
-        self._whole = self._sum(self._terms, {})
+        self._names = tuple(self._of_group)
+        self._whole = self._total({})
 
     def limit(self, budget: Budget) -> Limit:
         """Return a budget with what is left after any cut."""
@@ -70,14 +73,14 @@ class ShapeCosts:
         )
 
     def _left(self, metric: Metric, removed: Mapping[str, IntArray]) -> float:
-        return self._share(self._sum(self._terms, self._gone(removed)), metric)
+        return self._share(self._total(self._gone(removed)), metric)
 
     def _along(
         self, metric: Metric, removed: Mapping[str, IntArray], name: str, options: Sequence[IntArray]
     ) -> FloatArray:
         terms = self._of_group.get(name, [])
         now = self._gone(removed)
-        rest = self._sum(self._terms, now) - self._sum(terms, now)
+        rest = self._total(now) - self._sum(terms, now)
 
         def exact(places: Iterable[int]) -> FloatArray:
             sums = (self._sum(terms, self._gone({**removed, name: options[place]})) for place in places)
@@ -89,9 +92,9 @@ class ShapeCosts:
         counts = np.array([len(gone) for gone in options]) / max(len(options[-1]), 1)
         places = np.unique(np.rint(np.array(_PROBES) * (len(options) - 1)).astype(int))
         probed = exact(places.tolist())
-        fitted = np.polynomial.Polynomial.fit(counts[places[::2]], probed[::2], 2)
-        if np.abs(fitted(counts[places]) - probed).max() < _EXACT:
-            return np.asarray(fitted(counts))
+        fitted = _through(counts[places[::2]], probed[::2], counts)
+        if np.abs(fitted[places] - probed).max() < _EXACT:
+            return fitted
         return exact(range(len(options)))
 
     def _holders(self, metric: Metric, removed: Mapping[str, IntArray]) -> list[Holder]:
@@ -110,6 +113,12 @@ class ShapeCosts:
         whole, left = (round(float(each[place]) / samples) for each in (self._whole, sums))
         return left / max(whole, 1)
 
+    def _total(self, removed: Mapping[str, IntArray]) -> FloatArray:
+        key = tuple(self._number(name, removed.get(name)) for name in self._names)
+        if key not in self._sums:
+            self._sums[key] = self._sum(self._terms, removed)
+        return self._sums[key]
+
     def _sum(self, terms: Iterable[_Term], removed: Mapping[str, IntArray]) -> FloatArray:
         return sum((self._counted(term, removed) for term in terms), np.zeros(len(_PLACES)))
 
@@ -126,8 +135,19 @@ class ShapeCosts:
         """Return a number for each set of channels of a group that was asked for; 0 for none of them."""
         if gone is None or not len(gone):
             return 0
-        numbers = self._numbers.setdefault(name, {})
-        return numbers.setdefault(gone.tobytes(), len(numbers) + 1)
+        seen = self._seen.get(id(gone))  # the array is kept, so nothing else gets its id
+        if seen is None:
+            numbers = self._numbers.setdefault(name, {})
+            seen = self._seen[id(gone)] = gone, numbers.setdefault(gone.tobytes(), len(numbers) + 1)
+        return seen[1]
+
+
+def _through(at: FloatArray, values: FloatArray, wanted: FloatArray) -> FloatArray:
+    """Return the values of the parabola through three points (Lagrange)."""
+    a, b, c = at
+    parts = ((b, c, a), (a, c, b), (a, b, c))
+    terms = [(wanted - x) * (wanted - y) / ((z - x) * (z - y)) for x, y, z in parts]
+    return np.asarray(sum(value * term for value, term in zip(values, terms, strict=True)))
 
 
 def _terms(analysis: Analysis) -> list[_Term]:

@@ -19,10 +19,10 @@ from onnxprune.parts import Part
 from onnxprune.rewrite.cut import fix_sizes
 from onnxprune.types import BoolArray, IntArray
 
-#: Contents of integer tensors up to this size are sizes, axes and bounds; of other types, up to the second:
-#: exponents, limits and factors that decide which nodes a runtime fuses.
+#: Integer tensors up to this size are sizes, axes and bounds: their contents count. Of other types single
+#: numbers do: exponents, limits and factors decide which nodes a runtime fuses.
 _INTEGERS = 64
-_NUMBERS = 4
+_NUMBERS = 1
 
 
 class Signer:

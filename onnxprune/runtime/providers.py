@@ -19,8 +19,8 @@ class Provider(NamedTuple):
 
 
 def _wheel(package: str) -> str:
-    """Wheels of ONNX Runtime hold one package between them: two of them break each other."""
-    return f"pip uninstall onnxruntime, then pip install {package}"
+    """Say how to install another wheel of ONNX Runtime; two of them overwrite each other's files."""
+    return f"pip install {package} (in place of onnxruntime)"
 
 
 #: By the names that users type.
@@ -31,7 +31,7 @@ PROVIDERS: Mapping[str, Provider] = {
     "tensorrt-rtx": Provider("NvTensorRTRTXExecutionProvider", _wheel("onnxruntime-trt-rtx")),
     "openvino": Provider("OpenVINOExecutionProvider", _wheel("onnxruntime-openvino")),
     "coreml": Provider("CoreMLExecutionProvider", "pip install onnxruntime, on macOS"),
-    "directml": Provider("DmlExecutionProvider", f"{_wheel('onnxruntime-directml')}, on Windows"),
+    "directml": Provider("DmlExecutionProvider", _wheel("onnxruntime-directml, on Windows")),
     "qnn": Provider("QNNExecutionProvider", _wheel("onnxruntime-qnn")),
     "migraphx": Provider("MIGraphXExecutionProvider", _wheel("onnxruntime-migraphx")),
     "webgpu": Provider("WebGpuExecutionProvider", _wheel("onnxruntime-webgpu")),

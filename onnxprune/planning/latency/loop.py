@@ -185,9 +185,9 @@ def _time(job: Job[D], decision: D) -> Round[D]:
 def _correct(job: Job[D], rounds: Sequence[Round[D]], target: float) -> None:
     """Predict from here on relative to the round that came closest, at the rate that all rounds show.
 
-    Kernels at their fastest and whole models as they come run on different clocks where a machine is busy. How
-    much a whole model gains for each ms that its kernels lose is a line through the original, fitted to all
-    rounds.
+    Kernels at their fastest and whole models as they come run on different clocks where a machine is busy.
+    How much a whole model gains for each ms that its kernels lose is a line through the original, fitted to
+    all rounds.
     """
     lost = np.array([float((job.kernels_ms - each.kernels_ms).sum()) for each in rounds])
     gained = np.array([(1 - each.measured.value) * job.model.original_ms for each in rounds])

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.allocate.channels import Options, reason_to_skip
 from onnxprune.allocate.latency import LatencyModel, PartTimes
 from onnxprune.allocate.limits import Limit
+from onnxprune.allocate.options import Options, reason_to_skip
 from onnxprune.analyze import Analysis, analyze
 from onnxprune.errors import LimitMissed, NothingToPrune, RuntimeFailure
 from onnxprune.measure.inputs import random_inputs
