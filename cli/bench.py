@@ -128,7 +128,7 @@ def _layers(
 
     models = [load(path) for path in paths]
     feeds = random_inputs(models[0], **setting)
-    profiles = profile(models, feeds, execution)
+    profiles = profile(paths, feeds, execution)
     timings = [latency["a"], latency["b"]]
     times = [summarize(one, timing["minimum_ms"]) for one, timing in zip(profiles, timings, strict=False)]
     if len(paths) > 1:
