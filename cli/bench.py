@@ -74,7 +74,7 @@ def bench(
     from onnxprune.measure.memory import measure_memory
     from onnxprune.measure.sweeps import sweep
     from onnxprune.report.measured import latency_report
-    from onnxprune.report.plot import check_plot
+    from onnxprune.report.canvas import check_plot
 
     if plot is not None:
         check_plot(plot)

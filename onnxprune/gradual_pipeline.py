@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from onnxprune.gradual.rounds import prune_in_rounds
 from onnxprune.gradual.run import Learning
 from onnxprune.gradual.run import prune_gradually as prune_in_one_run
 from onnxprune.model.io import load
-from onnxprune.pipeline import LATENCY_SETTINGS, prune, recipe_of, running_of, samples_of
+from onnxprune.pipeline import options_of_prune
 from onnxprune.planning.curves import trial_setting
 from onnxprune.planning.recipes import DEAD, STRUCTURED
 from onnxprune.planning.watch import Watch
@@ -32,6 +31,7 @@ from onnxprune.scores.on_data import DATA_SCORERS
 from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
 from onnxprune.tuning.settings import Tuning
+from onnxprune.wishes import LATENCY_SETTINGS, recipe_of, running_of, samples_of
 
 if TYPE_CHECKING:
     from onnxprune.tuning.control import Standing
@@ -137,13 +137,8 @@ def _options(model: ir.Model, options: dict[str, Any]) -> dict[str, Any]:
     for name in ("recover", "rounds", "data"):
         if options.get(name) is not None:
             raise UsageError(f"{name} is no option of what goes; tuning takes its place")
-    try:
-        bound = signature(prune).bind(model, **options)
-    except TypeError as error:
-        raise UsageError(f"{error}; the options are those of prune") from None
-    bound.apply_defaults()
-    beside = ("model", "data", *LATENCY_SETTINGS)
-    given = {name: value for name, value in bound.arguments.items() if name not in beside}
+    given = options_of_prune(model, options)
+    given = {name: value for name, value in given.items() if name not in ("data", *LATENCY_SETTINGS)}
     if given["pattern"] == DEAD:
         raise UsageError(f"pattern {DEAD!r} changes no result: there is nothing to tune")
     if given["target_latency"] is not None:

@@ -17,7 +17,6 @@ from onnxprune.model.io import load
 from onnxprune.ops.sums import Sums
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import parse_pattern
-from onnxprune.pipeline import running_of, samples_of
 from onnxprune.planning.channel_trials import measure_channels
 from onnxprune.planning.curves import AMOUNTS, Measured, Setting, check_amounts, curve_rows, trial_setting
 from onnxprune.planning.gathering import analyze_for, candidates_of, score_groups
@@ -29,6 +28,7 @@ from onnxprune.planning.watch import Watch
 from onnxprune.report.sensitivity import sensitivity_report
 from onnxprune.scores.gradient import notes_on_labels
 from onnxprune.types import Curve, Mask, Report, Skipped
+from onnxprune.wishes import running_of, samples_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,10 @@ LAYERS = (
     ("planning",),
     ("proving", "pruning_report"),
     ("pruning",),
-    ("pruning_layers",),
+    ("pruning_channels", "pruning_layers", "pruning_weights"),
+    ("pruners", "wishes"),
     ("gradual",),
-    ("finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
+    ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
     ("advice",),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),

@@ -262,7 +262,7 @@ def test_a_target_that_is_missed_names_layers() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give amount, or one or more of target_macs, target_params, target_size, such as"),
+        ({}, "give amount, or one or more of target_macs, .*, target_latency, such as"),
         ({"amount": 0.5, "target_macs": 0.5}, "not amount and target_macs"),
         ({"target_macs": 0.0}, r"target_macs is the share that stays, in \(0, 1\], not 0"),
         ({"target_params": 1.5}, r"target_params is the share that stays"),

@@ -16,7 +16,7 @@ import small_models
 from cutting import graph, parameters
 
 import onnxprune
-from onnxprune import pruning
+from onnxprune import pruning, pruning_channels, pruning_weights
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.planning import rounds as round_planning
@@ -128,13 +128,13 @@ def test_later_rounds_score_the_repaired_model(monkeypatch: pytest.MonkeyPatch) 
 
 def test_masks_grow_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
     masks: list[Mapping[str, Any]] = []
-    apply_masks = pruning.apply_masks
+    apply_masks = pruning_weights.apply_masks
 
     def spy(model: ir.Model, some: Mapping[str, Any]) -> None:
         masks.append({name: mask.unpack() for name, mask in some.items()})
         apply_masks(model, some)
 
-    monkeypatch.setattr(pruning, "apply_masks", spy)
+    monkeypatch.setattr(pruning_weights, "apply_masks", spy)
     model, data = load("mlp"), samples("mlp")
     result = onnxprune.prune(
         model, pattern="unstructured", amount=0.7, data=data, recover="reconstruct", rounds=3
@@ -267,7 +267,7 @@ def test_scope_sensitivity_in_rounds_brings_nothing_back() -> None:
 def removed_by_round(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, set[int]]]:
     """Return a list that gets what is gone in all after each round of a run."""
     seen: list[dict[str, set[int]]] = []
-    plan_more = pruning.plan_more_channels
+    plan_more = pruning_channels.plan_more_channels
 
     def spy(earlier: Any, *rest: Any) -> Any:
         decision, then = plan_more(earlier, *rest)
@@ -276,7 +276,7 @@ def removed_by_round(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, set[int]
         )
         return decision, then
 
-    monkeypatch.setattr(pruning, "plan_more_channels", spy)
+    monkeypatch.setattr(pruning_channels, "plan_more_channels", spy)
     return seen
 
 

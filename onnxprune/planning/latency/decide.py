@@ -6,50 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import onnx_ir as ir
-
-from onnxprune.data import Dataset
 from onnxprune.planning.channels import Decision, decide, limits_of, tell_importance
-from onnxprune.planning.curves import Setting
-from onnxprune.planning.gathering import Gathered, gather
+from onnxprune.planning.gathering import Gathered
 from onnxprune.planning.latency.meet import Deciding, Latency, shrinking
 from onnxprune.planning.latency.wish import LatencyWish, parse_target
-from onnxprune.planning.recipes import TARGET_LATENCY, budgets_of
-from onnxprune.planning.watch import Watch
+from onnxprune.planning.recipes import TARGET_LATENCY
 from onnxprune.planning.workbench import Cutter
 
 #: As much as floors let go.
 _ALL = 1 - 1e-9
-
-
-def plan_in_time(
-    model: ir.Model,
-    recipe: Mapping[str, Any],
-    data: Dataset | None,
-    seed: int,
-    watch: Watch,
-    setting: Setting,
-    wish: LatencyWish,
-) -> Decision:
-    """Choose the channels that go so that the model that is left meets a target in time.
-
-    Args:
-        model: not changed.
-        recipe: with ``target_latency``; other targets are kept as well.
-        data: what scores from data are measured on.
-        seed: of every random choice.
-        watch: gets the seconds of each stage, and what was measured.
-        setting: how trials are run where the scope is "sensitivity".
-        wish: on which machine.
-
-    Raises:
-        UsageError, DataError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
-    """
-    budgets_of(recipe)  # refuses nonsense before long work
-    gathered = gather(model, recipe, data, seed, watch, setting)
-    with watch.stage("time layers"):
-        latency = measure(gathered, wish)
-    return decide_in_time(gathered, recipe, latency)
 
 
 def measure(gathered: Gathered, wish: LatencyWish) -> Latency:
