@@ -104,12 +104,24 @@ def output_file() -> Decorator:
 
 
 def target() -> Decorator:
-    """``--amount``, ``--target-macs`` or ``--target-params``: how much goes."""
+    """``--amount``, or ``--target-macs``, ``--target-params`` and ``--target-size``: how much goes."""
     return together(
         share("--amount", help="Share of the channels, layers or weights to remove."),
         share("--target-macs", help="Share of the multiply-accumulates that may stay."),
         share("--target-params", help="Share of the parameters that may stay."),
+        share("--target-size", help="Share of the bytes of all weights that may stay."),
     )
+
+
+def check_targets(given: Mapping[str, Any]) -> None:
+    """Refuse an amount beside targets.
+
+    Raises:
+        click.UsageError: naming those that were given.
+    """
+    for name_ in given:
+        if name_.startswith("target_"):
+            only_one(given, "amount", name_)
 
 
 def limits() -> Decorator:
@@ -185,6 +197,64 @@ def provider() -> Decorator:
     """``--provider``: where models run."""
     known = "cpu, cuda, tensorrt, openvino, coreml, directml ..."
     return name("--provider", default="cpu", help=f"Where models run: {known}")
+
+
+def execution() -> Decorator:
+    """Everything that says where and how models run; `as_execution` makes one value of it."""
+    return together(
+        provider(),
+        provider_options(),
+        threads(),
+        option("--spinning/--no-spinning", default=False, help="Let idle threads spin."),
+        option("--arena/--no-arena", default=True, help="Keep the memory of a run for the next one."),
+        click.option(
+            "--pin", metavar="CORES", help="Cores to run on, one for each thread, such as 0-1 or 0,2."
+        ),
+    )
+
+
+def as_execution(setting: dict[str, Any]) -> Any:
+    """Take the options of `execution` out of those of a command; return the `onnxprune.Execution`."""
+    from onnxprune import Execution
+
+    names = ("provider", "threads", "spinning", "arena", "pin")
+    chosen = {name_: setting.pop(name_) for name_ in names}
+    return Execution(options=tuple(setting.pop("provider_options").items()), **chosen)
+
+
+def provider_options() -> Decorator:
+    """``--provider-option``, which becomes a mapping."""
+    return click.option(
+        "--provider-option", "provider_options", multiple=True, callback=_pairs, metavar="KEY=VALUE",
+        help="An option of the provider, as ONNX Runtime calls it, such as device_id=1; repeatable.",
+    )  # fmt: skip
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{text!r} is not of the form KEY=VALUE", ctx, param)
+        if key in pairs:
+            raise click.BadParameter(f"{key!r} is given twice", ctx, param)
+        pairs[key] = value
+    return pairs
+
+
+def numbers(flag: str, *, least: int, help_text: str) -> Decorator:
+    """Return an option that becomes a list of whole numbers, empty where it is not given."""
+
+    def parse(ctx: click.Context, param: click.Parameter, text: str | None) -> list[int]:
+        words = (text or "").replace(",", " ").split()
+        if text is not None and not words:
+            raise click.BadParameter("give one number or more", ctx, param)
+        if not all(word.isdecimal() and len(word) < 10 and int(word) >= least for word in words):
+            form = f"whole numbers from {least} on, such as 1,2,4"
+            raise click.BadParameter(f"{text!r} is no list of {form}", ctx, param)
+        return list(dict.fromkeys(int(word) for word in words))
+
+    return click.option(flag, callback=parse, metavar="NUMBERS", help=help_text)
 
 
 def recover(default: str | None) -> Decorator:

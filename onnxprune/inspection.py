@@ -11,11 +11,11 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from onnxprune.analyze import Analysis, analyze
-from onnxprune.cost import cost_of
+from onnxprune.cost import cost_of, macs_by_node, nothing_cut
 from onnxprune.model.inputs import graph_inputs
 from onnxprune.model.io import load, model_files
 from onnxprune.model.size import tensor_bytes
-from onnxprune.model.stored import all_nodes
+from onnxprune.model.stored import all_nodes, consumer_name
 from onnxprune.ops.registry import rule_for
 from onnxprune.ops.weights import locate_weights
 from onnxprune.types import ChannelGroup, Report, Skipped
@@ -23,6 +23,29 @@ from onnxprune.verification.zeros import WeightZeros, count_zeros
 
 #: Which channel groups a report lists.
 Which = Literal["all", "open", "frozen"]
+
+
+def macs_of_nodes(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, int]:
+    """Return the multiply-accumulates of the nodes of a model at these sizes, by name, where they are known.
+
+    Args:
+        model: not changed. A node without a name goes by its first output.
+        input_shapes: by input name; sensible sizes are tried for symbolic axes otherwise.
+
+    Raises:
+        ModelError, UsageError: as `onnxprune.analyze.analyze`.
+    """
+    analysis = analyze(model, input_shapes=input_shapes)
+    counted = macs_by_node(analysis.model.graph, analysis.channels, nothing_cut(analysis.channels))
+    named = {str(node.name): macs for node, macs in counted if macs}
+    outputs = {str(value.name): str(node.name) for node in analysis.model.graph for value in node.outputs}
+    found = {}
+    for node in model.graph:
+        name = consumer_name(node)
+        prepared = name if name in named else next((outputs.get(str(v.name)) for v in node.outputs), None)
+        if prepared in named:
+            found[name] = named[str(prepared)]
+    return found
 
 
 def inspect_model(

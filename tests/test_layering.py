@@ -25,9 +25,11 @@ LAYERS = (
     ("planning",),
     ("proving", "pruning_report"),
     ("pruning",),
-    ("pruning_layers",),
+    ("pruning_channels", "pruning_layers", "pruning_weights"),
+    ("pruners", "wishes"),
     ("gradual",),
-    ("finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
+    ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
+    ("advice",),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip
@@ -110,7 +112,7 @@ def test_every_part_has_its_layer():
     [
         ("onnxprune.model.io", "from onnxprune.ops.base import OpRule"),
         ("onnxprune.errors", "import onnxprune.types"),
-        ("onnxprune.scores.magnitude", "from onnxprune.allocate.channels import Options"),
+        ("onnxprune.scores.magnitude", "from onnxprune.allocate.options import Options"),
         ("onnxprune.report.table", "def f():\n    from onnxprune.measure.latency import benchmark"),
         ("onnxprune.prove", "from onnxprune import pipeline"),
         ("onnxprune.prove", "from onnxprune import prune"),

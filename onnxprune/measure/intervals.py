@@ -14,6 +14,7 @@ import numpy.typing as npt
 _Z = 1.959963984540054
 
 _RESAMPLES = 2000
+_RESAMPLES_OF_ROUNDS = 1000
 _JACKKNIFE_GROUPS = 20
 _CHUNK_ELEMENTS = 1 << 22  # of resampled values held at a time
 
@@ -77,6 +78,50 @@ def mean(values: Vector, seed: int = 0) -> Estimate:
 def median(values: Vector, seed: int = 0) -> Estimate:
     """Return the median of ``values`` [observation] with its bootstrap interval."""
     return _bootstrap(values, np.median, seed)
+
+
+def ratio_of_quantiles(own: Vector, base: Vector, quantile: float, seed: int = 0) -> Estimate:
+    """Return a quantile of ``own`` / that of ``base``, with a bootstrap interval over resampled rounds.
+
+    Args:
+        own: positive figures [round, repeat].
+        base: the same of what is compared with, measured in the same rounds.
+        quantile: in (0, 1), over all figures of all rounds.
+        seed: of the bootstrap.
+    """
+    generator = np.random.default_rng(seed)
+    count = len(base)
+    chunk = max(1, _CHUNK_ELEMENTS // max(own.size, base.size))
+
+    def ratio(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+        above, below = (np.quantile(x[rows].reshape(len(rows), -1), quantile, axis=1) for x in (own, base))
+        return np.asarray(above / below, dtype=np.float64)
+
+    figures = [
+        ratio(generator.integers(0, count, (min(chunk, _RESAMPLES_OF_ROUNDS - start), count)))
+        for start in range(0, _RESAMPLES_OF_ROUNDS, chunk)
+    ]
+    low, high = np.quantile(np.concatenate(figures), (0.025, 0.975))
+    return Estimate(float(ratio(np.arange(count)[None])[0]), float(low), float(high), count)
+
+
+def ratio_apart(own: Vector, base: Vector, quantile: float, seed: int = 0) -> Estimate:
+    """Return the ratio of a quantile of figures that were measured apart, with a bootstrap interval.
+
+    Args:
+        own: positive figures [observation].
+        base: those of what is compared with; as many, or not.
+        quantile: in (0, 1).
+        seed: of the bootstrap.
+    """
+    generator = np.random.default_rng(seed)
+    above, below = (
+        np.quantile(x[generator.integers(0, len(x), (_RESAMPLES_OF_ROUNDS, len(x)))], quantile, axis=1)
+        for x in (own, base)
+    )
+    low, high = np.quantile(above / below, (0.025, 0.975))
+    value = float(np.quantile(own, quantile) / np.quantile(base, quantile))
+    return Estimate(value, float(low), float(high), min(len(own), len(base)))
 
 
 def of_subsets(statistic: Callable[[npt.NDArray[np.intp]], float], count: int) -> Estimate:

@@ -1,44 +1,39 @@
 """Latency of one model, or of two against each other, that holds on a machine shared with others.
 
-Means of runs one after the other are wrong by tens of percent where other jobs come and go. So the sessions
-live in one process and take turns, in an order that changes every round; the figure is the median of the
-ratios within a round; and a second session of the first model runs along. What that control seems to gain or
-lose is noise, and a difference inside it is none.
+The sessions take turns (`onnxprune.measure.turns`); the figure is the median of the ratios within a round;
+and a second session of the first model runs along. What that control seems to gain or lose is noise, and a
+difference inside it is none.
 """
 
 from __future__ import annotations
 
-import gc
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.errors import UsageError
-from onnxprune.measure import intervals
 from onnxprune.measure.inputs import random_inputs
 from onnxprune.measure.intervals import Estimate
+from onnxprune.measure.turns import (
+    LEAST_PAIRS,
+    MOST_PAIRS,
+    TurnTimes,
+    WarmUp,
+    cpu_ratio,
+    ratio_of,
+    take_turns,
+)
 from onnxprune.messages import one_line, quoted
-from onnxprune.runtime import Session, open_session
+from onnxprune.runtime import DEFAULT, Execution, Session, open_session, pinned
 
 Verdict = Literal["faster", "slower", "no difference", "inconclusive"]
 Model: TypeAlias = "ir.Model | str | Path"
-Vector = npt.NDArray[np.float64]
-
-WARM_UP_RUNS = 3
-LEAST_PAIRS = 20  # fewer leave the ends of the bootstrap interval to single rounds
-MOST_PAIRS = 2000
-LEAST_SECONDS = 1.0
-
-#: Runs are repeated within a turn until it lasts about this long, so that the caches are the model's own.
-_TURN_SECONDS = 0.0005
-_MOST_REPEATS = 100
+Feeds: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 #: Two sessions of one model differ by up to this much for as long as they live, by where their memory happens
 #: to lie, which no number of rounds averages out.
@@ -47,20 +42,37 @@ SESSION_SPREAD = 0.01
 #: "no difference" is said only where a difference of this size would have been seen.
 RESOLUTION = 0.02
 
-#: Orders of the turns (0 = model a, 1 = model b, 2 = the control). Every second one mirrors the one before,
-#: and over the cycle each session comes first, second, last and after itself as often as the others.
-_ORDERS_OF_THREE = ((0, 1, 2), (2, 1, 0), (1, 2, 0), (0, 2, 1), (2, 0, 1), (1, 0, 2))
-_ORDERS_OF_TWO = ((0, 2), (2, 0))
+#: Quantiles that are compared beside the median.
+PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Wall time of single runs, in milliseconds."""
+    """Wall time of single runs, in milliseconds.
+
+    Attributes:
+        median_ms, p95_ms, p99_ms, minimum_ms: of all runs.
+        runs: how many.
+        warm_up_runs: how many came before.
+        settled: whether the times had settled by then; where not, the machine is busy or the model slow.
+    """
 
     median_ms: float
     p95_ms: float
+    p99_ms: float
     minimum_ms: float
     runs: int
+    warm_up_runs: int
+    settled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Percentile:
+    """Time of b / time of a at one percentile (None without b), and what the control seems to gain there."""
+
+    percentile: str
+    ratio: Estimate | None
+    control: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +84,15 @@ class LatencyResult:
         b: the second model, or None.
         ratio: median over the rounds of time of b / time of a; below 1 is faster. None without b.
         control: the same figure for a second session of a; it would be 1 without noise.
+        percentiles: the same at each of `PERCENTILES`.
         cpu_ratio: like ``ratio``, of the process's CPU time over all threads; on CPU with several threads.
         cpu_control: like ``control``, of CPU time.
         verdict: of b against a; None without b.
         pairs: number of rounds.
         repeats: runs in a turn; a round compares the medians of the turns.
-        provider: where it ran.
-        threads: of one operator; 0 for one per core.
+        execution: where and how they ran.
+        on_device: the kind of device on which inputs and outputs stayed, so that copies are not counted; None
+            where they were in main memory.
         input_shapes: by input name.
     """
 
@@ -86,18 +100,22 @@ class LatencyResult:
     b: Timing | None
     ratio: Estimate | None
     control: Estimate
+    percentiles: tuple[Percentile, ...]
     cpu_ratio: Estimate | None
     cpu_control: Estimate | None
     verdict: Verdict | None
     pairs: int
     repeats: int
-    provider: str
-    threads: int
+    execution: Execution
+    on_device: str | None
     input_shapes: Mapping[str, tuple[int, ...]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return plain JSON values; the settings of ``execution`` stand among the others."""
         plain = asdict(self)
+        plain |= plain.pop("execution")
+        plain["options"] = dict(plain["options"])
+        plain["percentiles"] = list(plain["percentiles"])
         plain["input_shapes"] = {name: list(shape) for name, shape in self.input_shapes.items()}
         return plain
 
@@ -106,12 +124,12 @@ def benchmark(
     a: Model,
     b: Model | None = None,
     *,
-    provider: str = "cpu",
-    threads: int = 1,
+    execution: Execution = DEFAULT,
+    io_binding: bool = True,
     batch: int | None = None,
     pairs: int = 60,
     seed: int = 0,
-    feeds: Mapping[str, npt.NDArray[Any]] | None = None,
+    feeds: Feeds | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> LatencyResult:
@@ -120,8 +138,9 @@ def benchmark(
     Args:
         a: the model that others are compared with.
         b: the model that is compared, with the same inputs.
-        provider: a key of `onnxprune.runtime.PROVIDERS`.
-        threads: of one operator; 0 for one per core. Only 1 gives sharp figures on a shared machine.
+        execution: where and how they run. Only one thread gives sharp figures on a shared machine.
+        io_binding: on a provider with memory of its own, keep inputs and outputs there, so that copies are
+            not counted.
         batch: size of the first axis where that is symbolic; 1 by default.
         pairs: rounds to run, at least; more follow until `LEAST_SECONDS` have passed.
         seed: of the random inputs and of the bootstrap.
@@ -133,79 +152,177 @@ def benchmark(
         UsageError: too few pairs, contradicting sizes, or models that take different inputs.
         ModelError, RuntimeFailure: a model can't be read, opened or run.
     """
+    others = () if b is None else (b,)
+    timed = _time(a, others, execution, io_binding, batch, pairs, seed, feeds, input_shapes, progress)
+    return timed.beside(None if b is None else 1)
+
+
+def benchmark_each(
+    a: Model,
+    others: Sequence[Model],
+    *,
+    execution: Execution = DEFAULT,
+    io_binding: bool = True,
+    batch: int | None = None,
+    pairs: int = 60,
+    seed: int = 0,
+    feeds: Feeds | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[LatencyResult, ...]:
+    """Time several models against one, all of them in turns in one run, and return a result for each.
+
+    All sessions are open at once, with one more of the first model, the control. Arguments and errors are
+    those of `benchmark`; rounds are whole cycles of orders, of which there are twice as many as sessions.
+    """
+    timed = _time(a, others, execution, io_binding, batch, pairs, seed, feeds, input_shapes, progress)
+    return tuple(timed.beside(key) for key in timed.times.wall if key not in (0, _CONTROL))
+
+
+#: The session of the control; the models that are compared are 1, 3, 4, ...
+_CONTROL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """Sessions that took turns, and how."""
+
+    times: TurnTimes
+    seed: int
+    execution: Execution
+    on_device: str | None
+    input_shapes: Mapping[str, tuple[int, ...]]
+
+    def beside(self, key: int | None) -> LatencyResult:
+        """Return the figures of one session beside model a; of model a alone for None."""
+        chosen = {0: 0, _CONTROL: _CONTROL} | ({} if key is None else {1: key})
+        times = TurnTimes(
+            {place: self.times.wall[of] for place, of in chosen.items()},
+            {place: self.times.cpu[of] for place, of in chosen.items()},
+            {place: self.times.warm_up[of] for place, of in chosen.items() if of in self.times.warm_up},
+        )
+        return summarize(
+            times,
+            seed=self.seed,
+            execution=self.execution,
+            on_device=self.on_device,
+            input_shapes=self.input_shapes,
+        )
+
+
+def _time(
+    a: Model,
+    others: Sequence[Model],
+    execution: Execution,
+    io_binding: bool,
+    batch: int | None,
+    pairs: int,
+    seed: int,
+    feeds: Feeds | None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
+    progress: Callable[[float], None] | None,
+) -> _Timed:
+    """Let a model, others and a control take turns: see `benchmark`."""
     if not LEAST_PAIRS <= pairs <= MOST_PAIRS:
         raise UsageError(f"pairs must lie between {LEAST_PAIRS} and {MOST_PAIRS}, not {pairs}")
     if feeds is None:
         feeds = random_inputs(a, batch=batch, input_shapes=input_shapes, seed=seed)
     elif batch is not None or input_shapes is not None:
         raise UsageError("give either feeds, or a batch or input shapes for random ones")
-
-    def opened(model: Model, label: str) -> Session:
-        name = str(model) if isinstance(model, (str, Path)) else label
-        return open_session(model, provider=provider, threads=threads, spinning=False, label=name)
-
-    sessions = {0: opened(a, "model a")}
-    if b is not None:
-        sessions[1] = opened(b, "model b")
-        _check_same_inputs(sessions[0], sessions[1])
-    sessions[2] = opened(a, "model a")
-    times = _take_turns(sessions, feeds, pairs, progress)
-    witness = threads != 1 and sessions[0].providers[0] == "CPUExecutionProvider"
-    return summarize(
-        times,
-        witness=witness,
-        seed=seed,
-        provider=provider,
-        threads=threads,
-        input_shapes={name: tuple(array.shape) for name, array in feeds.items()},
-    )
+    sessions = {0: _opened(a, "model a", execution)}
+    for key, other in zip((1, *range(_CONTROL + 1, len(others) + 2)), others, strict=False):
+        sessions[key] = _opened(other, f"model {'b' if key == 1 else key}", execution)
+        _check_same_inputs(sessions[0], sessions[key])
+    sessions[_CONTROL] = _opened(a, "model a", execution)
+    with pinned(execution):
+        runs = {key: session.runner(feeds, on_device=io_binding) for key, session in sessions.items()}
+        times = take_turns(runs, pairs, progress=progress)
+    on_device = sessions[0].device if io_binding else None
+    shapes = {name: tuple(array.shape) for name, array in feeds.items()}
+    return _Timed(times, seed, execution, on_device, shapes)
 
 
-@dataclass(frozen=True, slots=True)
-class TurnTimes:
-    """Raw times of the turns, in seconds, by session (0 = model a, 1 = model b, 2 = the control).
+def quick_ratio(
+    original: Session | Model,
+    model: Model,
+    feeds: Feeds,
+    execution: Execution = DEFAULT,
+    *,
+    pairs: int = LEAST_PAIRS,
+    quantile: float = 0.5,
+    seed: int = 0,
+) -> tuple[Estimate, float, float]:
+    """Time a model against another in turns, as `benchmark` does, but without a control and a verdict.
 
-    Attributes:
-        wall: float64 [round, repeat], of single runs.
-        cpu: float64 [round], of the whole turn, over all threads of the process.
+    For a search that asks many times: the first model's session may stay open between the calls. Call
+    `benchmark` for a figure that is told to anyone.
+
+    Args:
+        original: what is compared with; a session must have been opened with the same execution.
+        model: what is compared.
+        feeds: inputs of both.
+        execution: where and how they run.
+        pairs: rounds.
+        quantile: of the times, in (0, 1), as in `onnxprune.measure.turns.ratio_of`.
+        seed: of the bootstrap.
+
+    Returns:
+        time of the model / time of the original, and both times at the quantile, in milliseconds.
+
+    Raises:
+        UsageError: the quantile is out of range, there are no pairs, or the inputs differ.
+        ModelError, RuntimeFailure: a model can't be read, opened or run.
     """
-
-    wall: Mapping[int, Vector]
-    cpu: Mapping[int, Vector]
+    if pairs < 1:
+        raise UsageError(f"a comparison takes one pair or more, not {pairs}")
+    first = original if isinstance(original, Session) else _opened(original, "the original", execution)
+    second = _opened(model, "the model", execution)
+    _check_same_inputs(first, second)
+    with pinned(execution):
+        runs = {0: first.runner(feeds), 1: second.runner(feeds)}
+        times = take_turns(runs, pairs, least_seconds=0.0)
+    ratio = ratio_of(times, quantile, seed=seed)
+    return ratio, times.milliseconds(0, quantile), times.milliseconds(1, quantile)
 
 
 def summarize(
     times: TurnTimes,
     *,
-    witness: bool,
     seed: int,
-    provider: str,
-    threads: int,
+    execution: Execution,
+    on_device: str | None = None,
     input_shapes: Mapping[str, tuple[int, ...]],
 ) -> LatencyResult:
-    """Turn raw times into figures and a verdict; ``witness`` tells whether CPU time is one."""
-    turns = {key: np.median(wall, axis=1) for key, wall in times.wall.items()}
-    control = intervals.median(turns[2] / turns[0], seed)
-    cpu_control = _median_of_ratios(times.cpu, 2, seed) if witness else None
-    ratio = cpu_ratio = verdict = None
-    if 1 in turns:
-        ratio = intervals.median(turns[1] / turns[0], seed)
-        cpu_ratio = _median_of_ratios(times.cpu, 1, seed) if witness else None
-        verdict = decide(ratio, control)
-        if cpu_ratio is not None and cpu_control is not None:
-            verdict = _hear(verdict, decide(cpu_ratio, cpu_control))
+    """Turn raw times into figures and a verdict; CPU time is a witness where several threads ran on it."""
+    witness = execution.threads != 1 and execution.provider in ("cpu", "CPUExecutionProvider")
+    both = 1 in times.wall
+    control = ratio_of(times, key=2, seed=seed)
+    cpu_control = cpu_ratio(times, 2, seed) if witness else None
+    ratio = ratio_of(times, seed=seed) if both else None
+    of_cpu = cpu_ratio(times, 1, seed) if both and witness else None
+    verdict = decide(ratio, control) if ratio is not None else None
+    if verdict is not None and of_cpu is not None and cpu_control is not None:
+        verdict = _hear(verdict, decide(of_cpu, cpu_control))
     return LatencyResult(
-        a=_timing(times.wall[0]),
-        b=_timing(times.wall[1]) if 1 in turns else None,
+        a=_timing(times, 0),
+        b=_timing(times, 1) if both else None,
         ratio=ratio,
         control=control,
-        cpu_ratio=cpu_ratio,
+        percentiles=tuple(
+            Percentile(
+                name,
+                ratio_of(times, quantile, seed=seed) if both else None,
+                ratio_of(times, quantile, key=2, seed=seed),
+            )
+            for name, quantile in PERCENTILES.items()
+        ),
+        cpu_ratio=of_cpu,
         cpu_control=cpu_control,
         verdict=verdict,
         pairs=times.wall[0].shape[0],
         repeats=times.wall[0].shape[1],
-        provider=provider,
-        threads=threads,
+        execution=execution,
+        on_device=on_device,
         input_shapes=dict(input_shapes),
     )
 
@@ -230,76 +347,23 @@ def _hear(verdict: Verdict, witness: Verdict) -> Verdict:
     return "inconclusive" if {verdict, witness} == {"faster", "slower"} else verdict
 
 
-def _take_turns(
-    sessions: Mapping[int, Session],
-    feeds: Mapping[str, npt.NDArray[Any]],
-    pairs: int,
-    progress: Callable[[float], None] | None,
-) -> TurnTimes:
-    orders = _ORDERS_OF_THREE if len(sessions) == 3 else _ORDERS_OF_TWO
-    for session in sessions.values():
-        for _ in range(WARM_UP_RUNS):
-            session.run(feeds)
-    repeats = _repeats(sessions[0], feeds)
-    wall: dict[int, list[list[float]]] = {key: [] for key in sessions}
-    cpu: dict[int, list[float]] = {key: [] for key in sessions}
-    collecting = gc.isenabled()
-    gc.disable()  # a collection would fall into one turn and not into its partner
-    try:
-        started = time.perf_counter()
-        share = 0.0
-        while share < 1:
-            count = len(wall[0])
-            for key in orders[count % len(orders)]:
-                turn, cpu_seconds = _turn(sessions[key], feeds, repeats)
-                wall[key].append(turn)
-                cpu[key].append(cpu_seconds)
-            elapsed = time.perf_counter() - started
-            share = _share_done(count + 1, pairs, elapsed, len(orders))
-            if progress is not None:
-                progress(share)
-    finally:
-        if collecting:
-            gc.enable()
-    return TurnTimes(
-        {key: np.asarray(turns) for key, turns in wall.items()},
-        {key: np.asarray(seconds) for key, seconds in cpu.items()},
+def _opened(model: Model, label: str, execution: Execution) -> Session:
+    name = str(model) if isinstance(model, (str, Path)) else label
+    return open_session(model, execution=execution, label=name)
+
+
+def _timing(times: TurnTimes, key: int) -> Timing:
+    before = times.warm_up.get(key, WarmUp(0, settled=False))
+    median_ms, p95_ms, p99_ms = (times.milliseconds(key, quantile) for quantile in PERCENTILES.values())
+    return Timing(
+        median_ms=median_ms,
+        p95_ms=p95_ms,
+        p99_ms=p99_ms,
+        minimum_ms=float(times.wall[key].min()) * 1000,
+        runs=times.wall[key].size,
+        warm_up_runs=before.runs,
+        settled=before.settled,
     )
-
-
-def _share_done(rounds: int, pairs: int, elapsed_seconds: float, cycle: int) -> float:
-    """Return 1 once enough rounds and time are over, and only after whole cycles of orders."""
-    share = min(1.0, rounds / pairs, max(elapsed_seconds / LEAST_SECONDS, rounds / MOST_PAIRS))
-    return share if share < 1 or rounds % cycle == 0 else math.nextafter(1.0, 0.0)
-
-
-def _turn(session: Session, feeds: Mapping[str, npt.NDArray[Any]], repeats: int) -> tuple[list[float], float]:
-    """Run a model ``repeats`` times; return the seconds of each run, and the CPU seconds of all of them."""
-    run, clock = session.run, time.perf_counter
-    cpu_started = time.process_time()
-    seconds = []
-    for _ in range(repeats):
-        started = clock()
-        run(feeds)
-        seconds.append(clock() - started)
-    return seconds, time.process_time() - cpu_started
-
-
-def _repeats(session: Session, feeds: Mapping[str, npt.NDArray[Any]]) -> int:
-    seconds, _ = _turn(session, feeds, 3)
-    return max(1, min(_MOST_REPEATS, math.ceil(_TURN_SECONDS / max(min(seconds), 1e-7))))
-
-
-def _median_of_ratios(cpu: Mapping[int, Vector], key: int, seed: int) -> Estimate | None:
-    """Return the median ratio of CPU times, None where the system's CPU clock is too coarse to tell."""
-    if min(cpu[0].min(), cpu[key].min()) <= 0:
-        return None
-    return intervals.median(cpu[key] / cpu[0], seed)
-
-
-def _timing(wall: Vector) -> Timing:
-    runs = wall.reshape(-1) * 1000
-    return Timing(float(np.median(runs)), float(np.quantile(runs, 0.95)), float(runs.min()), runs.size)
 
 
 def _check_same_inputs(a: Session, b: Session) -> None:

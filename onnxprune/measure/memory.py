@@ -29,6 +29,8 @@ from onnxprune.messages import one_line
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from onnxprune.runtime import Execution
+
 TIMEOUT_SECONDS = 600.0
 RUNS = 3
 
@@ -64,8 +66,7 @@ class MemoryResult:
 def measure_memory(
     path: str | Path,
     *,
-    provider: str = "cpu",
-    threads: int = 1,
+    execution: Execution | None = None,
     batch: int | None = None,
     seed: int = 0,
     feeds: Mapping[str, npt.NDArray[Any]] | None = None,
@@ -78,8 +79,7 @@ def measure_memory(
 
     Args:
         path: the model file.
-        provider: a key of `onnxprune.runtime.PROVIDERS`.
-        threads: of one operator; 0 for one per core.
+        execution: where and how it runs; one thread on the CPU if None.
         batch: size of the first axis where that is symbolic; 1 by default.
         seed: of the random inputs.
         feeds: inputs to run on, instead of random ones.
@@ -101,8 +101,7 @@ def measure_memory(
         feeds = random_inputs(path, batch=batch, input_shapes=input_shapes, seed=seed)
     task = {
         "path": str(path.resolve()),
-        "provider": provider,
-        "threads": threads,
+        "execution": {} if execution is None else asdict(execution),
         "feeds": {name: _pack(array) for name, array in feeds.items()},
     }
     return MemoryResult(**_ask_child(task, timeout_seconds, one_line(path)))
@@ -149,23 +148,25 @@ def main() -> int:
     shapes = {name: feed["shape"] for name, feed in task["feeds"].items()}
 
     from onnxprune.errors import OnnxPruneError
-    from onnxprune.runtime import open_session
+    from onnxprune.runtime import Execution, open_session, pinned
 
+    setting = task["execution"]
+    setting["options"] = tuple((key, value) for key, value in setting.get("options", ()))
+    execution = Execution(**setting)
     open_session(_tiny_model())  # so that ONNX Runtime's own first steps are not counted
     baseline_bytes = _settle()
     peaks = _reset_peak()
     try:
-        session = open_session(
-            task["path"], provider=task["provider"], threads=task["threads"], spinning=False
-        )
+        session = open_session(task["path"], execution=execution)
         load_peak_bytes, steady_bytes = _resident("VmHWM"), _resident("VmRSS")
         _reset_peak()
         feeds = {
             name: np.frombuffer(content, session.inputs[name].dtype).reshape(shapes[name])
             for name, content in raw.items()
         }
-        for _ in range(RUNS):
-            session.run(feeds)
+        with pinned(execution):
+            for _ in range(RUNS):
+                session.run(feeds)
         run_peak_bytes = _resident("VmHWM")
     except OnnxPruneError as error:
         print(json.dumps({"error": str(error)}))

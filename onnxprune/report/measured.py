@@ -7,7 +7,10 @@ from typing import Any
 
 from onnxprune.types import Report
 
-_SETTING = ("provider", "threads", "pairs", "repeats", "input_shapes")
+_SETTING = (
+    *("provider", "options", "threads", "spinning", "arena", "pin", "on_device"),
+    *("pairs", "repeats", "input_shapes"),
+)
 
 
 def latency_report(
@@ -16,6 +19,8 @@ def latency_report(
     *,
     memory: Sequence[Mapping[str, Any]] = (),
     sizes: Sequence[Mapping[str, Any]] = (),
+    sweep: Sequence[Mapping[str, Any]] = (),
+    layers: Mapping[str, Any] | None = None,
 ) -> Report:
     """Return the report of a benchmark.
 
@@ -24,6 +29,8 @@ def latency_report(
         latency: ``LatencyResult.as_dict()``.
         memory: ``MemoryResult.as_dict()`` of each model, or nothing.
         sizes: ``size_bytes`` and ``zstd_bytes`` of each model, or nothing.
+        sweep: rows of `onnxprune.measure.sweeps.sweep`, or nothing.
+        layers: sections of a profile by name, or None.
     """
     timings = [latency["a"], *([latency["b"]] if latency["b"] is not None else [])]
     sections: dict[str, Any] = {"latency": _by_model(names, timings)}
@@ -39,11 +46,19 @@ def latency_report(
         )
     else:
         sections["noise"] = {"control_ratio": latency["control"]}
+    sections["percentiles"] = [
+        {"percentile": row["percentile"], "latency_ratio": row["ratio"], "control_ratio": row["control"]}
+        for row in latency["percentiles"]
+    ]
+    sections |= {"sweep": sweep} if sweep else {}
+    sections |= layers or {}
     if memory:
         sections["memory"] = _by_model(names, memory)
     if sizes:
         sections["size on disk"] = _by_model(names, sizes)
-    sections["setting"] = {key: latency[key] for key in _SETTING}
+    sections["setting"] = {
+        key: latency[key] for key in _SETTING if latency[key] is not None and latency[key] != {}
+    }
     return Report(f"bench {' against '.join(reversed(names[: len(timings)]))}", sections)
 
 

@@ -1,12 +1,7 @@
-"""Curves of a survey as a picture: small multiples for a few groups, a map of colours for many; a schedule.
-
-Static, so that it shows wherever pictures do. Names come from model files, so nothing in them is read as
-markup.
-"""
+"""Curves as pictures: small multiples for a few groups, a map of colours for many; that of a schedule too."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -15,18 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxprune.errors import MissingExtra, UsageError
 from onnxprune.messages import visible
-from onnxprune.model.atomic import check_target, write_whole
+from onnxprune.report.canvas import COLOUR, FAINT, INK, STYLE, check_plot, new_figure, write_figure
 from onnxprune.report.table import shortened
 from onnxprune.types import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-#: Formats by ending.
-_FORMATS = {".svg": "svg", ".png": "png", ".pdf": "pdf"}
 
 #: Groups that get a picture of their own each; more are drawn as one map.
 _MOST_PICTURES = 24
@@ -40,34 +31,6 @@ _LONGEST_NAME = 44
 
 #: Below this share of the largest figure, an axis is linear: the difference is no longer of interest.
 _LINEAR = 1e-3
-
-_STYLE: Any = {
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "onnxprune",  # the same curves give the same file
-    "font.size": 8.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "font.family": "sans-serif",
-}
-_INK, _FAINT, _COLOUR = "#333333", "#d9d9d9", "#1f6feb"
-
-
-def check_plot(path: Path) -> None:
-    """Refuse a picture that can't be drawn, before long work.
-
-    Raises:
-        UsageError: the ending is none of .svg, .png and .pdf.
-        OutputError: the file can't be written there.
-        MissingExtra: matplotlib is not installed.
-    """
-    if path.suffix.lower() not in _FORMATS:
-        raise UsageError(f"{visible(path)}: a plot ends in .svg, .png or .pdf")
-    check_target(path)
-    try:
-        import matplotlib as _  # noqa: F401
-    except ImportError:
-        raise MissingExtra("a plot needs matplotlib: pip install onnxprune[report]") from None
 
 
 def draw_curves(report: Report, path: Path) -> None:
@@ -86,9 +49,9 @@ def draw_curves(report: Report, path: Path) -> None:
     metric = next(iter(report.sections["setting"]))
     order = [row["group"] for row in next(r for n, r in report.sections.items() if n.endswith("by removing"))]
     curves = _points(report.sections["trials"], order)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         draw = _pictures if len(curves) <= _MOST_PICTURES else _map
-        _write(draw(curves, metric.replace("_", " "), visible(report.title)), path)
+        write_figure(draw(curves, metric.replace("_", " "), visible(report.title)), path)
 
 
 def draw_schedule(report: Report, path: Path) -> None:
@@ -104,28 +67,28 @@ def draw_schedule(report: Report, path: Path) -> None:
     check_plot(path)
     import matplotlib as mpl
 
-    with mpl.rc_context(_STYLE):
-        figure = _figure(5.0, 3.6)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(5.0, 3.6)
         above, below = figure.subplots(2, 1, sharex=True)
         progress = report.sections["progress"]
         last = progress[-1]["step"]
         gone = [(0, 0.0), *((row["step"], row["share"]) for row in report.sections["milestones"])]
         steps, shares = zip(*gone, (last, gone[-1][1]), strict=True)
-        above.step(steps, shares, where="post", color=_COLOUR, linewidth=1.6)
+        above.step(steps, shares, where="post", color=COLOUR, linewidth=1.6)
         _share_axis(above)
-        for name, colour in (("loss", _FAINT), ("validation loss", _COLOUR)):
+        for name, colour in (("loss", FAINT), ("validation loss", COLOUR)):
             points = [(row["step"], row[name]) for row in progress if row.get(name) is not None]
             if points:
                 below.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, label=name)
-        below.set_ylabel("loss", color=_INK)
+        below.set_ylabel("loss", color=INK)
         below.set_ylim(bottom=0)
-        below.set_xlabel("steps", color=_INK)
+        below.set_xlabel("steps", color=INK)
         below.legend(frameon=False, fontsize=7)
         for axes in (above, below):
             axes.grid(visible=True, color="#eeeeee", linewidth=0.5)
             axes.set_axisbelow(True)
-        figure.suptitle(visible(report.title), fontsize=9, color=_INK, x=0.01, ha="left")
-        _write(figure, path)
+        figure.suptitle(visible(report.title), fontsize=9, color=INK, x=0.01, ha="left")
+        write_figure(figure, path)
 
 
 def _share_axis(axes: Axes) -> None:
@@ -133,15 +96,7 @@ def _share_axis(axes: Axes) -> None:
 
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="%"))
-    axes.set_ylabel("share removed", color=_INK)
-
-
-def _write(figure: Figure, path: Path) -> None:
-    kind = _FORMATS[path.suffix.lower()]
-    stream = io.BytesIO()
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    figure.savefig(stream, format=kind, dpi=150, metadata=metadata)
-    write_whole(path, stream.getvalue())
+    axes.set_ylabel("share removed", color=INK)
 
 
 Points = list[tuple[float, float]]
@@ -160,17 +115,11 @@ def _largest(curves: Mapping[str, Points]) -> float:
     return max((y for points in curves.values() for _, y in points), default=0.0) or 1.0
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _pictures(curves: Mapping[str, Points], metric: str, title: str) -> Figure:
     """One small picture for each group, all on the same axes, the other groups behind it in grey."""
     columns = min(_COLUMNS, len(curves))
     rows = math.ceil(len(curves) / columns)
-    figure = _figure(2.2 * columns + 0.6, 1.55 * rows + 0.7)
+    figure = new_figure(2.2 * columns + 0.6, 1.55 * rows + 0.7)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     top = _largest(curves)
     for number, axes in enumerate(grid.flat):
@@ -180,15 +129,15 @@ def _pictures(curves: Mapping[str, Points], metric: str, title: str) -> Figure:
         name = list(curves)[number]
         for other, points in curves.items():
             if other != name:
-                axes.plot(*zip(*points, strict=True), color=_FAINT, linewidth=0.6)
-        axes.plot(*zip(*curves[name], strict=True), color=_COLOUR, linewidth=1.6, marker="o", markersize=2.5)
-        axes.set_title(shortened(visible(name), _LONGEST_TITLE), fontsize=7.5, color=_INK, loc="left")
+                axes.plot(*zip(*points, strict=True), color=FAINT, linewidth=0.6)
+        axes.plot(*zip(*curves[name], strict=True), color=COLOUR, linewidth=1.6, marker="o", markersize=2.5)
+        axes.set_title(shortened(visible(name), _LONGEST_TITLE), fontsize=7.5, color=INK, loc="left")
         _scale(axes, top)
         below = number + columns >= len(curves)
         axes.tick_params(labelbottom=below, length=2, labelsize=7)
-    figure.suptitle(title, fontsize=9, color=_INK, x=0.01, ha="left")
-    figure.supxlabel("share removed from this group alone", fontsize=8, color=_INK)
-    figure.supylabel(f"{metric} added", fontsize=8, color=_INK)
+    figure.suptitle(title, fontsize=9, color=INK, x=0.01, ha="left")
+    figure.supxlabel("share removed from this group alone", fontsize=8, color=INK)
+    figure.supylabel(f"{metric} added", fontsize=8, color=INK)
     return figure
 
 
@@ -220,7 +169,7 @@ def _map(curves: Mapping[str, Points], metric: str, title: str) -> Figure:
     from matplotlib.ticker import PercentFormatter
 
     shown = dict(list(curves.items())[:_MOST_LINES])
-    figure = _figure(7.5, 0.145 * len(shown) + 1.3)
+    figure = new_figure(7.5, 0.145 * len(shown) + 1.3)
     axes = figure.subplots()
     top = _largest(curves)
     norm = SymLogNorm(top * _LINEAR, linscale=0.6, vmin=0, vmax=top)
@@ -236,12 +185,12 @@ def _map(curves: Mapping[str, Points], metric: str, title: str) -> Figure:
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="%"))
-    axes.set_xlabel("share removed from this group alone (each colour: the trial nearest to it)", color=_INK)
+    axes.set_xlabel("share removed from this group alone (each colour: the trial nearest to it)", color=INK)
     bar = figure.colorbar(colours, ax=axes, location="top", fraction=0.02, aspect=60, pad=0.01)
     bar.set_ticks(_ticks(top), labels=[f"{tick:g}" for tick in _ticks(top)])
     bar.minorticks_off()
-    bar.set_label(f"{metric} added", color=_INK)
+    bar.set_label(f"{metric} added", color=INK)
     rest = len(curves) - len(shown)
     more = f" (the {rest} least sensitive groups are left out)" if rest else ""
-    figure.suptitle(f"{title}{more}", fontsize=9, color=_INK, x=0.01, ha="left")
+    figure.suptitle(f"{title}{more}", fontsize=9, color=INK, x=0.01, ha="left")
     return figure

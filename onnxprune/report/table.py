@@ -28,7 +28,17 @@ MOST_NAMES = 3
 _LONGEST_CELL = 400
 _PLAIN_WIDTH = 100
 #: Where the key itself would not do: cells of sizes say their unit.
-_HEADINGS = {"size_bytes": "size", "tensor_bytes": "tensors", "zstd_bytes": "as zstd", "macs": "MACs"}
+_HEADINGS = {
+    "size_bytes": "size",
+    "tensor_bytes": "tensors",
+    "zstd_bytes": "as zstd",
+    "macs": "MACs",
+    "gmacs_per_s": "GMACs/s",
+    "a_per_s": "a: samples/s",
+    "b_per_s": "b: samples/s",
+    "a_ms": "a: ms",
+    "b_ms": "b: ms",
+}
 
 _COLUMN_GAP = 2
 _LEAST_COLUMN = 12

@@ -3,16 +3,17 @@
 The only part that imports onnxruntime. Its telemetry, its console output and its exceptions stay in here.
 """
 
-from onnxprune.runtime.execution import Execution, pinned
+from onnxprune.runtime.execution import DEFAULT, Execution, pinned
 from onnxprune.runtime.kernels import Kernel, time_kernels
 from onnxprune.runtime.library import VERSION
 from onnxprune.runtime.opening import Optimize, open_session
 from onnxprune.runtime.optimized import save_optimized
-from onnxprune.runtime.providers import PROVIDERS, Provider, available_providers
+from onnxprune.runtime.providers import PROVIDERS, Provider, available_providers, describe_providers
 from onnxprune.runtime.sessions import Session
 from onnxprune.runtime.values import TensorInfo
 
 __all__ = [
+    "DEFAULT",
     "PROVIDERS",
     "VERSION",
     "Execution",
@@ -22,6 +23,7 @@ __all__ = [
     "Session",
     "TensorInfo",
     "available_providers",
+    "describe_providers",
     "open_session",
     "pinned",
     "save_optimized",

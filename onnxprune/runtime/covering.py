@@ -4,7 +4,8 @@ ONNX Runtime keeps no record of that. What it leaves are names, and they are rea
 
 1. The nodes of the model are renamed (`MARK` and a number) before it is opened. Many a rewriting keeps such a
    name, or makes a new one of it, as in ``fused node#3``.
-2. A kernel in the blocked layout of convolutions is called ``VALUE_nchwc``, by the value it was to produce.
+2. A kernel in the blocked layout of convolutions is called ``VALUE_nchwc``, by the value it was to produce
+   (``VALUE_bn_nchwc`` where it was a batch norm).
 3. Values keep their names through most fusions: a kernel that writes ``v`` stands for the node that wrote
    ``v``.
 4. Nodes that are left were fused. A blocked convolution may have taken in the sum and the activation behind
@@ -30,6 +31,9 @@ INSERTED = frozenset({"ReorderInput", "ReorderOutput", "MemcpyFromHost", "Memcpy
 
 MARKED = re.compile(rf"{MARK}(\d+)")
 _BLOCKED = re.compile(r"^(.*?)_nchwc(?:_token_\d+)?$", re.DOTALL)
+
+#: Begins the name of a value within a function that ONNX Runtime wrote out.
+_WRITTEN_OUT = "_inlfunc_"
 
 _SUMS = frozenset({"Add", "Sum"})
 
@@ -83,8 +87,9 @@ class _Search:
             text = str(kernel.name)
             self.take(index, (number for number in marks(text) if number < len(self.nodes)))
             blocked = _BLOCKED.match(text)
-            if blocked and blocked[1] in self.writer:
-                self.take(index, [self.writer[blocked[1]]])
+            if blocked:
+                value = blocked[1] if blocked[1] in self.writer else blocked[1].removesuffix("_bn")
+                self.take(index, [self.writer[value]] if value in self.writer else [])
 
     def by_value(self) -> None:
         for index, kernel in enumerate(self.kernels):
@@ -134,20 +139,18 @@ class _Search:
         return folded
 
     def parts(self) -> None:
-        """Give kernels that are part of what a node was split into, to that node."""
+        """Give kernels that are part of what a function was written out to, to the node that called it."""
         readers: dict[str, list[int]] = defaultdict(list)
         for index, kernel in enumerate(self.kernels):
             for value in reads_of(kernel):
                 readers[str(value.name)].append(index)
         for index in reversed(range(len(self.kernels))):
-            kernel = self.kernels[index]
-            if self.covered[index] or kernel.op_type in INSERTED or "_inlfunc_" not in str(kernel.name):
+            written = [str(value.name) for value in self.kernels[index].outputs]
+            if self.covered[index] or not any(name.startswith(_WRITTEN_OUT) for name in written):
                 continue
-            ahead = [
-                reader for v in kernel.outputs for reader in readers[str(v.name)] if self.covered[reader]
-            ]
+            ahead = [reader for name in written for reader in readers[name] if self.covered[reader]]
             if ahead:
-                self.take(index, [max(self.covered[min(ahead)])])
+                self.take(index, [min(self.covered[min(ahead)])])
 
 
 def _stored(node: ir.Node) -> list[str]:

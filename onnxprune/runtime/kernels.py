@@ -20,9 +20,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.errors import RuntimeFailure, UsageError
+from onnxprune.messages import one_line
 from onnxprune.model.io import load
 from onnxprune.model.nodes import graphs_in, nodes_in
-from onnxprune.model.stored import consumer_name
+from onnxprune.model.stored import all_nodes, consumer_name
 from onnxprune.runtime.covering import MARK, MARKED, cover, marks
 from onnxprune.runtime.execution import DEFAULT, Execution, pinned
 from onnxprune.runtime.library import label_of
@@ -74,6 +75,7 @@ def time_kernels(
     *,
     runs: int = 20,
     warm_up: int = 2,
+    label: str | None = None,
 ) -> tuple[Kernel, ...]:
     """Run a model under ONNX Runtime's profiler; return its kernels in the order in which they run.
 
@@ -86,6 +88,7 @@ def time_kernels(
         execution: where and how it runs.
         runs: how many are recorded. Fewer are where a loop fills the profile, which holds `MOST_EVENTS`.
         warm_up: runs before these.
+        label: what messages call the model; its path by default.
 
     Raises:
         UsageError: ``runs`` or ``warm_up`` is out of range, or the execution can't be had.
@@ -94,7 +97,7 @@ def time_kernels(
     """
     if runs < 1 or warm_up < 0:
         raise UsageError(f"profiling takes one run or more, and a warm-up of 0 or more: {runs}, {warm_up}")
-    label = label_of(model)
+    label = one_line(label) if label else label_of(model)
     if not isinstance(model, ir.Model):
         model = load(model)
     marked = model.clone()
@@ -102,17 +105,25 @@ def time_kernels(
     for index, node in enumerate(marked.graph):
         names.append(consumer_name(node))
         node.name = f"{MARK}{index}"
-    if any(graphs_in(node) for node in marked.graph):
-        probe = _record(marked, feeds, execution, 1, label)
-        events = sum(map(len, probe.runs)) or MOST_EVENTS
-        room = MOST_EVENTS // (events + _OTHER_EVENTS)
-        if room < 1 or not probe.runs:
-            raise RuntimeFailure(f"{label}: one run fills the profile, which holds {MOST_EVENTS:,} events")
-    else:
-        room = MOST_EVENTS // (sum(1 for _ in nodes_in(marked.graph)) * 2 + _OTHER_EVENTS)
-    warm_up = min(warm_up, room - 1)
-    recorded = _record(marked, feeds, execution, min(warm_up + runs, room), label)
+    try:
+        room = _room(marked, feeds, execution, label)
+        warm_up = min(warm_up, room - 1)
+        recorded = _record(marked, feeds, execution, min(warm_up + runs, room), label)
+    except RuntimeFailure as error:
+        raise RuntimeFailure(_named(str(error), names)) from None
     return _collect(recorded, names, warm_up, label)
+
+
+def _room(model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]], execution: Execution, label: str) -> int:
+    """Return how many runs a profile holds."""
+    if any(graphs_in(node) for node in model.graph):  # how often bodies run shows only when they do
+        runs = _record(model, feeds, execution, 1, label).runs
+        if not runs:
+            raise RuntimeFailure(f"{label}: one run fills the profile, which holds {MOST_EVENTS:,} events")
+        events = len(runs[0])
+    else:
+        events = 2 * sum(1 for _ in all_nodes(model))  # some are split up
+    return max(1, MOST_EVENTS // (events + _OTHER_EVENTS))
 
 
 class _Recorded(NamedTuple):
@@ -163,7 +174,10 @@ def _runs(profile: Path) -> Iterator[list[_Event]]:
             text = line.strip().rstrip(",")
             if len(text) < 3:
                 continue
-            event = json.loads(text, strict=False)
+            try:
+                event = json.loads(text, strict=False)
+            except ValueError:
+                return  # it was cut off
             name = event["name"]
             if event["cat"] == "Node" and name.endswith(_KERNEL):
                 args = event["args"]

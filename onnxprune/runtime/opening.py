@@ -16,7 +16,7 @@ from onnxprune.messages import one_line
 from onnxprune.model.skeleton import skeleton
 from onnxprune.runtime.execution import Execution
 from onnxprune.runtime.library import ERRORS, FATAL_ONLY, check_file, label_of, onnxruntime, reason
-from onnxprune.runtime.providers import find_provider
+from onnxprune.runtime.providers import check_options, find_provider
 from onnxprune.runtime.sessions import Session
 from onnxprune.runtime.values import to_ort
 
@@ -86,6 +86,8 @@ def start(
 ) -> Session:
     """Open a session with ``options`` by `session_options`; the rest is as in `open_session`."""
     chosen = find_provider(execution.provider)
+    wanted = dict(execution.options)
+    check_options(chosen, wanted)
     source, kept = prepare(model, options, extra_outputs, label)
     if optimize == "none" and chosen == "CPUExecutionProvider":
         # saves the copy; not where ONNX Runtime rewrites the graph: it permutes tensors under their own name
@@ -94,14 +96,16 @@ def start(
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            native = create(source, options, chosen, dict(execution.options))
+            native = create(source, options, chosen, wanted)
     except ERRORS as error:
-        raise RuntimeFailure(f"{label}: ONNX Runtime cannot open it: {reason(error)}") from None
+        given = f" with {one_line(wanted)}" if wanted else ""
+        raise RuntimeFailure(f"{label}: ONNX Runtime cannot open it{given}: {reason(error)}") from None
     if chosen not in native.get_providers():
         raise RuntimeFailure(
             f"provider {execution.provider!r} is installed but did not start: "
             f"{one_line(printed.getvalue() or 'its libraries or its device are missing')}"
         )
+    check_options(chosen, wanted, native.get_provider_options().get(chosen))
     return Session(native, label, kept=(options, kept))
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from onnxprune.errors import RuntimeFailure
 from onnxprune.runtime.library import ERRORS, FATAL_ONLY, onnxruntime, reason
 from onnxprune.runtime.values import RAW, Borrowed, element_type_of, from_ort, tensor_info, to_ort
+
+#: Kinds of memory, as ONNX Runtime calls them, of providers that do not work in main memory.
+DEVICES: Mapping[str, str] = {
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "cuda",
+    "NvTensorRTRTXExecutionProvider": "cuda",
+    "DmlExecutionProvider": "dml",
+}
 
 
 class Session:
@@ -18,6 +26,7 @@ class Session:
         inputs: shape and type of every input, by name, in the model's order.
         outputs: the same for every output.
         providers: ONNX Runtime's names of the providers in use, the preferred one first.
+        device: the kind of memory that the first of them works in, if that is not main memory.
     """
 
     def __init__(self, native: onnxruntime.InferenceSession, label: str, kept: object = None) -> None:
@@ -27,6 +36,7 @@ class Session:
         self.inputs = {node.name: tensor_info(node) for node in native.get_inputs()}
         self.outputs = {node.name: tensor_info(node) for node in native.get_outputs()}
         self.providers: tuple[str, ...] = tuple(native.get_providers())
+        self.device = DEVICES.get(self.providers[0])
         self._element_types = {
             node.name: int(element_type_of(node.type) or 0)
             for node in (*native.get_inputs(), *native.get_outputs())
@@ -86,6 +96,48 @@ class Session:
             raise RuntimeFailure(f"{self._label}: run failed: {reason(error)}") from None
         pairs = zip(self.outputs.items(), results, strict=True)
         return {name: np.asarray(Borrowed(result, info.dtype)) for (name, info), result in pairs}
+
+    def runner(self, feeds: Mapping[str, np.ndarray], *, on_device: bool = True) -> Callable[[], object]:
+        """Return what runs the model once on these inputs, for measuring.
+
+        Args:
+            feeds: one array per input.
+            on_device: where the provider has memory of its own, put the inputs there once and leave the
+                outputs there, so that a run does not copy them; it returns when the outputs are computed.
+
+        Raises:
+            RuntimeFailure: ONNX Runtime refused the inputs; the runner itself raises it where a run fails.
+        """
+        if self.device is None or not on_device:
+            return lambda: self.run(feeds)
+        try:
+            binding = self._bind(feeds, self.device)
+        except ERRORS as error:
+            raise RuntimeFailure(f"{self._label}: inputs cannot be bound: {reason(error)}") from None
+
+        def run() -> None:
+            try:
+                self._native.run_with_iobinding(binding, self._options)
+                binding.synchronize_outputs()  # a kernel is only queued when the call returns
+            except ERRORS as error:
+                raise RuntimeFailure(f"{self._label}: run failed: {reason(error)}") from None
+
+        return run
+
+    def _bind(self, feeds: Mapping[str, np.ndarray], device: str) -> onnxruntime.IOBinding:
+        number = int(self._native.get_provider_options().get(self.providers[0], {}).get("device_id") or 0)
+        binding = self._native.io_binding()
+        for name, array in feeds.items():
+            if self._element_types.get(name, 0) in RAW:  # ONNX Runtime puts no such array on a device
+                value = to_ort(array, self._element_types[name])
+            else:
+                contiguous = np.asarray(array, order="C")
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(contiguous, device, number)
+            binding.bind_ortvalue_input(name, value)
+        for name in self.outputs:
+            binding.bind_output(name, device, number)
+        binding.synchronize_inputs()
+        return binding
 
     def end_profiling(self) -> str:
         """Close the profile of a session that was opened with one; return its path."""

@@ -1,7 +1,6 @@
 import collections
 import itertools
 import json
-import types
 
 import numpy as np
 import onnx_ir as ir
@@ -9,9 +8,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import UsageError
-from onnxprune.measure import latency
+from onnxprune.measure import latency, turns
 from onnxprune.measure.intervals import Estimate
-from onnxprune.measure.latency import LatencyResult, TurnTimes, benchmark, decide, summarize
+from onnxprune.measure.latency import LatencyResult, benchmark, decide, quick_ratio, summarize
+from onnxprune.measure.turns import TurnTimes
+from onnxprune.runtime import Execution, open_session
 
 
 def product_model(width, name="x", repeats=1) -> ir.Model:
@@ -39,7 +40,8 @@ def synthetic(b_factor=1.0, control_factor=1.0, noise=0.01, cpu_factor=None, rou
 
 
 def judged(times, witness=False) -> LatencyResult:
-    return summarize(times, witness=witness, seed=0, provider="cpu", threads=1, input_shapes={"x": (1, 2)})
+    execution = Execution(threads=2 if witness else 1)
+    return summarize(times, seed=0, execution=execution, input_shapes={"x": (1, 2)})
 
 
 class TestVerdicts:
@@ -121,65 +123,10 @@ def test_figures():
     assert plain["input_shapes"] == {"x": [1, 2]}
 
 
-@pytest.mark.parametrize("orders", [latency._ORDERS_OF_TWO, latency._ORDERS_OF_THREE])
-def test_orders_treat_everyone_alike(orders):
-    for first, mirrored in zip(orders[::2], orders[1::2], strict=True):
-        assert mirrored == first[::-1]
-    for place in range(len(orders[0])):
-        assert len(set(collections.Counter(order[place] for order in orders).values())) == 1
-    sequence = [key for order in orders for key in order]
-    after_itself = [a for a, b in zip(sequence, sequence[1:] + sequence[:1], strict=True) if a == b]
-    assert sorted(after_itself) == sorted(set(sequence))
-
-
-class TestTurns:
-    def test_sessions_take_turns_and_are_warmed_up(self, monkeypatch):
-        monkeypatch.setattr(latency, "LEAST_SECONDS", 1e-9)
-        monkeypatch.setattr(latency, "_TURN_SECONDS", 0.0)
-        log = []
-
-        class Fake:
-            def __init__(self, key):
-                self.key = key
-
-            def run(self, _):
-                log.append(self.key)
-
-        shares = []
-        times = latency._take_turns({key: Fake(key) for key in (0, 2, 1)}, {}, 25, shares.append)
-        rounds = len(shares)
-        assert rounds == 30  # whole cycles of six orders
-        assert shares == sorted(shares)
-        assert shares[-1] == 1 > shares[-2]
-        warm_up = len(log) - 3 * rounds
-        assert all(log[:warm_up].count(key) >= 3 for key in (0, 1, 2))
-        expected = [latency._ORDERS_OF_THREE[index % 6] for index in range(rounds)]
-        assert log[warm_up:] == [key for order in expected for key in order]
-        assert {key: array.shape for key, array in times.wall.items()} == dict.fromkeys((0, 2, 1), (30, 1))
-
-    def test_short_runs_are_repeated(self, monkeypatch):
-        ticks = itertools.count()
-        clock = types.SimpleNamespace(perf_counter=lambda: next(ticks) * 1.1e-4, process_time=lambda: 0.0)
-        monkeypatch.setattr(latency, "time", clock)  # a run takes 0.11 ms
-
-        class Fake:
-            def run(self, _):
-                pass
-
-        assert latency._repeats(Fake(), {}) == 5
-
-    def test_it_goes_on_until_enough_time_is_over(self):
-        assert latency._share_done(60, 60, elapsed_seconds=0.5, cycle=2) == 0.5
-        assert latency._share_done(30, 60, elapsed_seconds=9.0, cycle=2) == 0.5
-        assert latency._share_done(60, 60, elapsed_seconds=1.0, cycle=6) == 1
-        assert latency._share_done(61, 60, elapsed_seconds=2.0, cycle=2) < 1
-        assert latency._share_done(2000, 60, elapsed_seconds=0.1, cycle=2) == 1
-
-
 class TestBenchmark:
     @pytest.fixture(autouse=True)
     def short(self, monkeypatch):
-        monkeypatch.setattr(latency, "LEAST_SECONDS", 1e-9)
+        monkeypatch.setattr(turns, "LEAST_SECONDS", 1e-9)
 
     def test_a_model_with_hundred_times_the_work_is_slower(self):
         light, heavy = product_model(256), product_model(256, repeats=60)
@@ -192,7 +139,7 @@ class TestBenchmark:
         assert forth.pairs >= 20
 
     def test_alone(self):
-        result = benchmark(product_model(8), pairs=20, threads=2)
+        result = benchmark(product_model(8), pairs=20, execution=Execution(threads=2))
         assert (result.b, result.ratio, result.verdict) == (None, None, None)
         assert result.control.count == result.pairs
         assert result.cpu_control is not None
@@ -216,3 +163,84 @@ class TestBenchmark:
     def test_misuse(self, options, match):
         with pytest.raises(UsageError, match=match):
             benchmark(product_model(8), **options)
+
+
+class TestQuickRatio:
+    def test_the_originals_session_may_stay_open(self):
+        light, heavy = product_model(256), product_model(256, repeats=60)
+        feeds = {"x": np.ones((16, 256), np.float32)}
+        session = open_session(heavy, execution=Execution())
+        ratio, a_ms, b_ms = quick_ratio(session, light, feeds, pairs=21)
+        assert ratio.high < 0.3
+        assert ratio.count == 22  # whole cycles
+        assert a_ms > b_ms > 0
+        back, _, _ = quick_ratio(light, heavy, feeds, pairs=20, quantile=0.9)
+        assert back.low > 3
+        assert session.run(feeds)["y"].shape == (16, 256)
+
+    @pytest.mark.parametrize(
+        ("options", "match"), [({"pairs": 0}, "one pair or more"), ({"quantile": 95}, "between 0 and 1")]
+    )
+    def test_misuse(self, options, match):
+        with pytest.raises(UsageError, match=match):
+            quick_ratio(product_model(8), product_model(8), {"x": np.ones((1, 8), np.float32)}, **options)
+
+    def test_models_that_take_different_inputs(self):
+        with pytest.raises(UsageError, match="different inputs"):
+            quick_ratio(product_model(8), product_model(8, name="z"), {"x": np.ones((1, 8), np.float32)})
+
+
+def test_every_setting_is_told_and_taken(monkeypatch):
+    seen = []
+    original = latency.open_session
+    monkeypatch.setattr(
+        latency,
+        "open_session",
+        lambda model, **more: seen.append(more["execution"]) or original(model, **more),
+    )
+    monkeypatch.setattr(turns, "LEAST_SECONDS", 1e-9)
+    execution = Execution(threads=2, spinning=True, arena=False)
+    result = benchmark(product_model(8), product_model(8), execution=execution, pairs=20)
+    assert seen == [execution] * 3
+    plain = result.as_dict()
+    assert {key: plain[key] for key in ("provider", "threads", "spinning", "arena", "pin", "options")} == {
+        "provider": "cpu", "threads": 2, "spinning": True, "arena": False, "pin": None, "options": {},
+    }  # fmt: skip
+    assert plain["on_device"] is None
+    assert result.a.warm_up_runs >= 3
+    assert [row["percentile"] for row in plain["percentiles"]] == ["p50", "p95", "p99"]
+    json.dumps(plain)
+
+
+class TestBenchmarkEach:
+    @pytest.fixture
+    def taken(self, monkeypatch):
+        """Every run of session k takes k + 1 seconds; returns who was run."""
+        seen = []
+
+        def take_turns(runs, pairs, progress=None):
+            for run in runs.values():
+                run()
+            seen.append(sorted(runs))
+            wall = {key: np.full((20, 1), 1.0 + key) for key in runs}
+            return TurnTimes(wall, {key: array[:, 0] for key, array in wall.items()}, {})
+
+        monkeypatch.setattr(latency, "take_turns", take_turns)
+        return seen
+
+    def test_each_is_beside_the_first_and_all_share_one_control(self, taken):
+        models = [product_model(8) for _ in range(4)]
+        results = latency.benchmark_each(models[0], models[1:], batch=1)
+        assert [result.ratio.value for result in results] == [2.0, 4.0, 5.0]
+        assert [result.control.value for result in results] == [3.0, 3.0, 3.0]
+        assert taken == [[0, 1, 2, 3, 4]]  # one run of all
+
+    def test_one_alone_is_what_benchmark_gives(self, taken):
+        a, b = product_model(8), product_model(8)
+        (each,) = latency.benchmark_each(a, [b], batch=1)
+        assert each == benchmark(a, b, batch=1)
+        assert each.ratio.value == 2.0
+
+    def test_models_that_take_other_inputs_are_refused(self):
+        with pytest.raises(UsageError, match="different inputs"):
+            latency.benchmark_each(product_model(8), [product_model(8), product_model(8, name="z")])

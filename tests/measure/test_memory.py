@@ -101,7 +101,7 @@ class TestFailures:
 @linux_only
 def test_a_peak_that_cannot_be_reset_is_not_reported(tmp_path, monkeypatch, capsys):
     path = write_model(tmp_path / "m.onnx", width=10)
-    task = {"path": str(path), "provider": "cpu", "threads": 1, "feeds": {}}
+    task = {"path": str(path), "execution": {}, "feeds": {}}
     task["feeds"]["x"] = memory._pack(np.ones((1, 10), np.float32))
     read, write = os.pipe()
     os.write(write, json.dumps(task).encode())
