@@ -73,8 +73,8 @@ def bench(
     from onnxprune import benchmark
     from onnxprune.measure.memory import measure_memory
     from onnxprune.measure.sweeps import sweep
+    from onnxprune.report.canvas import check_plot
     from onnxprune.report.measured import latency_report
-    from onnxprune.report.plot import check_plot
 
     if plot is not None:
         check_plot(plot)
@@ -128,7 +128,7 @@ def _layers(
 
     models = [load(path) for path in paths]
     feeds = random_inputs(models[0], **setting)
-    profiles = profile(models, feeds, execution)
+    profiles = profile(paths, feeds, execution)
     timings = [latency["a"], latency["b"]]
     times = [summarize(one, timing["minimum_ms"]) for one, timing in zip(profiles, timings, strict=False)]
     if len(paths) > 1:

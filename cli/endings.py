@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from onnxprune.errors import NothingToPrune, OnnxPruneError, UsageError
+from onnxprune.errors import LimitMissed, NothingToPrune, OnnxPruneError, UsageError
 from onnxprune.messages import one_line
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -82,9 +82,13 @@ class Ending:
         return status
 
     def _document(self, error: BaseException, status: int, message: str) -> dict[str, Any]:
-        reasons = list(error.reasons) if isinstance(error, NothingToPrune) else []
+        reasons = list(error.reasons) if isinstance(error, (LimitMissed, NothingToPrune)) else []
         kind = "UsageError" if isinstance(error, click.UsageError) else type(error).__name__
-        details = {"type": kind, "message": message, "exit_status": status, "reasons": reasons}
+        details: dict[str, Any] = {
+            "type": kind, "message": message, "exit_status": status, "reasons": reasons
+        }  # fmt: skip
+        if isinstance(error, LimitMissed) and error.reached is not None:
+            details["reached"] = error.reached
         return {"schema": 1, "command": self._command, "error": details}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -50,15 +51,17 @@ def schedule() -> Decorator:
         share("--schedule-freeze", default=0.25, help="Share of the steps after the last."),
         click.option("--rewind", type=options.FILE, metavar="EARLIER", help="Lottery ticket: after each "
                      "round, weights go back to those of this file of the same graph."),
-        click.option("--plot", type=options.FILE, metavar="FILE",
-                     help="Draw the schedule and the losses: .svg, .png or .pdf."),
         name("--validation", default="0.1", help="Samples that the best weights are chosen by, or the share "
              "of --data that is set aside; 0: none."),
     )  # fmt: skip
 
 
-def take(choices: dict[str, Any]) -> dict[str, Any] | None:
+def take(choices: dict[str, Any], plot: Path | None) -> dict[str, Any] | None:
     """Take these options out of what was chosen, as arguments of `onnxprune.prune_gradually`.
+
+    Args:
+        choices: what was chosen.
+        plot: what --plot says.
 
     Returns:
         The arguments; None where pruning goes without tuning.
@@ -82,18 +85,18 @@ def take(choices: dict[str, Any]) -> dict[str, Any] | None:
         raise click.UsageError("--recover and tuning exclude each other: leave --recover out", ctx)
     if choices["data"] is None:
         raise click.UsageError("tuning takes samples: give --data train.npz", ctx)
-    if choices["plot"] is not None:
-        _check_plot(choices)
-    mine = {key: choices.pop(key) for key in names if key != "plot"}
+    if plot is not None:
+        _check_plot(choices, plot)
+    mine = {key: choices.pop(key) for key in names}
     found = {argument: mine.pop(key) for key, argument in _TIMING.items()}
     found |= {key: mine.pop(key) for key in ("validation", "checkpoint", "resume", "rewind")}
     mine |= {key: choices[key] for key in _SHARED}
     return {**found, "settings": tuning_options.settings_of(mine)}
 
 
-def _check_plot(choices: dict[str, Any]) -> None:
-    from onnxprune.report.plot import check_plot
+def _check_plot(choices: dict[str, Any], plot: Path) -> None:
+    from onnxprune.report.canvas import check_plot
 
     if choices["rounds"] > 1 or choices["rewind"] is not None:
         raise click.UsageError("--plot draws one run: leave it out, or --rounds and --rewind")
-    check_plot(choices["plot"])  # rather now than after long work
+    check_plot(plot)  # rather now than after long work

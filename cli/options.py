@@ -104,12 +104,24 @@ def output_file() -> Decorator:
 
 
 def target() -> Decorator:
-    """``--amount``, ``--target-macs`` or ``--target-params``: how much goes."""
+    """``--amount``, or ``--target-macs``, ``--target-params`` and ``--target-size``: how much goes."""
     return together(
         share("--amount", help="Share of the channels, layers or weights to remove."),
         share("--target-macs", help="Share of the multiply-accumulates that may stay."),
         share("--target-params", help="Share of the parameters that may stay."),
+        share("--target-size", help="Share of the bytes of all weights that may stay."),
     )
+
+
+def check_targets(given: Mapping[str, Any]) -> None:
+    """Refuse an amount beside targets.
+
+    Raises:
+        click.UsageError: naming those that were given.
+    """
+    for name_ in given:
+        if name_.startswith("target_"):
+            only_one(given, "amount", name_)
 
 
 def limits() -> Decorator:

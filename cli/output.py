@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
-from onnxprune.errors import NothingToPrune, OutputError
+from onnxprune.errors import LimitMissed, NothingToPrune, OutputError
 from onnxprune.messages import one_line
 from onnxprune_cli.progress import Progress
 
@@ -58,14 +58,15 @@ class Output:
         elif not self.quiet:
             self._show_tables(report)
 
-    def list_reasons(self, error: NothingToPrune) -> None:
-        """Print why nothing could be pruned, unless the error itself becomes the JSON document."""
+    def list_reasons(self, error: LimitMissed | NothingToPrune) -> None:
+        """Print why not more could be pruned, unless the error itself becomes the JSON document."""
         from onnxprune.types import Report, Skipped
 
         if not self.as_json and error.reasons:
             pairs = (reason.partition(": ") for reason in error.reasons)
             skipped = tuple(Skipped(name, reason) for name, _, reason in pairs)
-            self.show(Report("nothing could be pruned", skipped=skipped))
+            what = "nothing could be pruned" if isinstance(error, NothingToPrune) else "what is in the way"
+            self.show(Report(what, skipped=skipped))
 
     def fail(self, message: str, *, status: int) -> NoReturn:
         """End the command with a status, after its results were shown."""
@@ -109,7 +110,7 @@ def reporting(command: _Command) -> _Command:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 return command(out, **options)
-        except NothingToPrune as error:
+        except (LimitMissed, NothingToPrune) as error:
             out.list_reasons(error)
             raise
         finally:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from onnxprune_cli import gradual_options, options
+from onnxprune_cli import family_options, gradual_options, latency_options, options
 from onnxprune_cli.options import name, option
 from onnxprune_cli.output import Output, reporting
 from onnxprune_cli.sections import Sectioned
@@ -28,8 +28,11 @@ SCORES = (
 SCOPES = (
     "uniform: the same share everywhere (default); global: one threshold (default for layers, zeros on data, "
     "and with --recover); isomorphic: one for each structure of channels; owl: zeros, fewer where there are "
-    "outliers; sensitivity: where it costs least, measured on --data."
+    "outliers; knapsack: the most importance within the targets (default for several of them, and for one in "
+    "time); sensitivity: where it costs least, measured on --data."
 )
+
+PLOT = "Draw the schedule and the losses (with --steps), or the family (with --targets): .svg, .png, .pdf."
 
 
 @click.command(cls=Sectioned, short_help="Remove what matters least, prove it, write it.", epilog=EXAMPLE)
@@ -46,6 +49,7 @@ SCOPES = (
 @options.alignment()
 @options.limits()
 @option("--plan", type=options.FILE, metavar="DIR", help="Save what was decided, to apply it again.")
+@option("--plot", type=options.FILE, metavar="FILE", help=PLOT)
 @options.cache()
 @options.jobs()
 @options.input_shapes()
@@ -53,22 +57,36 @@ SCOPES = (
 @options.seed()
 @options.external_data()
 @options.sparse_storage()
+@latency_options.latency()
+@family_options.family()
 @gradual_options.gradual()
 @reporting
-def prune(out: Output, model: Path, output: Path, plan: Path | None, **choices: Any) -> None:
+def prune(
+    out: Output, model: Path, output: Path, plan: Path | None, plot: Path | None, **choices: Any
+) -> None:
     """Remove what matters least from MODEL, prove the result, and write it.
 
-    Give one of --amount, --target-macs and --target-params; N:M and dead need none of them. Nothing is
-    written unless the pruned model computes what the original computes with zeros in the same places (dead:
-    what the original computes), and passes verify. With --recover, what is left is then repaired from
-    --data, and the repair is dropped where it does not help on samples that were held out.
+    Give --amount, or one or more of --target-latency, --target-macs, --target-params and --target-size, which
+    are then met together; N:M and dead need none of them. For --target-latency, layers are timed on this
+    machine at the counts that matter, and the model is cut, timed whole and cut again until it takes what it
+    may. Nothing is written unless the pruned model computes what the
+    original computes with zeros in the same places (dead: what the original computes), and passes verify.
+    With --recover, what is left is then repaired from --data, and the repair is dropped where it does not
+    help on samples that were held out.
     Patterns of zeros save room on disk, not time: ONNX Runtime computes with zeros as with any number.
-    With --steps, MODEL is tuned on --data while more and more of it goes.
+    With --steps, MODEL is tuned on --data while more and more of it goes. With --targets, several models are
+    made, from figures that are measured once.
     """
-    options.only_one(choices, "amount", "target_macs", "target_params")
+    options.check_targets(choices)
+    latency_options.check(choices)
     storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}
-    tuning = gradual_options.take(choices)
-    plot = choices.pop("plot", None)
+    tuning = gradual_options.take(choices, plot)
+    family = family_options.take(choices, tuned=tuning is not None, plan=plan)
+    if family is not None:
+        family_options.run(out, model, output, family, plot, storage, choices)
+        return
+    if plot is not None and tuning is None:
+        raise click.UsageError("--plot draws a schedule (with --steps) or a family (with --targets)")
     from onnxprune import load, prune_gradually, save_pruned
     from onnxprune import prune as run
     from onnxprune.model.atomic import check_target

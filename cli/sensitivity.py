@@ -48,7 +48,8 @@ def sensitivity(out: Output, model: Path, data: str, plot: Path | None, **choice
     model that always answers with the mean. prune --scope sensitivity removes where it costs least.
     """
     from onnxprune import measure_sensitivity
-    from onnxprune.report.plot import check_plot, draw_curves
+    from onnxprune.report.canvas import check_plot
+    from onnxprune.report.plot import draw_curves
 
     if plot is not None:
         check_plot(plot)  # rather now than after long work

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from onnxprune.advice.run import Advice, advise
     from onnxprune.analyze import find_groups
     from onnxprune.data import load_data
+    from onnxprune.family import Family, prune_family, save_family
+    from onnxprune.family_survey import measure_family
     from onnxprune.finetuning import FinetuneResult, finetune, save_finetuned
     from onnxprune.gradual_pipeline import prune_gradually
     from onnxprune.importers import import_model
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Advice": "onnxprune.advice.run",
     "Execution": "onnxprune.runtime.execution",
+    "Family": "onnxprune.family",
     "FinetuneResult": "onnxprune.finetuning",
     "PruneResult": "onnxprune.pruning",
     "Sensitivity": "onnxprune.survey",
@@ -52,11 +55,14 @@ _HOMES = {
     "load": "onnxprune.model.io",
     "load_data": "onnxprune.data",
     "load_plan": "onnxprune.plans",
+    "measure_family": "onnxprune.family_survey",
     "measure_sensitivity": "onnxprune.survey",
     "plan": "onnxprune.pipeline",
     "prune": "onnxprune.pipeline",
+    "prune_family": "onnxprune.family",
     "prune_gradually": "onnxprune.gradual_pipeline",
     "save": "onnxprune.model.io",
+    "save_family": "onnxprune.family",
     "save_finetuned": "onnxprune.finetuning",
     "save_plan": "onnxprune.plans",
     "save_pruned": "onnxprune.pipeline",
@@ -68,6 +74,7 @@ _HOMES = {
 __all__ = [
     "Advice",
     "Execution",
+    "Family",
     "FinetuneResult",
     "PruneResult",
     "Sensitivity",
@@ -81,11 +88,14 @@ __all__ = [
     "load",
     "load_data",
     "load_plan",
+    "measure_family",
     "measure_sensitivity",
     "plan",
     "prune",
+    "prune_family",
     "prune_gradually",
     "save",
+    "save_family",
     "save_finetuned",
     "save_plan",
     "save_pruned",

@@ -56,20 +56,26 @@ def macs_by_node(graph: ir.Graph, channels: Channels, kept: Kept) -> Iterator[tu
     Those of a body are those of the node that holds it.
     """
     for node in graph:
-        if has_bodies(node):
-            yield node, _body_macs(node, channels, kept)
-            continue
-        rule = rule_for(node)
-        values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
-        if rule is None or any(value not in channels.shapes.dims for value in values):
-            continue  # nothing is known of it, so nothing is counted: the report lists such operators
+        macs = node_macs(node, channels, kept)
+        if macs is not None:
+            yield node, macs
 
-        def shape_of(value: ir.Value, node: ir.Node = node) -> tuple[int, ...]:
-            if value.is_initializer():
-                return kept.shape(Use(node, list(node.inputs).index(value)))
-            return kept.shape(value)
 
-        yield node, rule.macs(node, shape_of)
+def node_macs(node: ir.Node, channels: Channels, kept: Kept) -> int | None:
+    """Return the multiply-accumulates of a node for all samples of the batch, None if they are not known."""
+    if has_bodies(node):
+        return _body_macs(node, channels, kept)
+    rule = rule_for(node)
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
+    if rule is None or any(value not in channels.shapes.dims for value in values):
+        return None  # nothing is known of it, so nothing is counted: the report lists such operators
+
+    def shape_of(value: ir.Value) -> tuple[int, ...]:
+        if value.is_initializer():
+            return kept.shape(Use(node, list(node.inputs).index(value)))
+        return kept.shape(value)
+
+    return rule.macs(node, shape_of)
 
 
 def _body_macs(node: ir.Node, channels: Channels, kept: Kept) -> int:
@@ -88,25 +94,31 @@ def _graph_macs(graph: ir.Graph, channels: Channels, kept: Kept) -> int:
 
 
 def _weights(graph: ir.Graph, kept: Kept, gone: Set[ir.Node]) -> tuple[int, int]:
-    """Return elements and bytes of all weights; a tied weight that is cut in two ways counts twice."""
+    """Return elements and bytes of all weights."""
     params = size_bytes = 0
     for value in graph.initializers.values():
-        tensor = value.const_value
-        if tensor is None or (value.uses() and all(node in gone for node, _ in value.uses())):
-            continue
-        versions: dict[tuple[object, ...], int] = {}
-        for node, index in value.uses():
-            if node in gone:
-                continue
-            use = Use(node, index)
-            masks = kept.masks(use)
-            key = tuple((axis, mask.tobytes()) for axis, mask in sorted(masks.items()))
-            versions[key] = math.prod(kept.shape(use)) if masks else tensor.size
-        elements = sum(versions.values()) if versions else tensor.size
-        if counts_as_parameters(tensor):
-            params += elements
-        size_bytes += math.ceil(elements * tensor.dtype.itemsize)
+        elements, stored = weight_cost(value, kept, gone)
+        params += elements
+        size_bytes += stored
     return params, size_bytes
+
+
+def weight_cost(value: ir.Value, kept: Kept, gone: Set[ir.Node] = frozenset()) -> tuple[int, int]:
+    """Return the parameters and the bytes of a weight; a tied one that is cut in two ways counts twice."""
+    tensor = value.const_value
+    if tensor is None or (value.uses() and all(node in gone for node, _ in value.uses())):
+        return 0, 0
+    versions: dict[tuple[object, ...], int] = {}
+    for node, index in value.uses():
+        if node in gone:
+            continue
+        use = Use(node, index)
+        masks = kept.masks(use)
+        key = tuple((axis, mask.tobytes()) for axis, mask in sorted(masks.items()))
+        versions[key] = math.prod(kept.shape(use)) if masks else tensor.size
+    elements = sum(versions.values()) if versions else tensor.size
+    stored = math.ceil(elements * tensor.dtype.itemsize)
+    return (elements if counts_as_parameters(tensor) else 0), stored
 
 
 _QUANTIZED = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4})

@@ -14,7 +14,7 @@
     |-- MissingExtra       (1)     an optional dependency is not installed
     |-- TuningError        (1)     tuning went astray, or a checkpoint is of another run
     |-- UsageError         (2)     options that make no sense, alone or together
-    |-- LimitMissed        (3)     ran, and a limit that was given was missed
+    |-- LimitMissed        (3)     ran, and a limit that was given was missed; ``reasons`` says why, by layer
     `-- NothingToPrune     (4)     nothing could be pruned; ``reasons`` says why, group by group
 
 Anything else that escapes is a bug and shows a traceback.
@@ -80,9 +80,19 @@ class UsageError(OnnxPruneError):
 
 
 class LimitMissed(OnnxPruneError):
-    """The work was done, and a limit that the user gave was missed."""
+    """The work was done, and a limit that the user gave was missed.
+
+    Attributes:
+        reached: the share of the original that could be reached, None where the limit is no share.
+        reasons: what stands in the way, one line for each layer: its name, a colon, the reason.
+    """
 
     exit_status = 3
+
+    def __init__(self, message: str, reached: float | None = None, reasons: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.reached = reached
+        self.reasons = tuple(reasons)
 
 
 class NothingToPrune(OnnxPruneError):

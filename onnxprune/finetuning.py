@@ -18,8 +18,8 @@ from onnxprune.model.io import load
 from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import Pattern, parse_pattern
-from onnxprune.pipeline import samples_of, save_examined
-from onnxprune.planning.channels import Watch
+from onnxprune.pipeline import save_examined
+from onnxprune.planning.watch import Watch
 from onnxprune.plans import load_plan
 from onnxprune.tuning import Standing, Tuning
 from onnxprune.tuning.agreement import check_agrees
@@ -28,6 +28,7 @@ from onnxprune.verification import verify
 from onnxprune.verification.plan import check_declared_zeros
 from onnxprune.verification.tuned import verify_tuned
 from onnxprune.verification.zeros import nonzero
+from onnxprune.wishes import samples_of
 
 if TYPE_CHECKING:
     from onnxprune.tuning.loop import Tuned

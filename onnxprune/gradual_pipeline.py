@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.allocate.channels import SENSITIVITY
+from onnxprune.allocate.options import SENSITIVITY
 from onnxprune.calibration.noise import notes_on_noise
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import UsageError, require_extra
@@ -22,15 +21,17 @@ from onnxprune.gradual.rounds import prune_in_rounds
 from onnxprune.gradual.run import Learning
 from onnxprune.gradual.run import prune_gradually as prune_in_one_run
 from onnxprune.model.io import load
-from onnxprune.pipeline import prune, recipe_of, running_of, samples_of
-from onnxprune.planning.channels import DEAD, STRUCTURED, Watch
+from onnxprune.pipeline import options_of_prune
 from onnxprune.planning.curves import trial_setting
+from onnxprune.planning.recipes import DEAD, STRUCTURED
+from onnxprune.planning.watch import Watch
 from onnxprune.pruning import PruneResult
 from onnxprune.scores.movement import MOVEMENT_SCORERS
 from onnxprune.scores.on_data import DATA_SCORERS
 from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
 from onnxprune.tuning.settings import Tuning
+from onnxprune.wishes import LATENCY_SETTINGS, recipe_of, running_of, samples_of
 
 if TYPE_CHECKING:
     from onnxprune.tuning.control import Standing
@@ -136,14 +137,14 @@ def _options(model: ir.Model, options: dict[str, Any]) -> dict[str, Any]:
     for name in ("recover", "rounds", "data"):
         if options.get(name) is not None:
             raise UsageError(f"{name} is no option of what goes; tuning takes its place")
-    try:
-        bound = signature(prune).bind(model, **options)
-    except TypeError as error:
-        raise UsageError(f"{error}; the options are those of prune") from None
-    bound.apply_defaults()
-    given = {name: value for name, value in bound.arguments.items() if name not in ("model", "data")}
+    given = options_of_prune(model, options)
+    given = {name: value for name, value in given.items() if name not in ("data", *LATENCY_SETTINGS)}
     if given["pattern"] == DEAD:
         raise UsageError(f"pattern {DEAD!r} changes no result: there is nothing to tune")
+    if given["target_latency"] is not None:
+        raise UsageError(
+            "target_latency is met before tuning, not while: prune to it, then finetune what is left"
+        )
     return given
 
 

@@ -9,34 +9,29 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxprune.calibration.activations import BATCH, LIMIT_BYTES, Running, check_fits
-from onnxprune.calibration.noise import draw_noise, is_noise
-from onnxprune.data import DataReader, Dataset, load_data
+from onnxprune.calibration.activations import BATCH, LIMIT_BYTES
+from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import PlanError, UsageError, VerificationError
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.io import save
-from onnxprune.planning.channels import STRUCTURED, Watch, plan_channels, unused_samples
-from onnxprune.planning.curves import trial_setting
-from onnxprune.planning.layers import plan_layers
-from onnxprune.planning.masks import plan_masks
+from onnxprune.planning.latency.wish import TIME_LIMIT_SECONDS
+from onnxprune.planning.notes import unused_samples
+from onnxprune.planning.recipes import STRUCTURED
+from onnxprune.planning.watch import Watch
 from onnxprune.plans import save_plan
-from onnxprune.pruning import (
-    PruneResult,
-    Repair,
-    apply_to_channels,
-    apply_to_weights,
-    prune_channels,
-    prune_weights,
-)
-from onnxprune.pruning_layers import apply_to_layers, prune_layers
-from onnxprune.scores.movement import MOVEMENT_SCORERS
-from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
-from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
+from onnxprune.pruners import pruner_for
+from onnxprune.pruning import PruneResult, Repair
+from onnxprune.pruning_channels import apply_to_channels
+from onnxprune.pruning_layers import apply_to_layers
+from onnxprune.pruning_weights import apply_to_weights
 from onnxprune.types import Check, Plan, Report, Skipped
 from onnxprune.verification import verify
+from onnxprune.wishes import USUAL, prepared, running_of, samples_of
+
+#: What is said of a plan that was made while the model was tuned.
+_WHILE_TUNING = ("schedule", "rewound", "tuning")
 
 
 def prune(
@@ -46,6 +41,8 @@ def prune(
     amount: float | None = None,
     target_macs: float | None = None,
     target_params: float | None = None,
+    target_size: float | None = None,
+    target_latency: float | str | None = None,
     score: str | None = None,
     before: str | Path | None = None,
     scope: str | None = None,
@@ -63,6 +60,11 @@ def prune(
     batch: int = BATCH,
     memory_limit: int = LIMIT_BYTES,
     threads: int = 1,
+    latency_percentile: float = 50.0,
+    latency_batch: int | None = None,
+    provider: str = "cpu",
+    provider_options: Mapping[str, str] | None = None,
+    time_limit: float = TIME_LIMIT_SECONDS,
     progress: Callable[[float], None] | None = None,
 ) -> PruneResult:
     """Decide what goes, remove it from a copy of the model, and prove the result.
@@ -76,7 +78,11 @@ def prune(
             ``unstructured``, ``N:M`` (as 2:4: at most 2 of 4 stay) or ``block:RxC``.
         amount: share of channels, layers or weights to remove, in [0, 1); not with N:M, which says it itself.
         target_macs: share of the multiply-accumulates that may stay, in (0, 1], instead of an amount.
-        target_params: share of the parameters that may stay, in (0, 1], instead of an amount.
+        target_params: share of the parameters that may stay, likewise.
+        target_size: share of the bytes of all weights that may stay, likewise. Several targets are met
+            together.
+        target_latency: share of the time of one run that may stay, in (0, 1], or milliseconds as ``"12ms"``:
+            measured here, by ONNX Runtime, with ``threads``.
         score: ``l1``, ``l2`` (the default) or ``random``, from the weights; for channels and heads also
             ``fpgm``, ``lamp`` (made for a global scope) or ``bn``, and ``activation``, ``wanda``, ``obs`` or
             ``ablation``, measured on data; for layers ``influence`` (the default, measured on data), ``l2``
@@ -91,8 +97,10 @@ def prune(
         scope: ``uniform`` (the same share everywhere), ``global`` (one threshold for all; the default for
             layers, for zeros that are chosen on data, and where the score is by default ``obs``, whose losses
             then add up to the least under a target) or ``sensitivity`` (where it costs least, measured
-            on data); for channels also ``isomorphic`` (one threshold for all groups of the same structure,
-            the same share of each); for zeros ``owl`` (less from layers with outliers, on data).
+            on data); for channels also ``knapsack`` (the most importance within the targets; the default
+            where there are several, or one in time) and ``isomorphic`` (one threshold for all groups of the
+            same structure, the same share of each); for zeros ``owl`` (less from layers with outliers, on
+            data).
         align: kept channel counts are multiples of this; ``auto`` avoids counts that are slow on CPUs.
         protect: globs over group (or branch) and tensor names that must stay whole.
         allow_inexact: also remove channels that normalisation takes statistics over (the width of a
@@ -106,11 +114,17 @@ def prune(
         recover: repair of what is left, with data: ``none``, ``bias`` (the mean of every layer's result),
             ``statistics`` (mean and deviation) or ``reconstruct`` (weights and biases by least squares).
         rounds: go in so many rounds of removing and repairing, by a cubic schedule.
-        cache: folder for what scope ``sensitivity`` measures, so that it is measured once.
+        cache: folder for what scope ``sensitivity`` and ``target_latency`` measure, so that it is measured
+            once.
         jobs: processes that measure it; 0 for one per core.
         batch: samples of one run on the data, where the model's first axis is symbolic.
         memory_limit: bytes that work on the data may keep at once, beside the model and the data.
-        threads: of ONNX Runtime, in work on the data; 0 for one per core.
+        threads: of ONNX Runtime, in work on the data and where time is measured; 0 for one per core.
+        latency_percentile: of the times of single runs that ``target_latency`` is about; 50 is the median.
+        latency_batch: size of the batch that is timed, where it is free; 1 by default.
+        provider: where time is measured: a key of `onnxprune.runtime.PROVIDERS`.
+        provider_options: of the provider, as ONNX Runtime calls them.
+        time_limit: seconds that timing layers may take.
         progress: called while scores are measured on data, with the share that is done, in (0, 1].
 
     Raises:
@@ -120,28 +134,22 @@ def prune(
         DataError: the data is damaged, or does not fit the model.
         ProofError: the cut model differs from its exact twin.
     """
-    watch = Watch(progress=progress, running=running_of(batch, memory_limit, threads))
-    samples = samples_of(data, model, seed, input_shapes)
-    recipe = recipe_of(
+    job = prepared(
+        model,
         {
             "pattern": pattern, "amount": amount, "target_macs": target_macs, "target_params": target_params,
+            "target_size": target_size, "target_latency": target_latency,
             "score": score, "before": before, "scope": scope, "align": align, "protect": protect,
             "floor": floor,
-            "input_shapes": input_shapes, "allow_inexact": allow_inexact or None,
+            "input_shapes": input_shapes, "allow_inexact": allow_inexact,
             "recover": recover, "rounds": rounds,
+            "data": data, "seed": seed, "cache": cache, "jobs": jobs, "batch": batch,
+            "memory_limit": memory_limit, "threads": threads, "progress": progress,
+            "latency_percentile": latency_percentile, "latency_batch": latency_batch, "provider": provider,
+            "provider_options": provider_options, "time_limit": time_limit,
         },
-        samples,
     )  # fmt: skip
-    wish = Repair(recover, rounds)
-    wish.check(samples, pattern)
-    if score in MOVEMENT_SCORERS and rounds != 1:
-        raise UsageError(f"score {score!r} looks at the weights as they were trained: leave out rounds")
-    if pattern == "layers":
-        return prune_layers(model, recipe, samples, wish, seed, watch)
-    setting = trial_setting(cache, jobs, watch.running)
-    if pattern in STRUCTURED:
-        return prune_channels(model, recipe, samples, wish, seed, watch, setting)
-    return prune_weights(model, recipe, samples, wish, seed, watch, setting)
+    return pruner_for(job.task, job.recipe, job.watch).prune(job.recipe, job.watch)
 
 
 def plan(model: ir.Model, **options: Any) -> Plan:
@@ -150,101 +158,24 @@ def plan(model: ir.Model, **options: Any) -> Plan:
     Raises:
         UsageError, NothingToPrune, LimitMissed: as `prune`; an option that it does not have is refused.
     """
+    if options.get("rounds", 1) != 1:  # what goes in a round depends on the repair before it
+        return prune(model, **options).plan
+    job = prepared(model, options_of_prune(model, options))
+    return pruner_for(job.task, job.recipe, job.watch).plan(job.recipe, job.watch)
+
+
+def options_of_prune(model: ir.Model, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of `prune` by name, the usual ones where none are given.
+
+    Raises:
+        UsageError: `prune` has no such option.
+    """
     try:
         bound = signature(prune).bind(model, **options)
     except TypeError as error:
         raise UsageError(f"{error}; the options are those of prune") from None
-    if options.get("rounds", 1) != 1:  # what goes in a round depends on the repair before it
-        return prune(model, **options).plan
     bound.apply_defaults()
-    given = dict(bound.arguments)
-    running = running_of(given.pop("batch"), given.pop("memory_limit"), given.pop("threads"))
-    seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"), running=running)
-    samples = samples_of(given.pop("data"), model, seed, given["input_shapes"])
-    setting = trial_setting(given.pop("cache"), given.pop("jobs"), running)
-    recipe = recipe_of({name: value for name, value in given.items() if name != "model"}, samples)
-    if recipe["pattern"] == "layers":
-        return plan_layers(model, recipe, samples, seed, watch)[0]
-    if recipe["pattern"] in STRUCTURED:
-        return plan_channels(model, recipe, samples, seed, watch, setting).plan
-    return plan_masks(model, recipe, samples, seed, watch, setting)[0]
-
-
-def samples_of(
-    data: Dataset | DataReader | str | Path | None,
-    model: ir.Model,
-    seed: int,
-    input_shapes: Mapping[str, Sequence[int]] | None,
-) -> Dataset | None:
-    """Return what users give as data, once it fits a model; random inputs where they ask for these by name.
-
-    Raises:
-        UsageError, DataError: the data is damaged, or does not fit.
-    """
-    if data is None:
-        return None
-    if isinstance(data, str) and is_noise(data):
-        return draw_noise(model, data, seed, input_shapes)
-    samples = data if isinstance(data, Dataset) else load_data(data)
-    check_fits(model, samples)
-    return samples
-
-
-def running_of(batch: int, memory_limit: int, threads: int) -> Running:
-    """Return how models are run on data, as users say it.
-
-    Raises:
-        UsageError: a number is too small.
-    """
-    for name, value, least in (
-        ("batch", batch, 1),
-        ("memory_limit", memory_limit, 1),
-        ("threads", threads, 0),
-    ):
-        if value < least:
-            raise UsageError(f"{name} must be at least {least}, not {value}")
-    return Running(batch, memory_limit, threads)
-
-
-#: What goes without saying.
-_USUAL = {"recover": "none", "rounds": 1}
-
-#: What is said of a plan that was made while the model was tuned.
-_WHILE_TUNING = ("schedule", "rewound", "tuning")
-
-#: score and scope where none are given
-_DEFAULTS = {"layers": ("influence", "global")}
-
-#: The same with samples to repair on: the losses that a repair leaves, for what linear layers sum over.
-_DEFAULTS_ON_DATA = {"channels": ("obs", "global"), "heads": ("obs", "global")}
-
-
-def recipe_of(options: Mapping[str, Any], data: Dataset | None = None) -> dict[str, Any]:
-    """Return the options that were given, and defaults, as plain JSON values."""
-    defaults = _DEFAULTS
-    if data is not None and options["recover"] != "none" and options["score"] is None:
-        defaults = {**_DEFAULTS, **_DEFAULTS_ON_DATA}
-    score, scope = defaults.get(options["pattern"], ("l2", "uniform"))
-    usual = options["score"] is None and score == "obs"
-    free = options["pattern"].startswith(("unstructured", "block:"))  # N:M is the same share everywhere
-    if free and options["score"] in {*DATA_WEIGHT_SCORERS, *GRADIENT_WEIGHT_SCORERS}:
-        scope = "global"
-    plain = {
-        **options,
-        "score": options["score"] or score,
-        "scope": options["scope"] or scope,
-        "before": None if options.get("before") is None else str(options["before"]),
-        "stand_in": "l2" if usual else None,  # where obs can't be measured, or takes too long
-        "data": None if data is None else data.source,
-        "data_digest": None if data is None else data.digest,
-        "protect": [protect] if isinstance(protect := options["protect"], str) else list(protect),
-        "input_shapes": {
-            name: [int(size) for size in shape] for name, shape in (options["input_shapes"] or {}).items()
-        },
-    }
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in plain.items()}
-    plain |= {name: None for name, usual in _USUAL.items() if plain.get(name) == usual}
-    return {name: value for name, value in plain.items() if value not in (None, [], {})}
+    return {name: value for name, value in bound.arguments.items() if name != "model"}
 
 
 def apply_plan(
@@ -302,7 +233,7 @@ def apply_plan(
     if plan.masks and plan.recipe.get("score") == "obs" and wish.method == "none":
         reason = "not adjusted: score 'obs' did that when the plan was made; --data and --recover repair"
         plan = replace(plan, skipped=(*plan.skipped, Skipped("weights that stay", reason)))
-    recipe = {name: value for name, value in plan.recipe.items() if name not in (*_USUAL, *_WHILE_TUNING)}
+    recipe = {name: value for name, value in plan.recipe.items() if name not in (*USUAL, *_WHILE_TUNING)}
     done = {} if wish.method == "none" else {"recover": wish.method}
     plan = replace(plan, recipe={**recipe, **done})  # what was done to this model
     if plan.pattern == "layers":

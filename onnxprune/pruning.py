@@ -1,36 +1,26 @@
-"""Deciding, doing, proving and repairing in order, for each kind of thing that can go."""
+"""What pruning gives, how it is repaired, and what all of its kinds have in common."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.analyze import Analysis
 from onnxprune.data import Dataset
-from onnxprune.errors import NothingToPrune, UsageError
-from onnxprune.model.copies import copy_of
-from onnxprune.model.digest import structure_digest, weights_digest
-from onnxprune.model.prepare import name_nodes
-from onnxprune.ops.kept import Kept
-from onnxprune.ops.sums import Sums
-from onnxprune.planning.channels import DEAD, Decision, Watch, analyze_for, plan_channels
+from onnxprune.errors import UsageError
 from onnxprune.planning.curves import Setting
-from onnxprune.planning.masks import plan_masks
-from onnxprune.planning.positions import check_groups
-from onnxprune.planning.rounds import plan_more_channels, recipes_by_round
-from onnxprune.proving import Trials, make_cut, prove_cut
+from onnxprune.planning.latency.wish import LatencyWish
+from onnxprune.planning.recipes import DEAD
+from onnxprune.planning.watch import Watch
+from onnxprune.proving import Trials
 from onnxprune.pruning_report import RepairedRound, pruned_report, repair_sections
 from onnxprune.recover import METHODS, repair
 from onnxprune.registry import did_you_mean
 from onnxprune.rewrite.fold import Fold
-from onnxprune.rewrite.mask import apply_masks, replace_weights
-from onnxprune.types import BoolArray, Check, Cost, IntArray, Mask, Plan, Report
+from onnxprune.types import BoolArray, Check, Cost, Mask, Plan, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +89,48 @@ class Repair:
             raise UsageError(f"pattern {DEAD!r} changes no result: there is nothing to repair")
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A model that is to be pruned, and how; only what goes is said by a recipe.
+
+    Attributes:
+        model: not changed.
+        samples: what scores from data are measured on, and what is left is proved and repaired on.
+        repair: of what is left.
+        seed: of every random choice.
+        setting: how trials are run where the scope is "sensitivity".
+        latency: on which machine targets in time are to be met; None where there are none.
+    """
+
+    model: ir.Model
+    samples: Dataset | None
+    repair: Repair = Repair()  # frozen
+    seed: int = 0
+    setting: Setting = Setting()  # noqa: RUF009 # frozen
+    latency: LatencyWish | None = None
+
+
+class Pruner(Protocol):
+    """Prunes one model by any number of recipes that differ in amount or targets: scores are taken once.
+
+    What a recipe gives depends on no other recipe.
+    """
+
+    def plan(self, recipe: Mapping[str, Any], watch: Watch) -> Plan:
+        """Decide what goes, in one round.
+
+        Raises:
+            UsageError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
+        """
+
+    def prune(self, recipe: Mapping[str, Any], watch: Watch) -> PruneResult:
+        """Decide what goes, remove it, prove the result and repair it.
+
+        Raises:
+            UsageError, NothingToPrune, LimitMissed, ProofError: as `onnxprune.prune`.
+        """
+
+
 class Repairs:
     """Repairs of one model, one for each round, and what became of them."""
 
@@ -164,125 +196,6 @@ class Repairs:
         return pruned_report(plan, costs, checks, self.watch.seconds, folds=folds, sections=sections)
 
 
-def prune_channels(
-    model: ir.Model,
-    recipe: Mapping[str, Any],
-    samples: Dataset | None,
-    wish: Repair,
-    seed: int,
-    watch: Watch,
-    setting: Setting,
-) -> PruneResult:
-    """Remove channels of a model, in rounds if that is wished."""
-    steps = recipes_by_round(recipe, wish.rounds, wish.shape)
-    first, decision = _first_cut(model, steps, samples, seed, watch, setting)
-    state = _Cutting(seed, samples, wish, watch)
-    current = state.cut(decision.analysis, decision.sums, decision.removed)
-    current = state.repair(decision.analysis, decision.plan, current, first)
-    for number, step in enumerate(steps[first:], start=first + 1):
-        decision, then = plan_more_channels(decision, current, step, samples, seed, watch)
-        if then.removed:
-            current = state.cut(then.analysis, then.sums, then.removed)
-            current = state.repair(decision.analysis, decision.plan, current, number)
-    return state.result(replace(decision.plan, recipe=dict(recipe)), current)
-
-
-def _first_cut(
-    model: ir.Model,
-    steps: Sequence[Mapping[str, Any]],
-    samples: Dataset | None,
-    seed: int,
-    watch: Watch,
-    setting: Setting,
-) -> tuple[int, Decision]:
-    """Return the number of the first round in which anything goes, from 1 on, and what goes.
-
-    A round may be too small a step for any group: a share of two heads, or less than alignment takes.
-
-    Raises:
-        NothingToPrune: nothing goes in the last round either.
-    """
-    for number, step in enumerate(steps[:-1], start=1):
-        with contextlib.suppress(NothingToPrune):
-            return number, plan_channels(model, step, samples, seed, watch, setting)
-    return len(steps), plan_channels(model, steps[-1], samples, seed, watch, setting)
-
-
-def apply_to_channels(
-    model: ir.Model, plan: Plan, samples: Dataset | None, wish: Repair, watch: Watch
-) -> PruneResult:
-    """Remove the channels of a plan.
-
-    Raises:
-        PlanError: the model has other groups.
-    """
-    with watch.stage("analyze"):
-        analysis = analyze_for({**plan.recipe, "pattern": plan.pattern}, model)
-    check_groups(analysis, plan)
-    with watch.stage("find constants"):
-        sums = Sums(analysis.model.graph, analysis.channels)
-    removed = plan.removed
-    state = _Cutting(plan.seed, samples, wish, watch)
-    pruned = state.repair(analysis, plan, state.cut(analysis, sums, removed))
-    return state.result(plan, pruned)
-
-
-class _Cutting:
-    """Cuts, proofs and repairs of one model, and what there is to say of them."""
-
-    def __init__(self, seed: int, samples: Dataset | None, wish: Repair, watch: Watch) -> None:
-        self.trials = Trials(seed, samples)
-        self.watch = watch
-        self.repairs = Repairs(wish, self.trials, watch)
-        self.checks: list[Check] = []
-        self.folds: list[Fold] = []
-        self.added = np.zeros(2, np.int64)  # numbers and bytes that the model gained
-
-    def cut(self, analysis: Analysis, sums: Sums, removed: Mapping[str, IntArray]) -> ir.Model:
-        """Remove channels, and prove it."""
-        with self.watch.stage("cut"):
-            made = make_cut(analysis, sums, removed)
-        with self.watch.stage("prove"):
-            checks = prove_cut(analysis, sums, removed, made, self.trials)
-        inexact = sum(not group.exact and group.name in removed for group in analysis.groups)
-        if inexact:
-            detail = f"{checks[0].detail}; statistics over {inexact} groups changed"
-            checks = (replace(checks[0], detail=detail), *checks[1:])
-        self.checks += checks
-        self.folds += made.folds
-        self.added += made.added
-        return made.pruned
-
-    def repair(self, analysis: Analysis, plan: Plan, pruned: ir.Model, number: int = 1) -> ir.Model:
-        """Repair what is left of a model.
-
-        Args:
-            analysis: of the original.
-            plan: what it lost in all.
-            pruned: what is left.
-            number: of the round.
-        """
-        if not self.repairs.wish.wanted:
-            return pruned
-        masks = _masks_by_name(analysis, plan)
-        before, after = plan.predicted
-        left = {
-            "parameters share": after.params / max(before.params, 1),
-            "MACs share": after.macs / max(before.macs, 1),
-        }
-        repaired = self.repairs(analysis.model, pruned, masks, left, number=number)
-        self.added += _size(repaired) - _size(pruned)
-        return repaired
-
-    def result(self, plan: Plan, pruned: ir.Model) -> PruneResult:
-        """Return the model and the report."""
-        before, after = plan.predicted
-        numbers, size_bytes = self.added.tolist()
-        after = replace(after, params=after.params + numbers, size_bytes=after.size_bytes + size_bytes)
-        checks = numbered(self.checks)
-        return PruneResult(pruned, plan, self.repairs.report(plan, checks, (before, after), self.folds))
-
-
 def numbered(checks: Sequence[Check]) -> tuple[Check, ...]:
     """Tell the checks of several rounds apart."""
     names = [check.name for check in checks]
@@ -292,78 +205,3 @@ def numbered(checks: Sequence[Check]) -> tuple[Check, ...]:
         replace(check, name=f"{check.name} (round {names[:number].count(check.name) + 1})")
         for number, check in enumerate(checks)
     )
-
-
-def _masks_by_name(analysis: Analysis, plan: Plan) -> dict[str, dict[int, BoolArray]]:
-    """Return the positions that are left of each value of the original, by axis."""
-    kept = Kept(analysis.channels, analysis.removed_labels(plan.removed))
-    values = [*analysis.model.graph.inputs, *(o for node in analysis.model.graph for o in node.outputs)]
-    return {str(value.name): masks for value in values if (masks := kept.masks(value))}
-
-
-def _size(model: ir.Model) -> Any:
-    """Return how many numbers all initializers hold, and their bytes: int64 [2]."""
-    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
-    return np.array([sum(t.size for t in tensors), sum(t.nbytes for t in tensors)], np.int64)
-
-
-def prune_weights(
-    model: ir.Model,
-    recipe: Mapping[str, Any],
-    samples: Dataset | None,
-    wish: Repair,
-    seed: int,
-    watch: Watch,
-    setting: Setting,
-) -> PruneResult:
-    """Set weights of a model to zero, in rounds if that is wished."""
-    original = _named(model) if wish.method != "none" else model
-    current = original
-    repairs = Repairs(wish, Trials(seed, samples), watch)
-    masks: Mapping[str, Mask] = {}
-    for number, step in enumerate(recipes_by_round(recipe, wish.rounds, wish.shape), start=1):
-        plan, weights = plan_masks(current, step, samples, seed, watch, setting, gone=masks)
-        masks = plan.masks
-        current = _mask(original, current, plan, weights, repairs, number)
-    plan = replace(
-        plan,
-        recipe=dict(recipe),
-        structure_digest=structure_digest(model),
-        weights_digest=weights_digest(model),
-    )
-    return PruneResult(current, plan, repairs.report(plan))
-
-
-def apply_to_weights(
-    model: ir.Model, plan: Plan, samples: Dataset | None, wish: Repair, watch: Watch
-) -> PruneResult:
-    """Set the weights of a plan to zero."""
-    original = _named(model) if wish.method != "none" else model
-    repairs = Repairs(wish, Trials(plan.seed, samples), watch)
-    masked = _mask(original, original, plan, {}, repairs)
-    return PruneResult(masked, plan, repairs.report(plan))
-
-
-def _named(model: ir.Model) -> ir.Model:
-    """Return a copy in which every node has a name of its own, by which it is found again in other copies."""
-    copy = copy_of(model)
-    name_nodes(copy.graph)
-    return copy
-
-
-def _mask(
-    original: ir.Model,
-    model: ir.Model,
-    plan: Plan,
-    weights: Mapping[str, npt.NDArray[Any]],
-    repairs: Repairs,
-    number: int = 1,
-) -> ir.Model:
-    """Set weights of a model to zero, give those that stay new values, and repair it."""
-    masked = copy_of(model)
-    with repairs.watch.stage("mask"):
-        replace_weights(masked, weights)
-        apply_masks(masked, plan.masks)
-    kept, size = (sum(getattr(mask, what) for mask in plan.masks.values()) for what in ("kept", "size"))
-    left = {"weights share": kept / max(size, 1)}
-    return repairs(original, masked, {}, left, number=number, masks=plan.masks)

@@ -11,46 +11,62 @@ import onnx_ir as ir
 
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, UsageError
-from onnxprune.planning.channels import Watch
-from onnxprune.planning.layers import Layers, find_layers, plan_layers, planned_branches
+from onnxprune.planning.layers import Layers, decide_layers, find_layers, gather_layers, planned_branches
+from onnxprune.planning.recipes import TARGETS, share_of
 from onnxprune.planning.rounds import recipes_by_round
+from onnxprune.planning.watch import Watch
 from onnxprune.proving import Trials, prove_layers
-from onnxprune.pruning import PruneResult, Repair, Repairs, numbered
+from onnxprune.pruning import PruneResult, Repair, Repairs, Task, numbered
 from onnxprune.rewrite.depth import remove_branches
 from onnxprune.types import Check, Plan, PlannedGroup
 
 
-def prune_layers(
-    model: ir.Model,
-    recipe: Mapping[str, Any],
-    samples: Dataset | None,
-    wish: Repair,
-    seed: int,
-    watch: Watch,
-) -> PruneResult:
-    """Remove residual branches of a model.
+class LayerPruner:
+    """Removes residual branches of one model, in rounds if that is wished.
 
     In rounds, branches are scored in what is left of the model; amounts and targets count from the original.
 
+    Args:
+        task: the model, and how it is pruned.
+        recipe: of which the amount and the targets play no part but to be checked.
+        watch: gets the seconds of what is gathered.
+
     Raises:
-        UsageError: in rounds, by a repair that works in one.
+        UsageError: in rounds, by a repair that works in one; and as `onnxprune.prune`.
+        DataError, NothingToPrune: as `onnxprune.prune`.
     """
-    if wish.rounds > 1 and wish.mend is None:
-        raise UsageError("pattern 'layers' removes whole branches in one round: leave out rounds")
-    removal = _Removal(samples, wish, seed, watch)
-    steps = recipes_by_round(recipe, wish.rounds, wish.shape)
-    for number, step in enumerate(steps, start=1):
-        now = removal.remaining(step)
-        if now is None:
-            continue
-        try:
-            plan, layers = plan_layers(removal.current or model, now, samples, seed, watch)
-        except NothingToPrune:  # less than one branch, in this round
-            if number == len(steps) and removal.plan is None:
-                raise
-            continue
-        removal.remove(plan, layers, number)
-    return removal.result(recipe)
+
+    def __init__(self, task: Task, recipe: Mapping[str, Any], watch: Watch) -> None:
+        if task.repair.rounds > 1 and task.repair.mend is None:
+            raise UsageError("pattern 'layers' removes whole branches in one round: leave out rounds")
+        recipes_by_round(recipe, task.repair.rounds, task.repair.shape)  # refuses nonsense before long work
+        self._task = task
+        self._gathered = gather_layers(task.model, recipe, task.samples, task.seed, watch)
+
+    def plan(self, recipe: Mapping[str, Any], watch: Watch) -> Plan:
+        """See `Pruner`."""
+        return decide_layers(replace(self._gathered, watch=watch), recipe)
+
+    def prune(self, recipe: Mapping[str, Any], watch: Watch) -> PruneResult:
+        """See `Pruner`."""
+        task = self._task
+        removal = _Removal(task.samples, task.repair, task.seed, watch)
+        steps = recipes_by_round(recipe, task.repair.rounds, task.repair.shape)
+        for number, step in enumerate(steps, start=1):
+            now = removal.remaining(step)
+            if now is None:
+                continue
+            gathered = replace(self._gathered, watch=watch)
+            try:
+                if removal.current is not None:
+                    gathered = gather_layers(removal.current, now, task.samples, task.seed, watch)
+                plan = decide_layers(gathered, now)
+            except NothingToPrune:  # less than one branch, in this round
+                if number == len(steps) and removal.plan is None:
+                    raise
+                continue
+            removal.remove(plan, gathered.layers, number)
+        return removal.result(recipe)
 
 
 def apply_to_layers(
@@ -80,10 +96,14 @@ class _Removal:
         if self.plan is None:
             return dict(recipe)
         whole, left = self.plan.predicted
-        for name, of in (("target_macs", "macs"), ("target_params", "params")):
-            if recipe.get(name) is not None:
-                target = recipe[name] * getattr(whole, of) / max(getattr(left, of), 1)
-                return None if target >= 1 else {**recipe, name: target}
+        targets = {
+            name: recipe[name] / (share_of(left, whole, of) or 1.0)
+            for name, of in TARGETS.items()
+            if recipe.get(name) is not None
+        }
+        if targets:
+            done = min(targets.values()) >= 1
+            return None if done else {**recipe, **{name: min(t, 1.0) for name, t in targets.items()}}
         count = sum(group.size for group in self.plan.groups)
         gone = sum(len(group.removed) for group in self.plan.groups)
         more = recipe["amount"] * count - gone

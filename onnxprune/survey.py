@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.allocate.channels import reason_to_skip
+from onnxprune.allocate.options import reason_to_skip
 from onnxprune.calibration.activations import BATCH, LIMIT_BYTES
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import NothingToPrune, UsageError
@@ -17,25 +17,18 @@ from onnxprune.model.io import load
 from onnxprune.ops.sums import Sums
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import parse_pattern
-from onnxprune.pipeline import running_of, samples_of
 from onnxprune.planning.channel_trials import measure_channels
-from onnxprune.planning.channels import (
-    DEAD,
-    STRUCTURED,
-    Watch,
-    analyze_for,
-    candidates_of,
-    check_score,
-    score_groups,
-    unmatched,
-    unused_samples,
-)
 from onnxprune.planning.curves import AMOUNTS, Measured, Setting, check_amounts, curve_rows, trial_setting
+from onnxprune.planning.gathering import analyze_for, candidates_of, score_groups
 from onnxprune.planning.mask_trials import measure_masks
 from onnxprune.planning.masks import check_weight_score, masks_for, rank_weights
+from onnxprune.planning.notes import unmatched, unused_samples
+from onnxprune.planning.recipes import DEAD, STRUCTURED, check_score
+from onnxprune.planning.watch import Watch
 from onnxprune.report.sensitivity import sensitivity_report
 from onnxprune.scores.gradient import notes_on_labels
 from onnxprune.types import Curve, Mask, Report, Skipped
+from onnxprune.wishes import running_of, samples_of
 
 
 @dataclass(frozen=True, slots=True)

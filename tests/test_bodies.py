@@ -18,7 +18,7 @@ from onnxprune.errors import PlanError, ProofError
 from onnxprune.inspection import inspect_model
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.float32 import in_float32
-from onnxprune.planning import channels
+from onnxprune.planning import gathering
 from onnxprune.runtime import open_session
 
 FUNCTIONS = """<ir_version: 10, opset_import: ["" : 18, "local" : 1]>
@@ -166,7 +166,7 @@ def test_a_file_may_grow_by_the_nodes_of_its_functions(tmp_path: Path) -> None:
 
 
 def test_functions_that_are_written_out_wrongly_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = channels.analyze
+    honest = gathering.analyze
 
     def forged(*arguments: object, **options: object) -> object:
         analysis = honest(*arguments, **options)  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ def test_functions_that_are_written_out_wrongly_are_found(monkeypatch: pytest.Mo
                 node.attributes["alpha"] = ir.AttrFloat32("alpha", 0.7)
         return analysis
 
-    monkeypatch.setattr("onnxprune.planning.channels.analyze", forged)
+    monkeypatch.setattr("onnxprune.planning.gathering.analyze", forged)
     with pytest.raises(ProofError, match="writing out the functions"):
         onnxprune.prune(ir.from_proto(model(FUNCTIONS, FUNCTION_WEIGHTS)), amount=0.5)
 

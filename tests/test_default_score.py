@@ -78,7 +78,7 @@ def test_weights_stand_in_where_a_consumer_is_too_wide(monkeypatch: pytest.Monke
     model, data = network()
     names = [group.name for group in plan(model, amount=0.5).groups]
     monkeypatch.setattr(
-        "onnxprune.planning.channels.too_wide", lambda _: dict.fromkeys(names[:1], "it is wide")
+        "onnxprune.planning.gathering.too_wide", lambda _: dict.fromkeys(names[:1], "it is wide")
     )
     usual = plan(model, target_macs=0.4, data=data, recover="bias")
     told = {entry.name: entry.reason for entry in usual.skipped}

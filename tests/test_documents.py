@@ -38,6 +38,7 @@ DOCUMENTS = {
         "samples/gradual",
         "samples/text-direction",
         "benchmarks/accuracy",
+        "benchmarks/latency",
     )
     for path in sorted((ROOT / folder).glob("*.md"))
 }

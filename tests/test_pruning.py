@@ -16,7 +16,7 @@ import small_models
 from cutting import graph, parameters
 
 import onnxprune
-from onnxprune import pruning
+from onnxprune import pruning, pruning_channels, pruning_weights
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.planning import rounds as round_planning
@@ -128,13 +128,13 @@ def test_later_rounds_score_the_repaired_model(monkeypatch: pytest.MonkeyPatch) 
 
 def test_masks_grow_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
     masks: list[Mapping[str, Any]] = []
-    apply_masks = pruning.apply_masks
+    apply_masks = pruning_weights.apply_masks
 
     def spy(model: ir.Model, some: Mapping[str, Any]) -> None:
         masks.append({name: mask.unpack() for name, mask in some.items()})
         apply_masks(model, some)
 
-    monkeypatch.setattr(pruning, "apply_masks", spy)
+    monkeypatch.setattr(pruning_weights, "apply_masks", spy)
     model, data = load("mlp"), samples("mlp")
     result = onnxprune.prune(
         model, pattern="unstructured", amount=0.7, data=data, recover="reconstruct", rounds=3
@@ -267,7 +267,7 @@ def test_scope_sensitivity_in_rounds_brings_nothing_back() -> None:
 def removed_by_round(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, set[int]]]:
     """Return a list that gets what is gone in all after each round of a run."""
     seen: list[dict[str, set[int]]] = []
-    plan_more = pruning.plan_more_channels
+    plan_more = pruning_channels.plan_more_channels
 
     def spy(earlier: Any, *rest: Any) -> Any:
         decision, then = plan_more(earlier, *rest)
@@ -276,7 +276,7 @@ def removed_by_round(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, set[int]
         )
         return decision, then
 
-    monkeypatch.setattr(pruning, "plan_more_channels", spy)
+    monkeypatch.setattr(pruning_channels, "plan_more_channels", spy)
     return seen
 
 
@@ -404,3 +404,27 @@ def test_how_models_are_run_reaches_the_repair(monkeypatch: pytest.MonkeyPatch) 
     for plan in plans:
         onnxprune.apply_plan(model, plan, **options)
     assert [(each["batch"], each["limit_bytes"], each["threads"]) for each in seen] == [(7, 123456, 2)] * 4
+
+
+def test_targets_grow_together_from_round_to_round() -> None:
+    recipe = {
+        "pattern": "channels",
+        "target_macs": 0.6,
+        "target_size": 0.2,
+        "score": "l2",
+        "scope": "knapsack",
+    }
+    steps = round_planning.recipes_by_round(recipe, 3, "linear")
+    assert [step["target_size"] for step in steps] == pytest.approx([1 - 0.8 / 3, 1 - 1.6 / 3, 0.2])
+    assert [step["target_macs"] for step in steps] == pytest.approx([1 - 0.4 / 3, 1 - 0.8 / 3, 0.6])
+    assert steps[-1] == recipe
+
+
+def test_rounds_meet_several_targets() -> None:
+    model, data = load("residual_net"), samples("residual_net")
+    options = {"target_macs": 0.6, "target_size": 0.5, "recover": "bias", "score": "l2", "align": 1}
+    result = onnxprune.prune(model, data=data, rounds=2, **options)
+    before, after = result.plan.predicted
+    assert after.macs <= 0.6 * before.macs
+    assert after.size_bytes <= 0.5 * before.size_bytes
+    assert "importance" not in result.report.sections

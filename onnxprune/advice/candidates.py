@@ -16,23 +16,15 @@ import onnx_ir as ir
 
 from onnxprune.analyze import Analysis
 from onnxprune.branches import Removal
-from onnxprune.cost import cost_of
 from onnxprune.errors import LimitMissed, NothingToPrune
 from onnxprune.model.copies import copy_of
 from onnxprune.ops.kept import Kept
-from onnxprune.ops.sums import Sums
-from onnxprune.planning.channels import (
-    DEAD,
-    STRUCTURED,
-    Watch,
-    analyze_for,
-    candidates_of,
-    choose,
-    cost_after,
-    score_groups,
-)
-from onnxprune.planning.layers import find_layers, plan_layers, planned_branches
-from onnxprune.planning.masks import plan_masks
+from onnxprune.planning.channels import choose, cost_after
+from onnxprune.planning.gathering import candidates_of, gather
+from onnxprune.planning.layers import decide_layers, find_layers, gather_layers, planned_branches
+from onnxprune.planning.masks import decide_masks, gather_weights
+from onnxprune.planning.recipes import DEAD, STRUCTURED
+from onnxprune.planning.watch import Watch
 from onnxprune.proving import make_cut
 from onnxprune.rewrite.depth import remove_branches
 from onnxprune.rewrite.mask import apply_masks
@@ -101,10 +93,9 @@ class Subject:
         self.model = model
         self.seed = seed
         self._input_shapes = input_shapes
-        self.analysis: Analysis = analyze_for(self._recipe("channels"), model)
-        self.sums = Sums(self.analysis.model.graph, self.analysis.channels)
-        self.whole: Cost = cost_of(self.analysis.model.graph, self.analysis.channels)
-        self._scores: Scores | None = None
+        self._gathered = gather(model, self._recipe("channels"), None, seed, Watch())
+        self.analysis: Analysis = self._gathered.analysis
+        self.whole: Cost = self._gathered.whole
 
     @property
     def folds(self) -> bool:
@@ -137,11 +128,10 @@ class Subject:
             NothingToPrune: none does.
         """
         recipe = self._recipe(pattern, amount, align)
-        if self._scores is None:
-            self._scores = score_groups(recipe, self.analysis, None, self.seed, Watch())
-        scores = Scores("l2", {}) if pattern == DEAD else self._scores
-        found = candidates_of(recipe, self.analysis, self.sums, scores)
-        choices, _ = choose(recipe, found, self.whole, None)
+        gathered = self._gathered
+        scores = Scores("l2", {}) if pattern == DEAD else gathered.candidates.scores
+        candidates = candidates_of(recipe, gathered.analysis, gathered.sums, scores)
+        choices, _ = choose(recipe, replace(gathered, candidates=candidates))
         removed = {choice.group.name: choice.removed for choice in choices if len(choice.removed)}
         if not removed:
             reasons = [f"{choice.group.name}: {choice.skipped}" for choice in choices if choice.skipped]
@@ -153,13 +143,14 @@ class Subject:
         removed = self.removed(pattern, amount, align)
         left = cost_after(self.analysis, removed)
         kept = Kept(self.analysis.channels, self.analysis.removed_labels(removed))
-        model = make_cut(self.analysis, self.sums, removed).pruned
+        model = make_cut(self.analysis, self._gathered.sums, removed).pruned
         return self._made(model, left, kept)
 
     def without_layers(self, amount: float) -> Made:
         """Remove residual branches."""
         recipe = self._recipe("layers", amount)
-        plan, layers = plan_layers(self.model, recipe, None, self.seed, Watch())
+        gathered = gather_layers(self.model, recipe, None, self.seed, Watch())
+        plan, layers = decide_layers(gathered, recipe), gathered.layers
         branches = planned_branches(layers, plan)
         gone = frozenset(str(node.name) for node in Removal(layers.model.graph).gone_with(branches))
         made = self._made(remove_branches(layers.model, branches), plan.predicted[1])
@@ -167,7 +158,8 @@ class Subject:
 
     def with_zeros(self, pattern: str) -> Made:
         """Set weights to zero; the smallest that one could store is what is left and a bit for each place."""
-        plan, _ = plan_masks(self.model, self._recipe(pattern), None, self.seed, Watch())
+        recipe = self._recipe(pattern)
+        plan, _ = decide_masks(gather_weights(self.model, recipe, None, self.seed, Watch()), recipe)
         model = copy_of(self.model)
         apply_masks(model, plan.masks)
         gone = sum(mask.size - mask.kept for mask in plan.masks.values())

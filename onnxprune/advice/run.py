@@ -36,11 +36,11 @@ from onnxprune.measure.turns import LEAST_PAIRS, MOST_PAIRS
 from onnxprune.model.io import load
 from onnxprune.model.size import tensor_bytes
 from onnxprune.ops.kept import Kept
-from onnxprune.pipeline import samples_of
 from onnxprune.runtime import Execution, Kernel, Session, open_session, time_kernels
 from onnxprune.runtime.execution import DEFAULT
 from onnxprune.runtime.int8_trial import quantize
 from onnxprune.types import Report, Skipped
+from onnxprune.wishes import samples_of
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune.allocate.wishes import check_wishes
 from onnxprune.errors import LimitMissed, UsageError
-from onnxprune.types import Branch, Budget, FloatArray, IntArray
+from onnxprune.types import Branch, Budget, FloatArray, IntArray, Metric
 
 #: Whether all branches compete, or only those of one kind with each other.
 SCOPES = ("global", "uniform")
@@ -39,8 +39,8 @@ def choose_branches(
     limits: Limits,
     *,
     amount: float | None = None,
-    budget: Budget | None = None,
-    cost: Callable[[Sequence[int]], float] | None = None,
+    budgets: Sequence[Budget] = (),
+    cost: Callable[[Sequence[int], Metric], float] | None = None,
     why_not: Callable[[Sequence[int]], str | None] = lambda _: None,
 ) -> tuple[IntArray, Mapping[int, str]]:
     """Decide which branches go: the least important ones, or those that matter least for what they cost.
@@ -50,26 +50,30 @@ def choose_branches(
         scores: float64 [branch], higher is kept longer.
         limits: see `Limits`.
         amount: share of the branches to remove, in [0, 1).
-        budget: keep at most this share of a metric, instead of an amount. Branches then go in order of their
-            score per share of the metric that they take.
-        cost: the share of that metric that is left once branches (by number) are removed.
+        budgets: keep at most these shares of metrics, instead of an amount. Branches then go in order of
+            their score per share that they take of what is to be saved.
+        cost: the share of a metric that is left once branches (by number) are removed.
         why_not: the reason why branches must not go together, None if they may.
 
     Returns:
         int32 [removed branches], ascending, and why others stay that would have gone, by number.
 
     Raises:
-        UsageError: neither or both of amount and budget, a value out of range, an unknown scope.
-        LimitMissed: no choice within the limits meets the budget; the message says what was reached.
+        UsageError: neither or both of amount and budgets, a value out of range, an unknown scope.
+        LimitMissed: no choice within the limits meets the budgets; the message says what was reached.
     """
-    check_wishes(amount, budget, limits.scope, SCOPES, limits.floor, "kind")
+    check_wishes(amount, budgets, limits.scope, SCOPES, limits.floor, "kind")
     reasons = _protected(branches, limits.protect)
     open_ = [number for number in range(len(branches)) if number not in reasons]
     room = _Room([branch.kind for branch in branches], limits.floor, why_not)
     if amount is not None:
         removed = _by_amount(open_, scores, room, amount, limits.scope)
-    elif budget is not None and cost is not None:
-        removed = _meet(open_, scores, room, budget, cost)
+    elif cost is not None:
+        removed, missed = _meet(open_, scores, room, budgets, cost)
+        if missed is not None:
+            stay = {**reasons, **room.kept}
+            told = [f"{branches[number].name}: {stay[number]}" for number in sorted(stay)]
+            raise LimitMissed(*missed, told)
     else:
         raise UsageError("a target needs a cost")
     return np.array(sorted(removed), dtype=np.int32), {**reasons, **room.kept}
@@ -133,26 +137,41 @@ def _meet(
     numbers: Sequence[int],
     scores: FloatArray,
     room: _Room,
-    budget: Budget,
-    cost: Callable[[Sequence[int]], float],
-) -> list[int]:
-    """Take branch by branch until the budget is met; then give back what is not needed, the best first."""
-    saved = {number: max(1 - cost([number]), 0.0) for number in numbers}
-    worth = {number: scores[number] / saved[number] if saved[number] else math.inf for number in numbers}
-    reached = cost(room.gone)
+    budgets: Sequence[Budget],
+    cost: Callable[[Sequence[int], Metric], float],
+) -> tuple[list[int], tuple[str, float] | None]:
+    """Take branch by branch until the budgets are met; then give back what is not needed, the best first.
+
+    Where that is not enough, the second result says so, and what is left.
+    """
+
+    def left(gone: Sequence[int]) -> list[float]:
+        return [cost(gone, budget.metric) for budget in budgets]
+
+    def fits(shares: Sequence[float]) -> bool:
+        return all(share <= budget.keep for share, budget in zip(shares, budgets, strict=True))
+
+    def saved(number: int) -> float:
+        """Return what a branch takes of all that is to be saved; of the metric itself where it is one."""
+        wanted = [max(1 - budget.keep, 1e-9) if len(budgets) > 1 else 1.0 for budget in budgets]
+        return sum(max(1 - share, 0.0) / want for share, want in zip(left([number]), wanted, strict=True))
+
+    savings = {number: saved(number) for number in numbers}
+    worth = {number: scores[number] / savings[number] if savings[number] else math.inf for number in numbers}
+    reached = left(room.gone)
     for number in sorted(numbers, key=worth.__getitem__):
-        if reached <= budget.keep:
+        if fits(reached):
             break
         if room.take(number):
-            reached = cost(room.gone)
-    if reached > budget.keep:
-        raise LimitMissed(
-            f"{budget.metric} can be brought to {reached:.3f} of the original, not to {budget.keep:.4g}: "
-            "every branch that may go is gone; protect less or lower the floor"
-        )
+            reached = left(room.gone)
+    for share, budget in zip(reached, budgets, strict=True):
+        if share > budget.keep:
+            why = "every branch that may go is gone; protect less or lower the floor"
+            told = f"{budget.metric} can be brought to {share:.3f} of the original, not to {budget.keep:.4g}"
+            return room.gone, (f"{told}: {why}", share)
     removed = room.gone
     for number in sorted(removed, key=scores.__getitem__, reverse=True):
         without = [other for other in removed if other != number]
-        if cost(without) <= budget.keep:
+        if fits(left(without)):
             removed = without
-    return removed
+    return removed, None

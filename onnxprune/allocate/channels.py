@@ -1,49 +1,20 @@
-"""Scores and a budget -> the channels that go."""
+"""Scores and limits -> the channels that go."""
 
 from __future__ import annotations
 
-import fnmatch
-import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.allocate.by_sensitivity import make_menu, meet_amount, meet_target
+from onnxprune.allocate.importance import importance_kept, predicted_losses
+from onnxprune.allocate.limits import Limit
+from onnxprune.allocate.meeting import Missed, lose_least, make_menus, meet
+from onnxprune.allocate.obstacles import limit_missed
+from onnxprune.allocate.options import KNAPSACK, SENSITIVITY, Options, reason_to_skip
+from onnxprune.allocate.ranked import RANKINGS, rank, step_of
 from onnxprune.allocate.wishes import check_wishes
-from onnxprune.errors import LimitMissed, UsageError
-from onnxprune.types import BoolArray, Budget, ChannelGroup, Choice, Curve, FloatArray, IntArray, Scores
-
-#: From the measured cliffs of ONNX Runtime on x86 (see docs): never an odd count, wide layers in blocks.
-_AUTO_STEPS = ((128, 16), (64, 8), (8, 4))
-
-#: The scope that goes by what was measured.
-SENSITIVITY = "sensitivity"
-
-#: Steps of the search for a target; each halves the uncertainty.
-_BISECTIONS = 14
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How channels are chosen.
-
-    Attributes:
-        scope: "uniform" (the same share of every group), "global" (one threshold for normalised scores; where
-            scores are losses, the least sum of them that meets the amount or target), "isomorphic" (one for
-            each class of groups of the same structure, the same share of each class) or
-            "sensitivity" (the least predicted loss, by measured curves).
-        align: kept counts are multiples of this; "auto" follows what the CPU's kernels like.
-        protect: globs; a group whose name, or one of whose tensors, matches stays whole.
-        floor: the least share of a group that stays.
-        kinds: the kinds of groups that may lose channels.
-    """
-
-    scope: str = "uniform"
-    align: int | str = "auto"
-    protect: Sequence[str] = ()
-    floor: float = 0.1
-    kinds: frozenset[str] = frozenset({"channels", "hidden", "heads", "experts"})
+from onnxprune.errors import UsageError
+from onnxprune.types import BoolArray, ChannelGroup, Choice, Curve, IntArray, Scores
 
 
 def choose_channels(
@@ -52,57 +23,86 @@ def choose_channels(
     options: Options,
     *,
     amount: float | None = None,
-    budget: Budget | None = None,
-    cost: Callable[[Mapping[str, IntArray]], float] | None = None,
+    limits: Sequence[Limit] = (),
+    steps: Mapping[str, int] | None = None,
     first: Mapping[str, BoolArray] | None = None,
     last: Mapping[str, BoolArray] | None = None,
     structures: Mapping[str, Hashable] | None = None,
     curves: Mapping[str, Curve] | None = None,
 ) -> tuple[Choice, ...]:
-    """Decide which channels go, by amount or until a budget is met.
+    """Decide which channels go, by amount or until all limits are kept.
 
     Args:
         groups: all groups of the model.
         scores: of the groups that are not frozen.
         options: see `Options`.
         amount: share of the channels to remove, in [0, 1).
-        budget: keep at most this share of a metric, instead of an amount.
-        cost: the share of that metric that is left once channels (by group name) are removed.
+        limits: on what may be left, instead of an amount.
+        steps: by group name, what kept counts are multiples of, as it was measured; goes before what is
+            usual where ``options.align`` is "auto".
         first: bool ``[size]`` by group name: channels that go before all others, because they do nothing.
         last: bool ``[size]`` by group name: channels that go after all others.
         structures: by group name, what groups that compete under "isomorphic" have in common.
         curves: by group name, what "sensitivity" goes by: one for every group that may lose channels.
 
     Raises:
-        UsageError: neither or both of amount and budget, a value out of range, an unknown scope.
-        LimitMissed: no choice within the floors meets the budget; the message says what was reached.
+        UsageError: neither or both of amount and limits, a value out of range, an unknown scope.
+        LimitMissed: no choice within the floors keeps to the limits; the message says what was reached.
     """
-    check_wishes(amount, budget, options.scope, (*_RANKINGS, SENSITIVITY), options.floor, "group")
+    check_wishes(amount, limits, options.scope, (*RANKINGS, KNAPSACK, SENSITIVITY), options.floor, "group")
     if options.align != "auto" and (not isinstance(options.align, int) or options.align < 1):
         raise UsageError(f"align is 'auto' or a whole number from 1 on, not {options.align!r}")
     reasons = {group.name: reason_to_skip(group, options) for group in groups}
     able = [group for group in groups if reasons[group.name] is None]
-    ranked = _rank(able, scores, options, first or {}, last or {}, structures or {})
-    if options.scope == SENSITIVITY:
-        removed = _by_curves(ranked, curves or {}, amount, budget, cost)
+    ranked = rank(able, scores, options, first or {}, last or {}, structures or {}, steps or {})
+    removed: Mapping[str, IntArray] | Missed
+    if options.scope in (KNAPSACK, SENSITIVITY):
+        known = (
+            curves or {} if options.scope == SENSITIVITY else predicted_losses(ranked, losses=scores.losses)
+        )
+        removed = lose_least(ranked, make_menus(ranked, known), amount, limits)
     elif amount is not None:
-        removed = _RANKINGS[options.scope](ranked, amount)
-    elif budget is None or cost is None:
-        raise UsageError("a target needs a cost")
+        removed = RANKINGS[options.scope](ranked, amount)
     elif scores.losses and options.scope == "global":
-        removed = _by_curves(ranked, _predicted(scores), None, budget, cost)
+        menus = make_menus(ranked, predicted_losses(ranked, losses=True))
+        removed = lose_least(ranked, menus, None, limits)
     else:
-        removed = _meet(ranked, budget, cost, _RANKINGS[options.scope])
+        removed = meet(ranked, limits, RANKINGS[options.scope])
+    if isinstance(removed, Missed):
+        raise limit_missed(removed, groups, reasons)
     empty = np.zeros(0, dtype=np.int32)
     return tuple(
         Choice(
             group,
             removed.get(group.name, empty),
             reasons[group.name]
-            or (None if len(removed.get(group.name, empty)) else _nothing_goes(group, options)),
+            or (None if len(removed.get(group.name, empty)) else _nothing_goes(group, options, steps or {})),
         )
         for group in groups
     )
+
+
+def share_kept(
+    groups: Sequence[ChannelGroup],
+    scores: Scores,
+    options: Options,
+    removed: Mapping[str, IntArray],
+    *,
+    first: Mapping[str, BoolArray],
+    last: Mapping[str, BoolArray],
+) -> float:
+    """Return the share of the importance that a choice keeps: see `importance_kept`.
+
+    Args:
+        groups: all groups of the model.
+        scores: of the groups that are not frozen.
+        options: see `Options`.
+        removed: int32 channel numbers by group name.
+        first: as for `choose_channels`.
+        last: as for `choose_channels`.
+    """
+    able = [group for group in groups if reason_to_skip(group, options) is None]
+    return importance_kept(rank(able, scores, options, first, last, {}, {}), removed, losses=scores.losses)
 
 
 def removed_at(
@@ -126,225 +126,12 @@ def removed_at(
     """
     able = [group for group in groups if reason_to_skip(group, options) is None]
     found = {}
-    for group in _rank(able, scores, options, first, last, {}):
+    for group in rank(able, scores, options, first, last, {}, {}):
         sets = {len(gone): gone for gone in (group.weakest(amount * group.size) for amount in amounts)}
         found[group.name] = [sets[count] for count in sorted(sets) if count]
     return found
 
 
-def reason_to_skip(group: ChannelGroup, options: Options) -> str | None:
-    """Return why a group stays whole, None if it may lose channels."""
-    if group.frozen is not None:
-        return group.frozen
-    if group.kind not in options.kinds:
-        return f"the pattern does not remove {group.kind.replace('_', ' ')}"
-    for pattern in options.protect:
-        if any(
-            fnmatch.fnmatchcase(name, pattern) for name in (group.name, *(m.tensor for m in group.members))
-        ):
-            return f"protected by {pattern!r}"
-    return None
-
-
-def _rank(
-    groups: Sequence[ChannelGroup],
-    scores: Scores,
-    options: Options,
-    first: Mapping[str, BoolArray],
-    last: Mapping[str, BoolArray],
-    structures: Mapping[str, Hashable],
-) -> list[_Ranked]:
-    return [
-        _Ranked(
-            group,
-            _reranked(scores.channels[group.name], group.name, first, last, scores.losses),
-            options,
-            structures.get(group.name),
-        )
-        for group in groups
-    ]
-
-
-def _reranked(
-    values: FloatArray,
-    name: str,
-    first: Mapping[str, BoolArray],
-    last: Mapping[str, BoolArray],
-    losses: bool,
-) -> FloatArray:
-    """Return scores that compare between groups, with infinities for what goes first and last.
-
-    Losses do as they are. Other scores grow with how much a channel has of weights and activations, so they
-    are taken as shares of the greatest in the group. On trained networks (residual and transformer, four
-    scores), a global threshold for these kept more accuracy than one for shares of the mean.
-    """
-    nobody = np.zeros(len(values), dtype=np.bool_)
-    weakest, strongest = first.get(name, nobody), last.get(name, nobody)
-    plain = values[~(weakest | strongest)]
-    relative = values if losses else values / (plain.max(initial=0.0) or 1.0)
-    return np.where(weakest, -np.inf, np.where(strongest, np.inf, relative))
-
-
-def _nothing_goes(group: ChannelGroup, options: Options) -> str:
-    return (
-        f"all {group.size} channels stay at this amount (kept counts go in steps of {_step(group, options)})"
-    )
-
-
-def _step(group: ChannelGroup, options: Options) -> int:
-    if options.align != "auto":
-        return int(options.align)
-    if group.kind != "channels":
-        return 1  # heads count one by one, and matrix products have no cliffs
-    return next((step for size, step in _AUTO_STEPS if group.size >= size), 1)
-
-
-class _Ranked:
-    """The channels of a group, weakest first, and the counts that may be left. Scores compare."""
-
-    def __init__(
-        self, group: ChannelGroup, values: FloatArray, options: Options, structure: Hashable = None
-    ) -> None:
-        self.name = group.name
-        self.structure = structure
-        self.size = group.size
-        self.values = values
-        self.order: IntArray = np.argsort(values, kind="stable").astype(np.int32)  # ties go by index
-        self.step = _step(group, options)
-        self.least = max(1, math.ceil(options.floor * group.size))
-
-    def weakest(self, wanted: float) -> IntArray:
-        """Return about ``wanted`` channels, ascending, such that what is left is allowed."""
-        return np.sort(self.order[: self.size - self._allowed(self.size - wanted)])
-
-    def counts(self) -> list[int]:
-        """Return how many channels may go: at least those that go before all others, if that may be."""
-        lowest = self._lowest()
-        kept = {*range(lowest, self.size, self.step), self.size}
-        counts = sorted(self.size - count for count in kept)
-        first = int(np.isneginf(self.values).sum())
-        return [count for count in counts if count >= first] or counts[-1:]
-
-    def _lowest(self) -> int:
-        return min(self.size, math.ceil(self.least / self.step) * self.step)
-
-    def _allowed(self, kept: float) -> int:
-        """Return the count nearest to ``kept`` that is whole or a multiple of the step above the floor."""
-        lowest = self._lowest()
-        below = math.floor(kept / self.step) * self.step
-        counts = [min(max(count, lowest), self.size) for count in (below, below + self.step, self.size)]
-        return min(counts, key=lambda count: (abs(count - kept), count))
-
-
-def _uniform(ranked: Sequence[_Ranked], amount: float) -> dict[str, IntArray]:
-    """The same share of every group."""
-    return {group.name: group.weakest(amount * group.size) for group in ranked}
-
-
-def _global(ranked: Sequence[_Ranked], amount: float) -> dict[str, IntArray]:
-    """The lowest share of all channels."""
-    if not ranked:
-        return {}
-    everything = np.sort(np.concatenate([group.values for group in ranked]))
-    count = round(amount * len(everything))
-    threshold = everything[count] if count < len(everything) else np.inf
-    return {group.name: group.weakest(float((group.values < threshold).sum())) for group in ranked}
-
-
-def _isomorphic(ranked: Sequence[_Ranked], amount: float) -> dict[str, IntArray]:
-    """The lowest share of the channels of every class of groups of the same structure."""
-    classes: dict[Hashable, list[_Ranked]] = {}
-    for group in ranked:
-        classes.setdefault(group.structure, []).append(group)
-    return {name: gone for each in classes.values() for name, gone in _global(each, amount).items()}
-
-
-_RANKINGS: dict[str, Callable[[Sequence[_Ranked], float], dict[str, IntArray]]] = {
-    "uniform": _uniform,
-    "global": _global,
-    "isomorphic": _isomorphic,
-}
-
-
-def _by_curves(
-    ranked: Sequence[_Ranked],
-    curves: Mapping[str, Curve],
-    amount: float | None,
-    budget: Budget | None,
-    cost: Callable[[Mapping[str, IntArray]], float] | None,
-) -> dict[str, IntArray]:
-    """The weakest channels of every group, as many of each as add up to the least predicted loss."""
-    groups = {group.name: group for group in ranked}
-    menus = [make_menu(curves[group.name], group.counts()) for group in ranked]
-
-    def removed(counts: Mapping[str, int]) -> dict[str, IntArray]:
-        return {name: groups[name].weakest(count) for name, count in counts.items()}
-
-    if amount is not None:
-        return removed(meet_amount(menus, round(amount * sum(group.size for group in ranked))))
-    if budget is None or cost is None:
-        raise UsageError("a target needs a cost")
-    exact = cost
-    others = [_meet(ranked, budget, exact, choose) for choose in (_uniform, _global)]
-    starts = [{name: len(gone) for name, gone in other.items()} for other in others]
-    counts = meet_target(menus, budget.keep, lambda counts: exact(removed(counts)), starts)
-    if counts is None:
-        raise LimitMissed(
-            f"{budget.metric} can't be brought to {budget.keep:.4g} of the original by what could be "
-            "measured: some trials failed (see what was left alone); take another scope"
-        )
-    return removed(counts)
-
-
-def _meet(
-    ranked: Sequence[_Ranked],
-    budget: Budget,
-    cost: Callable[[Mapping[str, IntArray]], float],
-    choose: Callable[[Sequence[_Ranked], float], dict[str, IntArray]],
-) -> dict[str, IntArray]:
-    """Find the smallest amount whose cost meets the budget, by bisection; nothing, if nothing may go."""
-    if not ranked:
-        return {}
-    low, high = 0.0, 1.0 - 1e-9
-    best = choose(ranked, high)
-    reached = cost(best)
-    if reached > budget.keep:
-        raise LimitMissed(
-            f"{budget.metric} can be brought to {reached:.3f} of the original, not to {budget.keep:.4g}: "
-            f"every group that may shrink is at its floor; protect less or lower the floor"
-        )
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        removed = choose(ranked, middle)
-        if cost(removed) <= budget.keep:
-            best, high = removed, middle
-        else:
-            low = middle
-    return _give_back(best, choose(ranked, low), budget, cost)
-
-
-def _predicted(scores: Scores) -> dict[str, Curve]:
-    """Return what each group loses when its weakest channels go, from scores that are losses."""
-    return {
-        name: Curve(name, len(values), np.arange(len(values) + 1), np.append(0.0, np.cumsum(np.sort(values))))
-        for name, values in scores.channels.items()
-    }
-
-
-def _give_back(
-    removed: dict[str, IntArray],
-    less: Mapping[str, IntArray],
-    budget: Budget,
-    cost: Callable[[Mapping[str, IntArray]], float],
-) -> dict[str, IntArray]:
-    """Between a choice that meets the budget and the next one, which does not, take group by group.
-
-    Whole groups move by a step at once, so the budget is met with room to spare. Where the larger part of a
-    group still fits, it stays.
-    """
-    for name, fewer in less.items():
-        if len(fewer) < len(removed[name]):
-            trial = {**removed, name: fewer}
-            if cost(trial) <= budget.keep:
-                removed = trial
-    return removed
+def _nothing_goes(group: ChannelGroup, options: Options, steps: Mapping[str, int]) -> str:
+    step = step_of(group, options, steps)
+    return f"all {group.size} channels stay at this amount (kept counts go in steps of {step})"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.allocate.channels import Options, reason_to_skip
+from onnxprune.allocate.options import Options, reason_to_skip
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import SeenConstants, Sums
 from onnxprune.types import BoolArray, ChannelGroup, Choice, IntArray, Skipped

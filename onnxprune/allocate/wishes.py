@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 
 from onnxprune.errors import UsageError
 from onnxprune.registry import did_you_mean
-from onnxprune.types import Budget
 
 
 def check_wishes(
-    amount: float | None, budget: Budget | None, scope: str, scopes: Iterable[str], floor: float, of: str
+    amount: float | None, limits: Sized, scope: str, scopes: Iterable[str], floor: float, of: str
 ) -> None:
     """Refuse what makes no sense.
 
     Args:
         amount: share to remove, in [0, 1), or None.
-        budget: what may stay, or None.
+        limits: on what may stay, perhaps none.
         scope: where the amount counts.
         scopes: the scopes there are.
         floor: least share that stays, in [0, 1].
         of: what the floor is a share of, for people.
 
     Raises:
-        UsageError: neither or both of amount and budget, a value out of range, an unknown scope.
+        UsageError: neither or both of amount and limits, a value out of range, an unknown scope.
     """
-    if (amount is None) == (budget is None):
+    if (amount is None) == (len(limits) == 0):
         raise UsageError("give either an amount or a target, not both")
     known = list(scopes)
     if scope not in known:

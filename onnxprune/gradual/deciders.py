@@ -14,11 +14,12 @@ from onnxprune.analyze import Analysis
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune
 from onnxprune.planning.channel_masks import reasons_to_cut, zeros_of
-from onnxprune.planning.channels import Decision, Watch, cost_after, plan_channels
+from onnxprune.planning.channels import Decision, cost_after, plan_channels
 from onnxprune.planning.curves import Setting
-from onnxprune.planning.masks import Ranking, plan_masks
+from onnxprune.planning.masks import Ranking, decide_masks, gather_weights
 from onnxprune.planning.positions import planned
 from onnxprune.planning.rounds import recipe_at
+from onnxprune.planning.watch import Watch
 from onnxprune.scores.movement import MOVEMENT_SCORERS, channel_sums
 from onnxprune.scores.weights_by_gradient import Figures
 from onnxprune.types import Choice, IntArray, Mask, Plan, Scores
@@ -117,7 +118,7 @@ class Zeros:
         moved: Figures | None = None,
     ) -> tuple[Plan, Mapping[str, Array]]:
         wish = self._wish
-        return plan_masks(
+        gathered = gather_weights(
             model,
             recipe,
             wish.samples,
@@ -128,6 +129,7 @@ class Zeros:
             stay=self._stay,
             ranking=None if moved is None else Ranking(moved.scorer()),
         )
+        return decide_masks(gathered, recipe)
 
     def state(self) -> dict[str, Any]:
         """See `Decider`."""

@@ -21,9 +21,9 @@ from onnxprune.model.atomic import output_errors
 from onnxprune.model.copies import copy_of
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.stored import stored_values, tensor_of
-from onnxprune.planning.channels import STRUCTURED
-from onnxprune.pruning import PruneResult, Repair, prune_channels, prune_weights
-from onnxprune.pruning_layers import prune_layers
+from onnxprune.planning.recipes import STRUCTURED
+from onnxprune.pruners import pruner_for
+from onnxprune.pruning import PruneResult, Repair, Task
 from onnxprune.rewrite.mask import apply_masks
 from onnxprune.types import Mask, Skipped
 
@@ -59,12 +59,8 @@ def prune_in_rounds(
     rows: list[dict[str, Any]] = []
     mending = _Mending(wish, learning, rewind, rows)
     repair = Repair(rounds=rounds, shape=shape, mend=mending)
-    options = (model, recipe, wish.samples, repair, wish.seed, wish.watch)
-    if recipe["pattern"] == "layers":
-        result = prune_layers(*options)
-    else:
-        prune = prune_channels if recipe["pattern"] in STRUCTURED else prune_weights
-        result = prune(*options, wish.setting)
+    task = Task(model, wish.samples, repair, wish.seed, wish.setting)
+    result = pruner_for(task, recipe, wish.watch).prune(recipe, wish.watch)
     done = {"rounds": rounds, "schedule": shape, "tuning": learning.settings.as_dict()}
     done |= {} if rewind is None else {"rewound": True}
     skipped = tuple(dict.fromkeys((*result.plan.skipped, *learning.notes, *mending.notes)))

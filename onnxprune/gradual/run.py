@@ -15,10 +15,12 @@ from onnxprune.errors import ModelError, ProofError, VerificationError
 from onnxprune.gradual.control import Gradual
 from onnxprune.gradual.deciders import Channels, Wish, Zeros
 from onnxprune.gradual.moves import Moves
-from onnxprune.planning.channels import STRUCTURED
+from onnxprune.planning.recipes import STRUCTURED
 from onnxprune.planning.rounds import goal_of
 from onnxprune.proving import UNCHANGED, Trials, compare
-from onnxprune.pruning import PruneResult, Repair, apply_to_channels, apply_to_weights
+from onnxprune.pruning import PruneResult, Repair
+from onnxprune.pruning_channels import apply_to_channels
+from onnxprune.pruning_weights import apply_to_weights
 from onnxprune.schedule import Schedule
 from onnxprune.tuning.settings import Tuning
 from onnxprune.types import Mask, Skipped

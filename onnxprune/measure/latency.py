@@ -152,6 +152,77 @@ def benchmark(
         UsageError: too few pairs, contradicting sizes, or models that take different inputs.
         ModelError, RuntimeFailure: a model can't be read, opened or run.
     """
+    others = () if b is None else (b,)
+    timed = _time(a, others, execution, io_binding, batch, pairs, seed, feeds, input_shapes, progress)
+    return timed.beside(None if b is None else 1)
+
+
+def benchmark_each(
+    a: Model,
+    others: Sequence[Model],
+    *,
+    execution: Execution = DEFAULT,
+    io_binding: bool = True,
+    batch: int | None = None,
+    pairs: int = 60,
+    seed: int = 0,
+    feeds: Feeds | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[LatencyResult, ...]:
+    """Time several models against one, all of them in turns in one run, and return a result for each.
+
+    All sessions are open at once, with one more of the first model, the control. Arguments and errors are
+    those of `benchmark`; rounds are whole cycles of orders, of which there are twice as many as sessions.
+    """
+    timed = _time(a, others, execution, io_binding, batch, pairs, seed, feeds, input_shapes, progress)
+    return tuple(timed.beside(key) for key in timed.times.wall if key not in (0, _CONTROL))
+
+
+#: The session of the control; the models that are compared are 1, 3, 4, ...
+_CONTROL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """Sessions that took turns, and how."""
+
+    times: TurnTimes
+    seed: int
+    execution: Execution
+    on_device: str | None
+    input_shapes: Mapping[str, tuple[int, ...]]
+
+    def beside(self, key: int | None) -> LatencyResult:
+        """Return the figures of one session beside model a; of model a alone for None."""
+        chosen = {0: 0, _CONTROL: _CONTROL} | ({} if key is None else {1: key})
+        times = TurnTimes(
+            {place: self.times.wall[of] for place, of in chosen.items()},
+            {place: self.times.cpu[of] for place, of in chosen.items()},
+            {place: self.times.warm_up[of] for place, of in chosen.items() if of in self.times.warm_up},
+        )
+        return summarize(
+            times,
+            seed=self.seed,
+            execution=self.execution,
+            on_device=self.on_device,
+            input_shapes=self.input_shapes,
+        )
+
+
+def _time(
+    a: Model,
+    others: Sequence[Model],
+    execution: Execution,
+    io_binding: bool,
+    batch: int | None,
+    pairs: int,
+    seed: int,
+    feeds: Feeds | None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
+    progress: Callable[[float], None] | None,
+) -> _Timed:
+    """Let a model, others and a control take turns: see `benchmark`."""
     if not LEAST_PAIRS <= pairs <= MOST_PAIRS:
         raise UsageError(f"pairs must lie between {LEAST_PAIRS} and {MOST_PAIRS}, not {pairs}")
     if feeds is None:
@@ -159,20 +230,16 @@ def benchmark(
     elif batch is not None or input_shapes is not None:
         raise UsageError("give either feeds, or a batch or input shapes for random ones")
     sessions = {0: _opened(a, "model a", execution)}
-    if b is not None:
-        sessions[1] = _opened(b, "model b", execution)
-        _check_same_inputs(sessions[0], sessions[1])
-    sessions[2] = _opened(a, "model a", execution)
+    for key, other in zip((1, *range(_CONTROL + 1, len(others) + 2)), others, strict=False):
+        sessions[key] = _opened(other, f"model {'b' if key == 1 else key}", execution)
+        _check_same_inputs(sessions[0], sessions[key])
+    sessions[_CONTROL] = _opened(a, "model a", execution)
     with pinned(execution):
         runs = {key: session.runner(feeds, on_device=io_binding) for key, session in sessions.items()}
         times = take_turns(runs, pairs, progress=progress)
-    return summarize(
-        times,
-        seed=seed,
-        execution=execution,
-        on_device=sessions[0].device if io_binding else None,
-        input_shapes={name: tuple(array.shape) for name, array in feeds.items()},
-    )
+    on_device = sessions[0].device if io_binding else None
+    shapes = {name: tuple(array.shape) for name, array in feeds.items()}
+    return _Timed(times, seed, execution, on_device, shapes)
 
 
 def quick_ratio(

@@ -114,9 +114,13 @@ def profile(
         ModelError, RuntimeFailure: a model can't be read, opened, run or profiled.
     """
     opened = [model if isinstance(model, ir.Model) else load(model) for model in models]
+    labels = [str(model) if isinstance(model, (str, Path)) else None for model in models]
     pieces = min(_ROUNDS, max(runs, 1))
     recorded = [
-        [time_kernels(model, feeds, execution, runs=math.ceil(runs / pieces)) for model in opened]
+        [
+            time_kernels(model, feeds, execution, runs=math.ceil(runs / pieces), label=label)
+            for model, label in zip(opened, labels, strict=True)
+        ]
         for _ in range(pieces)
     ]
     return tuple(

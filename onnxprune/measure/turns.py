@@ -39,10 +39,6 @@ _MOST_WINDOWS = 40
 #: A session that does not settle is given up after this long, but not before one window is full.
 WARM_UP_SECONDS = 2.0
 
-#: Orders of the turns (0 = model a, 1 = model b, 2 = the control). Every second one mirrors the one before,
-#: and over the cycle each session comes first, second, last and after itself as often as the others.
-_ORDERS_OF_THREE = ((0, 1, 2), (2, 1, 0), (1, 2, 0), (0, 2, 1), (2, 0, 1), (1, 0, 2))
-
 
 @dataclass(frozen=True, slots=True)
 class WarmUp:
@@ -59,7 +55,7 @@ class WarmUp:
 
 @dataclass(frozen=True, slots=True)
 class TurnTimes:
-    """Raw times of the turns, in seconds, by session (0 = model a, 1 = model b, 2 = the control).
+    """Raw times of the turns, in seconds, by session (0 = model a, 1 = model b, 2 = the control, or more).
 
     Attributes:
         wall: float64 [round, repeat], of single runs.
@@ -110,7 +106,7 @@ def take_turns(
     """Warm every session up, and let them take turns.
 
     Args:
-        runs: what runs a session once, by session; 0 must be among them, and one or two others.
+        runs: what runs a session once, by session; 0 must be among them, and one other or more.
         pairs: rounds, at least.
         least_seconds: rounds go on until this much time is over; `LEAST_SECONDS` if None.
         progress: called after every round with the share that is done, in (0, 1].
@@ -166,10 +162,17 @@ def warm(run: Run) -> WarmUp:
 
 
 def _orders(keys: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    if len(keys) == 3:
-        return _ORDERS_OF_THREE
-    first, second = sorted(keys)
-    return ((first, second), (second, first))
+    """Return the orders of the turns, a cycle of twice as many rounds as there are sessions (two for two).
+
+    Each is a shifted zigzag 0, 1, n - 1, 2, ..., and the one after it mirrors it: over the cycle each session
+    comes first, second, last and after itself as often as the others, and after each of them as often (E. J.
+    Williams 1949, "Experimental designs balanced for the estimation of residual effects of treatments").
+    """
+    keys, count = sorted(keys), len(keys)
+    zigzag = [(step + 1) // 2 if step % 2 else (count - step // 2) % count for step in range(count)]
+    shifts = range(count) if count > 2 else range(1)
+    rows = [tuple(keys[(place + shift) % count] for place in zigzag) for shift in shifts]
+    return tuple(order for row in rows for order in (row, row[::-1]))
 
 
 def _share_done(rounds: int, pairs: int, elapsed_seconds: float, cycle: int, least_seconds: float) -> float:

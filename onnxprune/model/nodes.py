@@ -6,7 +6,7 @@ graph without bodies that took a tenth of the time of an analysis.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
@@ -29,8 +29,8 @@ def graphs_in(holder: ir.Node | ir.Function) -> tuple[ir.Graph, ...]:
     return tuple(found)
 
 
-def nodes_in(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
-    """Yield the nodes of a graph, those of a body after the node that holds it.
+def nodes_in(graph: ir.Graph | ir.Function | Iterable[ir.Node]) -> Iterator[ir.Node]:
+    """Yield the nodes of a graph (or those given), those of a body after the node that holds it.
 
     The graph may be changed meanwhile as onnx_ir allows it for a walk over a graph.
     """

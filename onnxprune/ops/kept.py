@@ -33,7 +33,7 @@ class Kept:
     ) -> None:
         self.channels = channels
         self._removed = removed
-        self._copies = copies or {}
+        self.copies = copies or {}
         self._names = names
         self._masks: dict[Ref, dict[int, BoolArray]] = {}
         self._by_labels: dict[int, list[BoolArray | None]] = {}  # None: the axis stays whole
@@ -99,15 +99,15 @@ class Kept:
 
     def set_attribute(self, node: ir.Node, attribute: ir.Attr) -> None:
         """Write an attribute of the copy of ``node``."""
-        self._copies[node].attributes[attribute.name] = attribute
+        self.copies[node].attributes[attribute.name] = attribute
 
     def drop_attribute(self, node: ir.Node, name: str) -> None:
         """Remove an attribute of the copy of ``node``, if it has it."""
-        self._copies[node].attributes.pop(name, None)
+        self.copies[node].attributes.pop(name, None)
 
     def set_ints(self, node: ir.Node, index: int, numbers: Sequence[int] | IntArray) -> None:
         """Give an input of the copy new integer contents, without touching other users of the old ones."""
-        copy = self._copies[node]
+        copy = self.copies[node]
         old = node.inputs[index] if index < len(node.inputs) else None
         dtype = np.int64 if old is None or old.const_value is None else old.const_value.dtype.numpy()
         value = self._constant(copy, f"sizes_{index}", np.asarray(numbers, dtype=dtype))
@@ -117,7 +117,7 @@ class Kept:
 
     def become_gather(self, node: ir.Node, axis: int, places: IntArray) -> None:
         """Make the copy of ``node`` a Gather of constant places along one axis of its first input."""
-        copy = self._copies[node]
+        copy = self.copies[node]
         copy.resize_inputs(1)
         copy.resize_inputs(2)
         copy.replace_input_with(1, self._constant(copy, "places", np.asarray(places, dtype=np.int64)))
@@ -127,7 +127,7 @@ class Kept:
 
     def gather_before(self, node: ir.Node, axis: int, places: IntArray) -> None:
         """Let the copy of ``node`` read its first input by way of a Gather of constant places."""
-        copy = self._copies[node]
+        copy = self.copies[node]
         source = copy.inputs[0]
         if copy.graph is None or source is None:
             raise ValueError(f"{node.name} is not being cut")

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune.allocate.channels import Options, removed_at
+from onnxprune.allocate.channels import removed_at
 from onnxprune.allocate.dead import Dead
+from onnxprune.allocate.options import Options
 from onnxprune.analyze import Analysis
 from onnxprune.data import Dataset
 from onnxprune.ops.sums import Sums

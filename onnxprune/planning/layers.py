@@ -21,11 +21,23 @@ from onnxprune.model.functions import without_functions
 from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Channels
-from onnxprune.planning.channels import Watch, budget_of, unused_samples, versions
 from onnxprune.planning.earlier import check_earlier
+from onnxprune.planning.notes import unused_samples, versions
+from onnxprune.planning.recipes import budgets_of
+from onnxprune.planning.watch import Watch
 from onnxprune.scores.gradient import notes_on_labels
 from onnxprune.scores.influence import BRANCH_SCORERS
-from onnxprune.types import Branch, Cost, FloatArray, IntArray, Plan, PlannedBranch, PlannedGroup, Skipped
+from onnxprune.types import (
+    Branch,
+    Cost,
+    FloatArray,
+    IntArray,
+    Metric,
+    Plan,
+    PlannedBranch,
+    PlannedGroup,
+    Skipped,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +73,48 @@ def find_layers(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | Non
     return Layers(model, original, work, shapes, branches, skipped)
 
 
-def plan_layers(
+@dataclass(frozen=True, slots=True)
+class GatheredLayers:
+    """What is known of the branches of a model before any decision is made, for as many as are wanted.
+
+    Attributes:
+        layers: the branches.
+        scores: float64 [branch], their importance.
+        structure_digest: of the model that was given.
+        weights_digest: of the same.
+        notes: what is to be said beside every plan.
+        seed: of every random choice.
+        watch: gets the seconds of each stage.
+    """
+
+    layers: Layers
+    scores: FloatArray
+    structure_digest: str
+    weights_digest: str
+    notes: tuple[Skipped, ...]
+    seed: int
+    watch: Watch
+
+
+def gather_layers(
     model: ir.Model, recipe: Mapping[str, Any], data: Dataset | None, seed: int, watch: Watch
-) -> tuple[Plan, Layers]:
-    """Find the residual branches, score them, and choose those that go.
+) -> GatheredLayers:
+    """Find the residual branches of a model, and score them.
 
     Args:
         model: not changed.
-        recipe: the options of `onnxprune.prune` that were given, with pattern, score and scope.
+        recipe: the options of `onnxprune.prune` that were given, with pattern, score and scope; its amount or
+            targets are checked, and play no part otherwise.
         data: what their influence is measured on.
         seed: of every random choice.
         watch: gets the seconds of each stage.
 
-    Returns:
-        The plan, and the branches that it was made on.
-
     Raises:
-        UsageError, DataError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
+        UsageError, DataError, NothingToPrune: as `onnxprune.prune`.
     """
     scorer = BRANCH_SCORERS.get(recipe["score"])
     check_earlier(recipe["score"], recipe.get("before"))
-    budget, metric = budget_of(recipe)
+    budgets_of(recipe)
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(weights_digest, model)  # reads every weight: beside the analysis, not after it
         with watch.stage("find branches"):
@@ -92,38 +125,51 @@ def plan_layers(
             raise NothingToPrune(f"no residual branch can be removed{first}", reasons)
         with watch.stage("score"):
             scores = scorer(layers.model, layers.branches, data, seed, watch.running)
-        with watch.stage("allocate"):
-            trial = _Trial(layers)
-            limits = Limits(recipe["scope"], recipe.get("protect", ()), recipe.get("floor", 0.1))
-            removed, stay = choose_branches(
-                layers.branches,
-                scores,
-                limits,
-                amount=recipe.get("amount"),
-                budget=budget,
-                cost=lambda numbers: trial.share_left(numbers, metric),
-                why_not=trial.why_not,
-            )
-        notes = (*notes_on_labels(recipe["score"], data), *unused_samples(model, data))
-        skipped = (*_skipped(layers, removed, stay, recipe), *notes)
-        if not len(removed):
-            reasons = [f"{layers.branches[number].name}: {reason}" for number, reason in stay.items()]
-            why = reasons[0] if reasons else "the share asked for is less than one of them"
-            raise NothingToPrune(f"all {len(layers.branches)} residual branches stay ({why})", reasons)
         with watch.stage("digest"):
-            plan = Plan(
-                pattern=recipe["pattern"],
-                structure_digest=structure_digest(model),
-                weights_digest=digest.result(),
-                groups=planned_groups(layers.branches, scores, removed),
-                masks={},
-                recipe=dict(recipe),
-                predicted=(trial.whole, trial.cost(removed.tolist())),
-                seed=seed,
-                versions=versions(),
-                skipped=skipped,
-            )
-    return plan, layers
+            structure, weights = structure_digest(model), digest.result()
+    notes = (*notes_on_labels(recipe["score"], data), *unused_samples(model, data))
+    return GatheredLayers(layers, scores, structure, weights, notes, seed, watch)
+
+
+def decide_layers(gathered: GatheredLayers, recipe: Mapping[str, Any]) -> Plan:
+    """Choose the residual branches that go.
+
+    Args:
+        gathered: from `gather_layers`; it serves any number of decisions.
+        recipe: as it was gathered for, with the amount or targets of this decision.
+
+    Raises:
+        UsageError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
+    """
+    layers, scores = gathered.layers, gathered.scores
+    with gathered.watch.stage("allocate"):
+        trial = _Trial(layers)
+        limits = Limits(recipe["scope"], recipe.get("protect", ()), recipe.get("floor", 0.1))
+        removed, stay = choose_branches(
+            layers.branches,
+            scores,
+            limits,
+            amount=recipe.get("amount"),
+            budgets=budgets_of(recipe),
+            cost=trial.share_left,
+            why_not=trial.why_not,
+        )
+    if not len(removed):
+        reasons = [f"{layers.branches[number].name}: {reason}" for number, reason in stay.items()]
+        why = reasons[0] if reasons else "the share asked for is less than one of them"
+        raise NothingToPrune(f"all {len(layers.branches)} residual branches stay ({why})", reasons)
+    return Plan(
+        pattern=recipe["pattern"],
+        structure_digest=gathered.structure_digest,
+        weights_digest=gathered.weights_digest,
+        groups=planned_groups(layers.branches, scores, removed),
+        masks={},
+        recipe=dict(recipe),
+        predicted=(trial.whole, trial.cost(removed.tolist())),
+        seed=gathered.seed,
+        versions=versions(),
+        skipped=(*_skipped(layers, removed, stay, recipe), *gathered.notes),
+    )
 
 
 class _Trial:
@@ -143,19 +189,21 @@ class _Trial:
     def cost(self, numbers: Sequence[int]) -> Cost:
         return cost_of(self.graph, self.channels, gone=self.gone(numbers))
 
-    def share_left(self, numbers: Sequence[int], metric: str) -> float:
+    def share_left(self, numbers: Sequence[int], metric: Metric) -> float:
         """Return what `cost` says, from what goes alone: a search asks again and again."""
         gone = self.gone(numbers)
         if metric == "macs":
             return 1 - sum(self.macs.get(node, 0) for node in gone) / max(sum(self.macs.values()), 1)
+        bytes_ = metric == "bytes"
         freed = {
-            value: tensor.size
+            value: tensor.nbytes if bytes_ else tensor.size
             for node in gone
             for value in node.inputs
             if value is not None and value.is_initializer() and (tensor := value.const_value) is not None
-            if counts_as_parameters(tensor) and all(reader in gone for reader, _ in value.uses())
+            if bytes_ or counts_as_parameters(tensor)
+            if all(reader in gone for reader, _ in value.uses())
         }
-        return 1 - sum(freed.values()) / max(self.whole.params, 1)
+        return 1 - sum(freed.values()) / max(self.whole.size_bytes if bytes_ else self.whole.params, 1)
 
     def why_not(self, numbers: Sequence[int]) -> str | None:
         taken = set(numbers)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.allocate.by_sensitivity import make_menu, meet_amount
+from onnxprune.allocate.menus import make_menu, meet_amount
 from onnxprune.data import Dataset
 from onnxprune.planning.curves import Measured, Setting, Source, run_trials
 from onnxprune.planning.workbench import Masker

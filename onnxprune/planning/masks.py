@@ -9,8 +9,8 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.allocate.channels import SENSITIVITY
 from onnxprune.allocate.masks import SCOPES, check_amount, choose_masks, select_weights
+from onnxprune.allocate.options import SENSITIVITY
 from onnxprune.calibration.activations import USUAL, Running
 from onnxprune.cost import cost_of
 from onnxprune.data import Dataset
@@ -21,12 +21,14 @@ from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.ops.channels import Channels
 from onnxprune.ops.weights import find_weights
 from onnxprune.patterns import parse_pattern
-from onnxprune.planning.channels import Watch, check_scope, unmatched, unused_samples, versions
-from onnxprune.planning.curves import AMOUNTS, Setting, curve_rows
+from onnxprune.planning.curves import AMOUNTS, Measured, Setting, curve_rows
 from onnxprune.planning.earlier import check_earlier, earlier_model
 from onnxprune.planning.gone import masks_with_gone
 from onnxprune.planning.mask_trials import measure_masks, share_out
 from onnxprune.planning.masks_on_data import MeasuredMasks, choose_masks_on_data, outlier_shares
+from onnxprune.planning.notes import unmatched, unused_samples, versions
+from onnxprune.planning.recipes import TARGETS, check_scope
+from onnxprune.planning.watch import Watch
 from onnxprune.registry import did_you_mean
 from onnxprune.scores.gradient import notes_on_labels
 from onnxprune.scores.magnitude import CHANNEL_SCORERS
@@ -43,7 +45,40 @@ Array = npt.NDArray[Any]
 _BEYOND = (0.95, 0.98)
 
 
-def plan_masks(
+@dataclass(frozen=True, slots=True)
+class GatheredWeights:
+    """What is known of the weights of a model before any decision is made, for as many as are wanted.
+
+    Attributes:
+        model: not changed.
+        uses: the weights that may become zero, as nodes use them.
+        ranking: what ranks single weights; None for a score that decides layer by layer.
+        measured: what each tensor costs alone, where the scope goes by it.
+        gone: what is zero already, by tensor name: it counts, and stays gone.
+        cost: of the model.
+        structure_digest: of the model that plans are for.
+        weights_digest: of the same.
+        unreachable: what can't become zero, with reasons.
+        data: what scores are measured on.
+        seed: of every random choice.
+        watch: gets the seconds of each stage.
+    """
+
+    model: ir.Model
+    uses: Sequence[WeightUse]
+    ranking: Ranking | None
+    measured: Measured | None
+    gone: Mapping[str, Mask]
+    cost: Cost
+    structure_digest: str
+    weights_digest: str
+    unreachable: Sequence[Skipped]
+    data: Dataset | None
+    seed: int
+    watch: Watch
+
+
+def gather_weights(
     model: ir.Model,
     recipe: Mapping[str, Any],
     data: Dataset | None,
@@ -54,19 +89,26 @@ def plan_masks(
     gone: Mapping[str, Mask] | None = None,
     stay: Mapping[str, str] | None = None,
     ranking: Ranking | None = None,
-) -> tuple[Plan, Mapping[str, Array]]:
-    """Choose the weights that become zero; arguments and errors as for `plan_channels`.
+    given: ir.Model | None = None,
+) -> GatheredWeights:
+    """Find the weights of a model, rank them, and measure what each tensor costs where the scope goes by it.
 
-    What is ``gone`` already, by tensor name, counts and stays gone. A score that is measured on data may
-    weigh a dead input as little as a weight that is gone; then a little more goes than was asked for, and the
-    plan says all of it. Tensors in ``stay`` stay whole, for the reasons given there. A ``ranking``
-    that is given takes the place of the score.
+    Args:
+        model: not changed.
+        recipe: the options of `onnxprune.prune` that were given, with pattern, score and scope; its amount
+            is checked, and plays no part otherwise.
+        data: what scores from data are measured on.
+        seed: of every random choice.
+        watch: gets the seconds of each stage.
+        setting: how trials are run where the scope is "sensitivity".
+        gone: what is gone already, by tensor name, which counts, and stays gone.
+        stay: tensors that stay whole, with the reason.
+        ranking: in place of the score.
+        given: the model that plans are for, where ``model`` is a copy with other names of nodes.
 
-    Returns:
-        The plan, and what masked tensors hold instead of their weights, by name, where the score makes the
-        weights that stay make up for those that go.
+    Raises:
+        UsageError, DataError: as `onnxprune.prune`.
     """
-    pattern = recipe["pattern"]
     _check(recipe, data, ranked=ranking is not None)
     with watch.stage("find weights"):
         uses, unreachable = find_weights(model)
@@ -74,48 +116,89 @@ def plan_masks(
         used = dict.fromkeys(use.tensor for use in uses)
         spared = [Skipped(name, whole[name]) for name in used if name in whole]
         uses = [use for use in uses if use.tensor not in whole]
-    notes: Sequence[Skipped] = ()
-    shares = None
     with watch.stage("score"):
         ranking = ranking or rank_weights(model, uses, recipe, data, seed, watch.running, watch.progress)
+    measured = None
     if data is not None and recipe["scope"] == SENSITIVITY:
         with watch.stage("sensitivity"):
-            shares, notes = _shares_by_trials(model, uses, recipe, data, seed, watch, setting, ranking)
+            measured = _trials(model, uses, recipe, data, seed, watch, setting, ranking)
+    with watch.stage("digest"):
+        return GatheredWeights(
+            model=model,
+            uses=uses,
+            ranking=ranking,
+            measured=measured,
+            gone=gone or {},
+            cost=_cost(model, recipe.get("input_shapes")),
+            structure_digest=structure_digest(given or model),
+            weights_digest=weights_digest(given or model),
+            unreachable=[*unreachable, *spared],
+            data=data,
+            seed=seed,
+            watch=watch,
+        )
+
+
+def decide_masks(gathered: GatheredWeights, recipe: Mapping[str, Any]) -> tuple[Plan, Mapping[str, Array]]:
+    """Choose the weights that become zero.
+
+    A score that is measured on data may weigh a dead input as little as a weight that is gone; then a little
+    more goes than was asked for, and the plan says all of it.
+
+    Args:
+        gathered: from `gather_weights`; it serves any number of decisions.
+        recipe: as it was gathered for, with the amount of this decision.
+
+    Returns:
+        The plan, and what masked tensors hold instead of their weights, by name, where the score makes the
+        weights that stay make up for those that go.
+
+    Raises:
+        NothingToPrune: no weight can go; ``reasons`` says why.
+        UsageError, DataError, ModelError: as `onnxprune.prune`.
+    """
+    model, data, watch, measured = gathered.model, gathered.data, gathered.watch, gathered.measured
     with watch.stage("choose masks"):
+        shares = None if measured is None else share_out(measured.curves, recipe["amount"])
         found = masks_for(
-            model, uses, recipe, data, seed,
-            ranking=ranking, shares=shares, gone=gone, running=watch.running, progress=watch.progress,
+            model, gathered.uses, recipe, data, gathered.seed,
+            ranking=gathered.ranking, shares=shares, gone=gathered.gone,
+            running=watch.running, progress=watch.progress,
         )  # fmt: skip
-    masks = masks_with_gone(gone or {}, found.masks)
-    skipped = [*found.skipped, *notes, *notes_on_labels(recipe["score"], data), *unused_samples(model, data)]
-    names = {name for use in uses for name in (use.tensor, use.consumer)}
-    skipped = [*unreachable, *spared, *skipped, *unmatched(recipe, names)]
+    masks = masks_with_gone(gathered.gone, found.masks)
+    names = {name for use in gathered.uses for name in (use.tensor, use.consumer)}
+    skipped = (
+        *gathered.unreachable,
+        *found.skipped,
+        *(() if measured is None else measured.skipped),
+        *notes_on_labels(recipe["score"], data),
+        *unused_samples(model, data),
+        *unmatched(recipe, names),
+    )
     if not masks:
         reasons = [f"{entry.name}: {entry.reason}" for entry in skipped]
         first = f" ({reasons[0]})" if reasons else ""
-        raise NothingToPrune(f"no weight can take the pattern {pattern!r}{first}", reasons)
-    with watch.stage("digest"):
-        cost = _cost(model, recipe.get("input_shapes"))
-        decision = Plan(
-            pattern=pattern,
-            structure_digest=structure_digest(model),
-            weights_digest=weights_digest(model),
-            groups=(),
-            masks=masks,
-            recipe=dict(recipe),
-            predicted=(cost, cost),
-            seed=seed,
-            versions=versions(),
-            skipped=tuple(skipped),
-        )
-    return decision, found.weights
+        raise NothingToPrune(f"no weight can take the pattern {recipe['pattern']!r}{first}", reasons)
+    plan = Plan(
+        pattern=recipe["pattern"],
+        structure_digest=gathered.structure_digest,
+        weights_digest=gathered.weights_digest,
+        groups=(),
+        masks=masks,
+        recipe=dict(recipe),
+        predicted=(gathered.cost, gathered.cost),
+        seed=gathered.seed,
+        versions=versions(),
+        skipped=skipped,
+    )
+    return plan, found.weights
 
 
 def _check(recipe: Mapping[str, Any], data: Dataset | None, *, ranked: bool = False) -> None:
     """Refuse options that do not go together, before long work; if weights are ranked, any score will do."""
     pattern, score, scope = recipe["pattern"], recipe["score"], recipe["scope"]
     wanted = parse_pattern(pattern)
-    for name in ("target_macs", "target_params"):
+    for name in TARGETS:
         if recipe.get(name) is not None:
             raise UsageError(
                 f"{name} needs a pattern that shrinks shapes; zeros alone change neither: give amount"
@@ -184,7 +267,7 @@ def masks_for(
         progress: called while something is measured, with the share that is done, in (0, 1].
 
     Raises:
-        UsageError, DataError, ModelError: as `plan_masks`.
+        UsageError, DataError, ModelError: as `gather_weights`.
     """
     options = {name: recipe[name] for name in ("pattern", "scope")}
     options |= {"amount": recipe.get("amount"), "protect": recipe.get("protect", ())}
@@ -239,7 +322,7 @@ def rank_weights(
     """Measure what the score of a recipe ranks weights by; None for a score that decides layer by layer.
 
     Raises:
-        UsageError, DataError, ModelError, PlanError, MissingExtra: as `plan_masks`.
+        UsageError, DataError, ModelError, PlanError, MissingExtra: as `gather_weights`.
     """
     score, tensors = recipe["score"], list(dict.fromkeys(use.tensor for use in uses))
     if score in MOVEMENT_SCORERS:
@@ -255,7 +338,7 @@ def rank_weights(
     return Ranking(WEIGHT_SCORERS.get(score)) if score in WEIGHT_SCORERS else None
 
 
-def _shares_by_trials(
+def _trials(
     model: ir.Model,
     uses: Sequence[WeightUse],
     recipe: Mapping[str, Any],
@@ -264,8 +347,8 @@ def _shares_by_trials(
     watch: Watch,
     setting: Setting,
     ranking: Ranking | None,
-) -> tuple[dict[str, float], Sequence[Skipped]]:
-    """Return what each tensor gives such that the amount goes at the least predicted loss.
+) -> Measured:
+    """Measure what zeros in each tensor alone cost, at several amounts.
 
     A trial has zeros alone: what a score writes into the weights that stay is left out of it.
     """
@@ -277,7 +360,7 @@ def _shares_by_trials(
 
     measured = measure_masks(model, masks_at, (*AMOUNTS, *_BEYOND), data, setting, progress=watch.progress)
     watch.sections["sensitivity"] = curve_rows(measured)
-    return share_out(measured.curves, recipe["amount"]), measured.skipped
+    return measured
 
 
 def _cost(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None) -> Cost:

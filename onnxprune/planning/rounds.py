@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.allocate.limits import Limit
 from onnxprune.analyze import Analysis
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.ops.sums import Sums
 from onnxprune.patterns import Pattern, parse_pattern
-from onnxprune.planning.channels import STRUCTURED, Decision, Watch, choose, cost_after, look
+from onnxprune.planning.channels import Decision, choose, cost_after
+from onnxprune.planning.gathering import look
 from onnxprune.planning.gone import among, with_gone
 from onnxprune.planning.positions import planned
+from onnxprune.planning.recipes import STRUCTURED, TARGETS
+from onnxprune.planning.watch import Watch
 from onnxprune.schedule import shares_by_round
 from onnxprune.types import ChannelGroup, FloatArray, IntArray
 
@@ -41,7 +45,9 @@ def recipes_by_round(recipe: Mapping[str, Any], rounds: int, shape: str = "cubic
 
 
 def goal_of(recipe: Mapping[str, Any]) -> float:
-    """Return the share that a recipe removes: of channels or weights, of MACs or of parameters.
+    """Return the share that a recipe removes: of channels or weights, of MACs, of parameters or of bytes.
+
+    Of several targets it is that of the one that removes most; the others grow in proportion.
 
     Raises:
         UsageError: the recipe has nothing that could grow.
@@ -50,9 +56,9 @@ def goal_of(recipe: Mapping[str, Any]) -> float:
         return 1 - runs.keep / runs.run
     if recipe.get("amount") is not None:
         return float(recipe["amount"])
-    for name in _TARGETS:
-        if recipe.get(name) is not None:
-            return 1 - float(recipe[name])
+    targets = [1 - float(recipe[name]) for name in TARGETS if recipe.get(name) is not None]
+    if targets:
+        return max(targets)
     raise UsageError(
         f"pattern {recipe['pattern']!r} without an amount or target goes in one round: leave out rounds"
     )
@@ -71,7 +77,9 @@ def recipe_at(recipe: Mapping[str, Any], share: float) -> dict[str, Any] | None:
         return {**recipe, "pattern": f"{runs.run - gone}:{runs.run}"} if gone else None
     if recipe.get("amount") is not None:
         return {**recipe, "amount": share}
-    return {**recipe, **{name: 1 - share for name in _TARGETS if recipe.get(name) is not None}}
+    given = {name: 1 - float(recipe[name]) for name in TARGETS if recipe.get(name) is not None}
+    most = max(given.values(), default=1.0)
+    return {**recipe, **{name: 1 - share * gone / most if most else 1.0 for name, gone in given.items()}}
 
 
 def without_repeats(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -86,8 +94,6 @@ def runs_of(pattern: str) -> Pattern | None:
     parsed = parse_pattern(pattern)
     return parsed if parsed.kind == "N:M" else None
 
-
-_TARGETS = ("target_macs", "target_params")
 
 #: Shares are products of whole numbers and divisions: what is missing to a whole number by less is one.
 _EXACT = 1e-9
@@ -115,6 +121,8 @@ def plan_more_channels(
     data: Dataset | None,
     seed: int,
     watch: Watch,
+    limits: Sequence[Limit] | None = None,
+    steps: Mapping[str, int] | None = None,
 ) -> tuple[Decision, NextCut]:
     """Choose further channels of a model from which some went already, and which was repaired since.
 
@@ -128,6 +136,8 @@ def plan_more_channels(
         data: as before.
         seed: of every random choice.
         watch: gets the seconds of each stage.
+        limits: as for `onnxprune.planning.channels.decide`, of the original.
+        steps: as for the same.
 
     Returns:
         What is decided for the original as a whole, and what of it goes now.
@@ -157,7 +167,8 @@ def plan_more_channels(
     )
     with watch.stage("allocate"):
         whole = earlier.plan.predicted[0]
-        chosen, _ = choose(recipe, candidates, whole, earlier.curves, before)
+        gathered = replace(earlier.gathered, candidates=candidates, already=before)
+        chosen, _ = choose(recipe, gathered, limits, steps)
         original = {group.name: group for group in earlier.candidates.groups}
         choices = [with_gone(choice, original, before) for choice in chosen]
         total = {choice.group.name: choice.removed for choice in choices}
@@ -165,7 +176,8 @@ def plan_more_channels(
     plan = replace(earlier.plan, groups=tuple(planned(choice) for choice in choices), predicted=(whole, left))
     fresh = {name: _renumbered(total[name], before[name]) for name in total}
     removed = {name: numbers for name, numbers in fresh.items() if len(numbers)}
-    return replace(earlier, plan=plan), NextCut(analysis, sums, removed)
+    watch.sections.pop("importance", None)  # it was of the first round, in other weights than these
+    return replace(earlier, plan=plan, importance=None), NextCut(analysis, sums, removed)
 
 
 def _scattered(

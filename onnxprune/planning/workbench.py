@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from onnxprune.sensitivity.losses import Loss
 from onnxprune.sensitivity.pool import check_stop
 from onnxprune.sensitivity.references import References
 from onnxprune.sensitivity.trials import Outcome, Trial
+from onnxprune.types import IntArray
 
 
 class Maker(Protocol):
@@ -61,9 +62,16 @@ class Cutter:
     def without(self, trial: Trial) -> ir.Model:
         """Return a copy in float32 without the channels of a trial."""
         # a trial of channels has some
-        gone = self._analysis.removed_labels({trial.subject: trial.channels})  # type: ignore[dict-item]
+        return self._cut({trial.subject: trial.channels}, in_float32)  # type: ignore[dict-item]
+
+    def cut(self, removed: Mapping[str, IntArray]) -> ir.Model:
+        """Return a copy in the types of the original without some channels, by group name."""
+        return self._cut(removed, lambda model: model)
+
+    def _cut(self, removed: Mapping[str, IntArray], convert: Callable[[ir.Model], ir.Model]) -> ir.Model:
+        gone = self._analysis.removed_labels(removed)
         folds = plan_folds(self._sums, gone)
-        smaller = in_float32(cut(self._analysis.model, self._analysis.channels, gone))
+        smaller = convert(cut(self._analysis.model, self._analysis.channels, gone))
         apply_folds(smaller, self._sums, folds, gone)
         return smaller
 

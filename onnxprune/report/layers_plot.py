@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.messages import visible
-from onnxprune.report.plot import COLOUR, FAINT, INK, STYLE, check_plot, new_figure, write_figure
+from onnxprune.report.canvas import COLOUR, FAINT, INK, STYLE, check_plot, new_figure, write_figure
 from onnxprune.report.table import shortened
 
 #: Layers that a picture shows; the rest is one bar.

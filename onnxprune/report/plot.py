@@ -1,12 +1,7 @@
-"""Curves of a survey as a picture: small multiples for a few groups, a map of colours for many; a schedule.
-
-Static, so that it shows wherever pictures do. Names come from model files, so nothing in them is read as
-markup.
-"""
+"""Curves as pictures: small multiples for a few groups, a map of colours for many; that of a schedule too."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -15,18 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxprune.errors import MissingExtra, UsageError
 from onnxprune.messages import visible
-from onnxprune.model.atomic import check_target, write_whole
+from onnxprune.report.canvas import COLOUR, FAINT, INK, STYLE, check_plot, new_figure, write_figure
 from onnxprune.report.table import shortened
 from onnxprune.types import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-#: Formats by ending.
-_FORMATS = {".svg": "svg", ".png": "png", ".pdf": "pdf"}
 
 #: Groups that get a picture of their own each; more are drawn as one map.
 _MOST_PICTURES = 24
@@ -40,34 +31,6 @@ _LONGEST_NAME = 44
 
 #: Below this share of the largest figure, an axis is linear: the difference is no longer of interest.
 _LINEAR = 1e-3
-
-STYLE: Any = {
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "onnxprune",  # the same curves give the same file
-    "font.size": 8.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "font.family": "sans-serif",
-}
-INK, FAINT, COLOUR = "#333333", "#d9d9d9", "#1f6feb"
-
-
-def check_plot(path: Path) -> None:
-    """Refuse a picture that can't be drawn, before long work.
-
-    Raises:
-        UsageError: the ending is none of .svg, .png and .pdf.
-        OutputError: the file can't be written there.
-        MissingExtra: matplotlib is not installed.
-    """
-    if path.suffix.lower() not in _FORMATS:
-        raise UsageError(f"{visible(path)}: a plot ends in .svg, .png or .pdf")
-    check_target(path)
-    try:
-        import matplotlib as _  # noqa: F401
-    except ImportError:
-        raise MissingExtra("a plot needs matplotlib: pip install onnxprune[report]") from None
 
 
 def draw_curves(report: Report, path: Path) -> None:
@@ -136,15 +99,6 @@ def _share_axis(axes: Axes) -> None:
     axes.set_ylabel("share removed", color=INK)
 
 
-def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format that the file's ending says, the same bytes for the same figure."""
-    kind = _FORMATS[path.suffix.lower()]
-    stream = io.BytesIO()
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    figure.savefig(stream, format=kind, dpi=150, metadata=metadata)
-    write_whole(path, stream.getvalue())
-
-
 Points = list[tuple[float, float]]
 
 
@@ -159,13 +113,6 @@ def _points(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> dict[str
 
 def _largest(curves: Mapping[str, Points]) -> float:
     return max((y for points in curves.values() for _, y in points), default=0.0) or 1.0
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of this size, in inches."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _pictures(curves: Mapping[str, Points], metric: str, title: str) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -31,19 +31,43 @@ def cut(model: ir.Model, channels: Channels, removed: BoolArray) -> ir.Model:
     copies = dict(zip(nodes_in(model.graph), nodes_in(copy.graph), strict=True))
     names = Names(copy.graph)
     kept = Kept(channels, removed, copies, names)
-    for node, after in copies.items():
-        _declare_shapes(node.outputs, after.outputs, kept)
     for body, after_body in zip(inner_graphs(model), inner_graphs(copy), strict=True):
-        _declare_shapes(body.inputs, after_body.inputs, kept)
-    for value in model.graph.initializers.values():
-        _cut_initializer(value, kept, copies, copy.graph, names)
-    for node in copies:
-        rule = rule_for(node)
-        if rule is not None and _is_touched(node, kept):
-            rule.fix(node, kept)
+        declare_shapes(body.inputs, after_body.inputs, kept)
+    cut_copies(copies, model.graph.initializers.values(), copy.graph, kept, names)
     for graph in graphs_of(copy):
-        _drop_unused(graph)
+        drop_unused(graph)
     return copy
+
+
+def cut_copies(
+    copies: Mapping[ir.Node, ir.Node],
+    weights: Iterable[ir.Value],
+    graph: ir.Graph,
+    kept: Kept,
+    names: Names,
+) -> None:
+    """Cut the copies of some nodes of an analysed graph: their weights, declared shapes, and sizes they hold.
+
+    Args:
+        copies: the copy of each node, in the order of the graph.
+        weights: initializers of the analysed graph that these nodes read.
+        graph: holds the copies, and an initializer of the same name for each of the weights.
+        kept: what is left; it writes to the copies.
+        names: those taken in ``graph``.
+    """
+    for node, after in copies.items():
+        declare_shapes(node.outputs, after.outputs, kept)
+    for value in weights:
+        _cut_initializer(value, kept, copies, graph, names)
+    for node in copies:
+        fix_sizes(node, kept)
+
+
+def fix_sizes(node: ir.Node, kept: Kept) -> None:
+    """Let the rule of an operator repair the sizes it holds, where an input or output lost positions."""
+    rule = rule_for(node)
+    if rule is not None and _is_touched(node, kept):
+        rule.fix(node, kept)
 
 
 def _is_touched(node: ir.Node, kept: Kept) -> bool:
@@ -53,14 +77,14 @@ def _is_touched(node: ir.Node, kept: Kept) -> bool:
     )
 
 
-def _drop_unused(graph: ir.Graph) -> None:
+def drop_unused(graph: ir.Graph) -> None:
     """Remove constants that held the sizes of before."""
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
             graph.initializers.pop(name)
 
 
-def _declare_shapes(values: Sequence[ir.Value], copies: Sequence[ir.Value], kept: Kept) -> None:
+def declare_shapes(values: Sequence[ir.Value], copies: Sequence[ir.Value], kept: Kept) -> None:
     """Write the new sizes into the declared shapes; a symbolic size that was cut has no name any more."""
     for before, after in zip(values, copies, strict=True):
         masks = kept.masks(before)
@@ -74,12 +98,14 @@ def _declare_shapes(values: Sequence[ir.Value], copies: Sequence[ir.Value], kept
 
 
 def _cut_initializer(
-    value: ir.Value, kept: Kept, copies: dict[ir.Node, ir.Node], graph: ir.Graph, names: Names
+    value: ir.Value, kept: Kept, copies: Mapping[ir.Node, ir.Node], graph: ir.Graph, names: Names
 ) -> None:
     """Compress a weight. Users of a tied weight that lose different positions each get their own."""
     tensor = value.const_value
     versions: dict[tuple[object, ...], tuple[dict[int, BoolArray], list[Use]]] = {}
     for node, index in value.uses():
+        if node not in copies:
+            continue  # it belongs to another part of the graph
         use = Use(node, index)
         masks = kept.masks(use)
         key = tuple((axis, mask.tobytes()) for axis, mask in sorted(masks.items()))
@@ -87,14 +113,11 @@ def _cut_initializer(
     if tensor is None or not any(masks for masks, _ in versions.values()):
         return
     old = graph.initializers[str(value.name)]
-    shrinks_in_place = len(versions) == 1 and len(value.uses()) == sum(
-        len(uses) for _, uses in versions.values()
-    )
     for masks, uses in versions.values():
         if not masks:
             continue
         array = compress(tensor.numpy(), masks)
-        if shrinks_in_place and not old.is_graph_output():
+        if len(versions) == 1 and not old.is_graph_output():
             old.const_value = ir.Tensor(array, dtype=tensor.dtype, name=old.name)
             old.shape = ir.Shape(array.shape)
             continue

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.errors import RuntimeFailure, UsageError
+from onnxprune.messages import one_line
 from onnxprune.model.io import load
 from onnxprune.model.nodes import graphs_in, nodes_in
 from onnxprune.model.stored import all_nodes, consumer_name
@@ -74,6 +75,7 @@ def time_kernels(
     *,
     runs: int = 20,
     warm_up: int = 2,
+    label: str | None = None,
 ) -> tuple[Kernel, ...]:
     """Run a model under ONNX Runtime's profiler; return its kernels in the order in which they run.
 
@@ -86,6 +88,7 @@ def time_kernels(
         execution: where and how it runs.
         runs: how many are recorded. Fewer are where a loop fills the profile, which holds `MOST_EVENTS`.
         warm_up: runs before these.
+        label: what messages call the model; its path by default.
 
     Raises:
         UsageError: ``runs`` or ``warm_up`` is out of range, or the execution can't be had.
@@ -94,7 +97,7 @@ def time_kernels(
     """
     if runs < 1 or warm_up < 0:
         raise UsageError(f"profiling takes one run or more, and a warm-up of 0 or more: {runs}, {warm_up}")
-    label = label_of(model)
+    label = one_line(label) if label else label_of(model)
     if not isinstance(model, ir.Model):
         model = load(model)
     marked = model.clone()

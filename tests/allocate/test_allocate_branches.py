@@ -70,31 +70,46 @@ def test_protected_branches_stay_by_any_of_their_names(glob):
 
 
 def shares(costs: Sequence[float]):
-    return lambda numbers: 1 - sum(costs[number] for number in numbers)
+    return lambda numbers, _metric: 1 - sum(costs[number] for number in numbers)
 
 
 def test_a_target_takes_what_matters_least_for_its_cost():
     costs = [0.1, 0.4, 0.1, 0.1]
-    assert gone("aaaa", [1, 2, 3, 4], budget=Budget("macs", 0.6), cost=shares(costs)) == [1]
+    assert gone("aaaa", [1, 2, 3, 4], budgets=[Budget("macs", 0.6)], cost=shares(costs)) == [1]
 
 
 def test_what_is_not_needed_for_a_target_is_given_back():
     costs = [0.1, 0.4, 0.1, 0.1]
     # by score for its cost: 0 first, then 1, which is enough alone
-    assert gone("aaaa", [0.1, 2, 3, 4], budget=Budget("macs", 0.6), cost=shares(costs)) == [1]
+    assert gone("aaaa", [0.1, 2, 3, 4], budgets=[Budget("macs", 0.6)], cost=shares(costs)) == [1]
 
 
 def test_a_target_that_is_met_already_takes_nothing():
-    assert gone("aa", [1, 2], budget=Budget("macs", 1.0), cost=shares([0.5, 0.2])) == []
+    assert gone("aa", [1, 2], budgets=[Budget("macs", 1.0)], cost=shares([0.5, 0.2])) == []
 
 
 def test_a_target_beyond_the_floor_is_missed():
-    with pytest.raises(LimitMissed, match=r"brought to 0\.700 .*not to 0\.5"):
-        gone("aa", [1, 2], budget=Budget("macs", 0.5), cost=shares([0.3, 0.3]))
+    with pytest.raises(LimitMissed, match=r"brought to 0\.700 .*not to 0\.5") as caught:
+        gone("aa", [1, 2], budgets=[Budget("macs", 0.5)], cost=shares([0.3, 0.3]))
+    assert caught.value.reached == pytest.approx(0.7)
+    assert caught.value.reasons == ("b1: the floor: 1 of 2 attention branches stay",)
+
+
+def test_several_targets_are_met_together():
+    costs = {"macs": [0.1, 0.4, 0.1, 0.1], "bytes": [0.1, 0.0, 0.4, 0.1]}
+
+    def cost(numbers, metric):
+        return shares(costs[metric])(numbers, metric)
+
+    budgets = [Budget("macs", 0.55), Budget("bytes", 0.65)]
+    assert gone("aaaa", [1, 2, 2, 4], budgets=budgets, cost=cost) == [1, 2]
+    assert gone("aaaa", [1, 2, 2, 4], budgets=budgets[:1], cost=cost) == [0, 1]
+    with pytest.raises(LimitMissed, match=r"bytes can be brought to 0\.500"):
+        gone("aaaa", [1, 2, 2, 4], budgets=[Budget("macs", 0.9), Budget("bytes", 0.3)], cost=cost)
 
 
 def test_what_saves_nothing_goes_last():
-    assert gone("aaa", [0, 1, 2], budget=Budget("params", 0.7), cost=shares([0, 0.3, 0.3])) == [1]
+    assert gone("aaa", [0, 1, 2], budgets=[Budget("params", 0.7)], cost=shares([0, 0.3, 0.3])) == [1]
 
 
 def test_branches_that_must_not_go_together():
@@ -106,10 +121,10 @@ def test_branches_that_must_not_go_together():
     scores = np.array([0.0, 3.0, 1.0, 2.0])
     chosen, reasons = choose_branches(branches("aaaa"), scores, FREE, amount=0.5, why_not=why_not)
     assert (chosen.tolist(), reasons) == ([0, 3], {2: "not both"})
-    budget = Budget("macs", 0.6)
+    budgets = [Budget("macs", 0.6)]
     cost = shares([0.2] * 4)
     chosen, reasons = choose_branches(
-        branches("aaaa"), scores, FREE, budget=budget, cost=cost, why_not=why_not
+        branches("aaaa"), scores, FREE, budgets=budgets, cost=cost, why_not=why_not
     )
     assert (chosen.tolist(), reasons) == ([0, 3], {2: "not both"})
 
@@ -135,7 +150,7 @@ def test_any_choice_keeps_the_floors(data):
         (Limits(floor=2), {"amount": 0.5}, "floor"),
         (FREE, {"amount": 1.0}, "amount"),
         (FREE, {}, "either"),
-        (FREE, {"budget": Budget("macs", 0.5)}, "cost"),
+        (FREE, {"budgets": [Budget("macs", 0.5)]}, "cost"),
     ],
 )
 def test_options_that_make_no_sense(limits, how, word):

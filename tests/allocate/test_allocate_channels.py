@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.allocate.channels import Options, choose_channels
+from onnxprune.allocate.channels import choose_channels
+from onnxprune.allocate.limits import Holder, Limit
+from onnxprune.allocate.options import Options
 from onnxprune.errors import LimitMissed, UsageError
-from onnxprune.types import Budget, ChannelGroup, Choice, IntArray, Kind, Member, Scores
+from onnxprune.types import ChannelGroup, Choice, IntArray, Kind, Member, Scores
 
 FREE = Options(align=1, floor=0.0)
 
@@ -117,14 +119,14 @@ def test_global_meets_a_target_where_a_loss_saves_most() -> None:
     def cost(gone: Mapping[str, IntArray]) -> float:
         return 1 - (len(gone.get("a", ())) + 4 * len(gone.get("b", ()))) / 40
 
-    budget = Budget("macs", 0.6)
-    choices = choose_channels(groups, Scores("t", values, losses=True), options, budget=budget, cost=cost)
+    limits = [Limit("macs", 0.6, cost)]
+    choices = choose_channels(groups, Scores("t", values, losses=True), options, limits=limits)
     assert counts(choices) == [0, 4]
 
 
 def test_a_target_for_groups_that_all_stay_is_left_to_the_caller() -> None:
     a = group("a", 16, frozen="because")
-    (choice,) = choose_channels([a], rising(a), FREE, budget=Budget("macs", 0.5), cost=share_of([a]))
+    (choice,) = choose_channels([a], rising(a), FREE, limits=[Limit("macs", 0.5, share_of([a]))])
     assert (len(choice.removed), choice.skipped) == (0, "because")
 
 
@@ -222,7 +224,7 @@ def test_a_target_is_met_and_by_no_more_than_it_takes(scope: str, keep: float, a
     scores = Scores("t", {g.name: random.random(g.size) for g in groups})
     cost = share_of(groups)
     options = Options(scope, align, floor=0.05)
-    choices = choose_channels(groups, scores, options, budget=Budget("macs", keep), cost=cost)
+    choices = choose_channels(groups, scores, options, limits=[Limit("macs", keep, cost)])
     gone = {choice.group.name: choice.removed for choice in choices}
     assert cost(gone) <= keep
     assert cost(gone) > keep - 0.12  # a step of the largest group at most
@@ -239,14 +241,14 @@ def test_giving_back_any_single_step_would_miss_the_target() -> None:
     """With one group, the result is the largest that fits, exactly."""
     a = group("a", 100)
     cost = share_of([a])
-    (choice,) = choose_channels([a], rising(a), FREE, budget=Budget("params", 0.5), cost=cost)
+    (choice,) = choose_channels([a], rising(a), FREE, limits=[Limit("params", 0.5, cost)])
     assert cost({"a": choice.removed}) <= 0.5
     assert cost({"a": choice.removed[1:]}) > 0.5
 
 
 def test_a_target_of_everything_removes_nothing() -> None:
     a = group("a", 16)
-    (choice,) = choose_channels([a], rising(a), FREE, budget=Budget("macs", 1.0), cost=share_of([a]))
+    (choice,) = choose_channels([a], rising(a), FREE, limits=[Limit("macs", 1.0, share_of([a]))])
     assert len(choice.removed) == 0
 
 
@@ -254,7 +256,72 @@ def test_a_target_beyond_the_floors_is_missed() -> None:
     a, b = group("a", 16), group("b", 16)
     options = Options(align=1, floor=0.5, protect=["b"])
     with pytest.raises(LimitMissed, match=r"macs can be brought to 0\.625 of the original, not to 0\.3"):
-        choose_channels([a, b], rising(a, b), options, budget=Budget("macs", 0.3), cost=share_of([a, b]))
+        choose_channels([a, b], rising(a, b), options, limits=[Limit("macs", 0.3, share_of([a, b]))])
+
+
+@pytest.mark.parametrize("scope", ["uniform", "knapsack"])
+def test_what_stands_in_the_way_is_told_layer_by_layer(scope: str) -> None:
+    a, b = group("a", 16), group("b", 16, frozen="an output of the model")
+
+    def holders(gone: Mapping[str, IntArray]) -> list[Holder]:
+        left = 1 - len(gone.get("a", ())) / 16
+        return [
+            Holder("small", 0.2 * left, ("a",)),
+            Holder("large", 0.7 * left, ("a", "b")),
+            Holder("fixed", 0.1, ()),
+        ]
+
+    def left(gone: Mapping[str, IntArray]) -> float:
+        return sum(holder.share for holder in holders(gone))
+
+    options = Options(scope, align=1, floor=0.25)
+    limit = Limit("macs", 0.3, left, holders=holders)
+    with pytest.raises(
+        LimitMissed, match=r"macs can be brought to 0\.325 of the original, not to 0\.3"
+    ) as caught:
+        choose_channels([a, b], rising(a, b), options, limits=[limit])
+    assert caught.value.reached == pytest.approx(0.325)
+    assert caught.value.reasons == (
+        "large: holds 17.5% of the original macs: a is at the least that may stay (4 of 16); "
+        "b stays whole (an output of the model)",
+        "fixed: holds 10.0% of the original macs: no channels of it can go",
+        "small: holds 5.0% of the original macs: a is at the least that may stay (4 of 16)",
+    )
+
+
+def test_of_several_limits_the_one_that_is_missed_is_named() -> None:
+    a, b = group("a", 16), group("b", 16)
+    limits = [Limit("macs", 0.9, share_of([a, b])), Limit("bytes", 0.1, share_of([a, b]))]
+    for scope in ("uniform", "global", "knapsack"):
+        with pytest.raises(LimitMissed, match=r"bytes can be brought to 0\.250 .*not to 0\.1: every group"):
+            choose_channels([a, b], rising(a, b), Options(scope, align=1, floor=0.5), limits=limits)
+
+
+@pytest.mark.parametrize("scope", ["uniform", "global", "isomorphic", "knapsack"])
+def test_several_limits_are_kept_together(scope: str) -> None:
+    groups = [group("a", 32), group("b", 48), group("c", 64)]
+
+    def of(weights: list[int]) -> Callable[[Mapping[str, IntArray]], float]:
+        whole = sum(weight * g.size for weight, g in zip(weights, groups, strict=True))
+        return lambda gone: sum(
+            weight * (g.size - len(gone.get(g.name, ()))) for weight, g in zip(weights, groups, strict=True)
+        ) / whole  # fmt: skip
+
+    limits = [Limit("macs", 0.5, of([9, 1, 1])), Limit("params", 0.4, of([1, 1, 9]))]
+    choices = choose_channels(groups, rising(*groups), Options(scope, align=1), limits=limits)
+    gone = {choice.group.name: choice.removed for choice in choices}
+    assert all(limit.left(gone) <= limit.keep for limit in limits)
+    alone = choose_channels(groups, rising(*groups), Options(scope, align=1), limits=limits[:1])
+    assert limits[1].left({choice.group.name: choice.removed for choice in alone}) > 0.4
+
+
+def test_measured_steps_go_before_the_usual_ones() -> None:
+    a, b = group("a", 64), group("b", 64)
+    steps = {"a": 24}
+    choices = choose_channels([a, b], rising(a, b), Options(floor=0), amount=0.5, steps=steps)
+    assert counts(choices) == [64 - 24, 32]
+    choices = choose_channels([a, b], rising(a, b), Options(align=1, floor=0), amount=0.5, steps=steps)
+    assert counts(choices) == [32, 32]
 
 
 # --- errors ---
@@ -264,15 +331,14 @@ def test_a_target_beyond_the_floors_is_missed() -> None:
     ("options", "how", "message"),
     [
         (FREE, {}, "either an amount or a target"),
-        (FREE, {"amount": 0.5, "budget": Budget("macs", 0.5)}, "either an amount or a target"),
+        (FREE, {"amount": 0.5, "limits": [Limit("macs", 0.5, len)]}, "either an amount or a target"),
         (FREE, {"amount": 1.0}, r"\[0, 1\)"),
         (FREE, {"amount": -0.1}, r"\[0, 1\)"),
         (FREE, {"amount": float("nan")}, r"\[0, 1\)"),
-        (FREE, {"budget": Budget("macs", 0.5)}, "needs a cost"),
         (
             Options("local"),
             {"amount": 0.5},
-            "did you mean 'global'.*known: uniform, global, isomorphic",
+            "did you mean 'global'.*known: uniform, global, isomorphic, knapsack",
         ),
     ],
 )

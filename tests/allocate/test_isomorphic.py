@@ -8,8 +8,9 @@ import small_models
 from cutting import graph
 
 from onnxprune import plan
-from onnxprune.allocate.channels import Options, choose_channels
+from onnxprune.allocate.channels import choose_channels
 from onnxprune.allocate.isomorphic import structures_of
+from onnxprune.allocate.options import Options
 from onnxprune.analyze import analyze
 from onnxprune.types import ChannelGroup, Member, Scores
 

@@ -45,10 +45,82 @@ def test_one_model_is_timed_beside_its_control(run, saved):
     assert "comparison" not in ran.out
 
 
+def test_every_setting_is_taken_and_told(run, saved):
+    options = ["--threads", "2", "--spinning", "--no-arena", "--no-io-binding", "--seed", "3"]
+    ran = run("bench", saved["mlp"], "--pairs", "20", *options, "--json")
+    assert ran.status == 0
+    setting = ran.document["sections"]["setting"]
+    assert (setting["threads"], setting["spinning"], setting["arena"]) == (2, True, False)
+    assert "on_device" not in setting
+    (row,) = ran.document["sections"]["latency"]
+    assert row["warm_up_runs"] >= 3
+    assert {"median_ms", "p95_ms", "p99_ms", "settled"} <= row.keys()
+    rows = ran.document["sections"]["percentiles"]
+    assert [(one["percentile"], one["latency_ratio"]) for one in rows] == [
+        ("p50", None), ("p95", None), ("p99", None)
+    ]  # fmt: skip
+
+
+def test_a_profile_of_one_model(run, saved):
+    ran = run("bench", saved["mlp"], "--pairs", "20", "--no-memory", "--profile", "--batch", "5", "--json")
+    assert ran.status == 0
+    rows = ran.document["sections"]["layers by time"]
+    assert rows[-1]["cumulative_share"] == pytest.approx(1)
+    assert sum(row["macs"] or 0 for row in rows) == 5 * (16 * 32 + 32 * 32 + 32 * 4)
+    assert ran.document["sections"]["where the time goes"]["attributed_share"] > 0
+    assert "layers by time" in run("bench", saved["mlp"], "--pairs", "20", "--no-memory", "--profile").out
+
+
+def test_layers_before_and_after(run, saved, other):
+    ran = run("bench", saved["mlp"], other, "--pairs", "20", "--no-memory", "--profile", "--json")
+    assert ran.status == 0
+    rows = ran.document["sections"]["layers before and after"]
+    assert len(rows) >= 3
+    assert all(row["before_ms"] is not None and row["after_ms"] is not None for row in rows)
+    assert [row["model"] for row in ran.document["sections"]["where the time goes"]] == [
+        str(saved["mlp"]), str(other)
+    ]  # fmt: skip
+
+
+def test_a_picture_of_the_profile(run, saved, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "layers.svg"
+    ran = run("bench", saved["mlp"], saved["mlp"], "--pairs", "20", "--no-memory", "--plot", picture)
+    assert ran.status == 0
+    assert "before" in picture.read_text()
+    assert "layers before and after" in ran.out
+
+
+def test_sweeps(run, saved):
+    sweep = ["--sweep-batch", "1,3", "--sweep-threads", "1 2"]
+    ran = run("bench", saved["mlp"], "--pairs", "20", "--no-memory", *sweep, "--json")
+    assert ran.status == 0
+    rows = ran.document["sections"]["sweep"]
+    assert [(row["batch"], row["threads"]) for row in rows] == [(1, 1), (1, 2), (3, 1), (3, 2)]
+
+
+def test_providers_are_listed(run):
+    ran = run("bench", "--providers")
+    assert ran.status == 0
+    for name in ("cpu", "cuda", "tensorrt", "openvino", "coreml", "directml", "qnn"):
+        assert f"\n{name} " in ran.out
+    assert "pip install onnxruntime-gpu" in ran.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "word"),
     [
         (["--provider", "nowhere"], 2, "nowhere"),
+        (["--provider", "qnn"], 1, "pip install onnxruntime-qnn"),
+        (["--provider-option", "device_id=1"], 2, "takes no options"),
+        (["--provider-option", "device_id"], 2, "KEY=VALUE"),
+        (["--provider-option", "a=1", "--provider-option", "a=2"], 2, "twice"),
+        (["--pin", "0-1"], 2, "2 cores for 1 threads"),
+        (["--pin", "x"], 2, "no list of cores"),
+        (["--sweep-batch", "0"], 2, "whole numbers from 1"),
+        (["--sweep-batch", ""], 2, "one number or more"),
+        (["--sweep-threads", "two"], 2, "whole numbers from 0"),
+        (["--plot", "layers.txt"], 2, ".svg"),
         (["--pairs", "1"], 2, "pairs"),
         (["--input-shape", "x=2,17"], 2, "x"),
     ],

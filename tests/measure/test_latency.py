@@ -210,3 +210,37 @@ def test_every_setting_is_told_and_taken(monkeypatch):
     assert result.a.warm_up_runs >= 3
     assert [row["percentile"] for row in plain["percentiles"]] == ["p50", "p95", "p99"]
     json.dumps(plain)
+
+
+class TestBenchmarkEach:
+    @pytest.fixture
+    def taken(self, monkeypatch):
+        """Every run of session k takes k + 1 seconds; returns who was run."""
+        seen = []
+
+        def take_turns(runs, pairs, progress=None):
+            for run in runs.values():
+                run()
+            seen.append(sorted(runs))
+            wall = {key: np.full((20, 1), 1.0 + key) for key in runs}
+            return TurnTimes(wall, {key: array[:, 0] for key, array in wall.items()}, {})
+
+        monkeypatch.setattr(latency, "take_turns", take_turns)
+        return seen
+
+    def test_each_is_beside_the_first_and_all_share_one_control(self, taken):
+        models = [product_model(8) for _ in range(4)]
+        results = latency.benchmark_each(models[0], models[1:], batch=1)
+        assert [result.ratio.value for result in results] == [2.0, 4.0, 5.0]
+        assert [result.control.value for result in results] == [3.0, 3.0, 3.0]
+        assert taken == [[0, 1, 2, 3, 4]]  # one run of all
+
+    def test_one_alone_is_what_benchmark_gives(self, taken):
+        a, b = product_model(8), product_model(8)
+        (each,) = latency.benchmark_each(a, [b], batch=1)
+        assert each == benchmark(a, b, batch=1)
+        assert each.ratio.value == 2.0
+
+    def test_models_that_take_other_inputs_are_refused(self):
+        with pytest.raises(UsageError, match="different inputs"):
+            latency.benchmark_each(product_model(8), [product_model(8), product_model(8, name="z")])

@@ -10,7 +10,7 @@ from onnxprune.measure import turns
 from onnxprune.measure.turns import TurnTimes, WarmUp, ratio_of, take_turns, warm
 
 
-@pytest.mark.parametrize("keys", [(0, 2), (0, 1), (0, 1, 2)])
+@pytest.mark.parametrize("keys", [(0, 2), (0, 1), (0, 1, 2), (0, 1, 3, 2), tuple(range(5)), tuple(range(8))])
 def test_orders_treat_everyone_alike(keys):
     orders = turns._orders(keys)
     for first, mirrored in zip(orders[::2], orders[1::2], strict=True):
@@ -20,6 +20,9 @@ def test_orders_treat_everyone_alike(keys):
     sequence = [key for order in orders for key in order]
     after_itself = [a for a, b in zip(sequence, sequence[1:] + sequence[:1], strict=True) if a == b]
     assert sorted(after_itself) == sorted(set(sequence))
+    within = collections.Counter(pair for order in orders for pair in itertools.pairwise(order))
+    assert within.keys() == set(itertools.permutations(keys, 2))
+    assert len(set(within.values())) == 1  # each comes after each other as often
     assert set(sequence) == set(keys)
 
 
@@ -111,7 +114,7 @@ class TestTurns:
         assert shares[-1] == 1 > shares[-2]
         warm_up = len(log) - 3 * rounds
         assert all(log[:warm_up].count(key) >= times.warm_up[key].runs for key in (0, 1, 2))
-        expected = [turns._ORDERS_OF_THREE[index % 6] for index in range(rounds)]
+        expected = [turns._orders((0, 1, 2))[index % 6] for index in range(rounds)]
         assert log[warm_up:] == [key for order in expected for key in order]
         assert {key: array.shape for key, array in times.wall.items()} == dict.fromkeys((0, 2, 1), (30, 1))
 

@@ -15,7 +15,9 @@ def latency(**changes):
     return {
         "a": TIMING, "b": {**TIMING, "median_ms": 0.5}, "ratio": estimate(0.5), "control": estimate(1.0),
         "cpu_ratio": None, "cpu_control": None, "verdict": "faster", "pairs": 60, "repeats": 2,
-        "provider": "cpu", "threads": 1, "input_shapes": {"x": (1, 3)}, **changes,
+        "provider": "cpu", "options": {}, "threads": 1, "spinning": False, "arena": True, "pin": None,
+        "on_device": None, "input_shapes": {"x": (1, 3)},
+        "percentiles": [{"percentile": "p95", "ratio": estimate(0.6), "control": estimate(1.0)}], **changes,
     }  # fmt: skip
 
 
@@ -31,7 +33,20 @@ def test_two_models_are_compared():
         "verdict": "faster", "latency_ratio": estimate(0.5), "control_ratio": estimate(1.0),
     }  # fmt: skip
     assert report.sections["size on disk"][1] == {"model": "b.onnx", "size_bytes": 5, "zstd_bytes": 4}
-    assert "memory" not in report.sections
+    assert report.sections["percentiles"] == [
+        {"percentile": "p95", "latency_ratio": estimate(0.6), "control_ratio": estimate(1.0)}
+    ]
+    assert not {"memory", "sweep"} & report.sections.keys()
+    assert report.sections["setting"].keys() == {
+        "provider", "threads", "spinning", "arena", "pairs", "repeats", "input_shapes"
+    }  # fmt: skip
+
+
+def test_sweeps_and_layers_have_sections_of_their_own():
+    layers = {"layers by time": [{"layer": "a"}]}
+    report = latency_report(["a.onnx", "b.onnx"], latency(), sweep=[{"batch": 1}], layers=layers)
+    assert report.sections["sweep"] == [{"batch": 1}]
+    assert report.sections["layers by time"] == [{"layer": "a"}]
 
 
 def test_one_model_has_its_noise_only():

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from onnxprune.errors import MissingExtra, OutputError, UsageError
-from onnxprune.report import plot
+from onnxprune.report import canvas, plot
 from onnxprune.report.sensitivity import sensitivity_report
 from onnxprune.types import Report
 
@@ -75,15 +75,15 @@ def test_any_size_of_figures_has_an_axis(matplotlib, tmp_path, scale):
 
 def test_what_can_not_be_drawn_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"ends in \.svg, \.png or \.pdf"):
-        plot.check_plot(tmp_path / "a.gif")
+        canvas.check_plot(tmp_path / "a.gif")
     with pytest.raises(OutputError, match="no folder"):
-        plot.check_plot(tmp_path / "nowhere" / "a.svg")
+        canvas.check_plot(tmp_path / "nowhere" / "a.svg")
 
 
 def test_without_matplotlib_the_message_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtra, match=r"pip install onnxprune\[report\]"):
-        plot.check_plot(tmp_path / "a.svg")
+        canvas.check_plot(tmp_path / "a.svg")
 
 
 def schedule_report():

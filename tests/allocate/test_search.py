@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.allocate.by_sensitivity import make_menu, meet_amount, meet_target
-from onnxprune.allocate.channels import Options, choose_channels, removed_at
+from onnxprune.allocate.channels import choose_channels, removed_at
+from onnxprune.allocate.limits import Limit
+from onnxprune.allocate.menus import Menu, make_menu, meet_amount
+from onnxprune.allocate.options import Options
+from onnxprune.allocate.search import CountLimit, keep_within, least_left
 from onnxprune.errors import LimitMissed
-from onnxprune.types import Budget, ChannelGroup, Curve, Scores
+from onnxprune.types import ChannelGroup, Curve, Scores
 
 STEP = 8
 
@@ -60,7 +63,7 @@ def best_of_all(menus, allowed):
 @pytest.mark.parametrize("seed", range(6))
 def test_the_target_is_met_at_the_least_loss(seed, coupled, keep):
     menus, cost = problem(seed, coupled=coupled)
-    counts = meet_target(menus, keep, cost)
+    counts = keep_within(menus, [CountLimit(keep, cost)])
     best = best_of_all(menus, lambda counts: cost(counts) <= keep)
     assert (counts is None) == (best is None)
     if counts is not None:
@@ -89,6 +92,82 @@ def test_a_curve_is_made_monotone_and_not_extrapolated():
     menu = make_menu(curve, [4, 12, 20, 28])
     assert menu.counts.tolist() == [0, 4, 12, 20]
     assert menu.losses.tolist() == [0.0, 0.5, 1.0, 2.0]
+
+
+# --- several limits, and costs that go in steps -----------------------------------------------------------
+
+
+def staircase(generator, menus, coupled):
+    """A share that is left of something timed: it goes in steps, and may be greater at a smaller count."""
+    tables = {}
+    for menu in menus:
+        kept = 64 - menu.counts
+        steps = np.ceil(kept / generator.choice([8, 16, 32])) + generator.random(len(kept)) * 0.8
+        tables[menu.name] = steps * generator.exponential()
+    whole = sum(float(table[0]) for table in tables.values()) + coupled
+    at = {menu.name: menu.counts for menu in menus}
+
+    def of(name, counts):
+        return tables[name][np.searchsorted(at[name], counts)]
+
+    def left(counts):
+        shrunk = np.prod([1 - counts[menu.name] / 64 for menu in menus])
+        return float((sum(float(of(name, counts[name])) for name in tables) + coupled * shrunk) / whole)
+
+    def along(counts, name, options):
+        return np.array([left({**counts, name: int(option)}) for option in options])
+
+    return CountLimit(float(generator.uniform(0.45, 0.9)), left, along)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5), st.sampled_from([0.0, 2.0]), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_no_count_costs_as_much_as_a_larger_one(seed, groups, coupled, two):
+    menus, cost = problem(seed, groups)
+    limits = [staircase(np.random.default_rng(seed), menus, coupled)]
+    limits += [CountLimit(0.8, cost)] if two else []
+    counts = keep_within(menus, limits)
+    if counts is None:
+        return
+    assert all(limit.left(counts) <= limit.keep for limit in limits)
+    for menu in menus:
+        for fewer in menu.counts[menu.counts < counts[menu.name]].tolist():
+            trial = {**counts, menu.name: fewer}
+            assert any(limit.left(trial) > limit.left(counts) for limit in limits), menu.name
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("coupled", [0.0, 2.0])
+def test_several_limits_are_kept_at_the_least_loss(seed, coupled):
+    """Within a tenth: what is coupled has many choices that no move of two groups makes better."""
+    menus, cost = problem(seed, 3)
+    limits = [staircase(np.random.default_rng(seed), menus, coupled), CountLimit(0.7, cost)]
+    counts = keep_within(menus, limits)
+    best = best_of_all(menus, lambda each: all(limit.left(each) <= limit.keep for limit in limits))
+    assert (counts is None) == (best is None)
+    if counts is not None:
+        assert all(limit.left(counts) <= limit.keep for limit in limits)
+        assert predicted_loss(menus, counts) <= best * 1.1
+
+
+def test_a_target_below_the_cheapest_choice_is_not_reached():
+    menus, cost = problem(0)
+    least = cost({menu.name: int(menu.counts[-1]) for menu in menus})
+    assert keep_within(menus, [CountLimit(least * 0.99, cost)]) is None
+    assert keep_within(menus, [CountLimit(least, cost)]) is not None
+
+
+def test_where_the_most_that_can_go_is_not_the_cheapest_the_target_is_reached():
+    """The last step makes it slower."""
+    table = np.array([1.0, 0.8, 0.5, 0.9])
+    menu = Menu("g", np.arange(4), np.arange(4.0))
+
+    def along(_counts, _name, options):
+        return table[options]
+
+    limit = CountLimit(0.6, lambda counts: float(table[counts["g"]]), along)
+    assert keep_within([menu], [limit]) == {"g": 2}
+    assert least_left([menu], limit) == {"g": 2}
 
 
 # --- with groups of channels ------------------------------------------------------------------------------
@@ -133,7 +212,7 @@ def test_the_prediction_is_never_worse_than_that_of_other_scopes(seed, count, ke
     try:
         for scope in options:
             choices = choose_channels(
-                groups, scores, options[scope], budget=Budget("macs", keep), cost=cost, curves=curves
+                groups, scores, options[scope], limits=[Limit("macs", keep, cost)], curves=curves
             )
             chosen[scope] = {choice.group.name: choice.removed for choice in choices}
     except LimitMissed:
@@ -168,6 +247,6 @@ def test_what_was_not_measured_is_not_promised():
     curves = {g.name: Curve(g.name, g.size, np.array([0, 8]), np.array([0.0, 1.0])) for g in groups}
     with pytest.raises(LimitMissed, match="could be measured"):
         choose_channels(
-            groups, scores, Options("sensitivity"), budget=Budget("macs", 0.2), cost=chain_cost(groups),
+            groups, scores, Options("sensitivity"), limits=[Limit("macs", 0.2, chain_cost(groups))],
             curves=curves,
         )  # fmt: skip

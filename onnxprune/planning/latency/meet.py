@@ -1,0 +1,312 @@
+"""A wish in time becomes a decision about channels: the parts are timed, then the loop runs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.allocate.latency import LatencyModel, PartTimes
+from onnxprune.allocate.limits import Limit
+from onnxprune.allocate.options import Options, reason_to_skip
+from onnxprune.analyze import Analysis, analyze
+from onnxprune.errors import LimitMissed, NothingToPrune, RuntimeFailure
+from onnxprune.measure.inputs import random_inputs
+from onnxprune.parts import Part, split_into_parts
+from onnxprune.planning.latency.forms import Sizes
+from onnxprune.planning.latency.loop import Job, Round, deliver
+from onnxprune.planning.latency.machine import Machine
+from onnxprune.planning.latency.table import Table
+from onnxprune.planning.latency.wish import LatencyWish
+from onnxprune.planning.part_timer import FIELDS, PartTimer
+from onnxprune.result_cache import ResultCache
+from onnxprune.types import ChannelGroup, FloatArray, IntArray, Skipped
+
+#: Parts that take less than this share of the original's time are not reported one by one.
+_WORTH_TELLING = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Shrinking:
+    """What is to become faster.
+
+    Attributes:
+        analysis: of the model.
+        options: with which it was made.
+        groups: those that may lose channels, by name.
+        lowest: the least kept count of each.
+        reasons: why other groups stay whole, by name.
+        seed: of the inputs.
+    """
+
+    analysis: Analysis
+    options: Mapping[str, Any]
+    groups: Mapping[str, ChannelGroup]
+    lowest: Mapping[str, int]
+    reasons: Mapping[str, str]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deciding:
+    """How choices are made, and become models.
+
+    Attributes:
+        search: from a limit in time, and measured steps of kept counts by group name, to the choice that
+            keeps most; raises LimitMissed.
+        least: from the steps to the choice that leaves the least of every group.
+        cut: from int32 channel numbers by group name to the model that is left.
+    """
+
+    search: Callable[[Limit, Mapping[str, int]], Any]
+    least: Callable[[Mapping[str, int]], Any]
+    cut: Callable[[Mapping[str, IntArray]], ir.Model]
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """A target in time that was met.
+
+    Attributes:
+        decision: what goes.
+        section: figures for the report.
+        rounds: a row for each cut that was timed.
+        skipped: parts that could not be timed, with reasons.
+    """
+
+    decision: Any
+    section: Mapping[str, Any]
+    rounds: Sequence[Mapping[str, Any]]
+    skipped: Sequence[Skipped]
+
+
+class Latency:
+    """The time of one model on one machine: measured once, then asked for any number of targets.
+
+    Args:
+        model: what is to become faster.
+        wish: on which machine, and how long measuring may take; its target is not read.
+
+    Raises:
+        RuntimeFailure: the model can't be run, or the provider is missing.
+    """
+
+    def __init__(self, model: Shrinking, wish: LatencyWish) -> None:
+        started = time.monotonic()
+        self._model, self._wish = model, wish
+        given, shapes = model.analysis.given, model.options.get("input_shapes")
+        feeds = random_inputs(given, batch=wish.batch, input_shapes=_tuples(shapes), seed=model.seed)
+        timed = _at_shapes(model, {name: tuple(array.shape) for name, array in feeds.items()})
+        parts = split_into_parts(timed.model.graph, timed.channels)
+        part_of = {str(node.name): number for number, part in enumerate(parts) for node in part.nodes}
+        self.machine = Machine(given, feeds, wish.execution, wish.quantile, part_of, len(parts))
+        cache = None if wish.cache is None else ResultCache(wish.cache, FIELDS)
+        self._timer = PartTimer(timed, parts, wish.execution, cache, feeds=feeds, seed=model.seed)
+        self._kernels_ms = self.machine.kernels_ms(model.analysis.model)
+        self._whole_context = self._kernels_ms * (self.machine.original_ms / self.machine.fastest_ms())
+        self.skipped: list[Skipped] = []
+        times = self._time_whole(parts, Sizes(timed, _present(model.groups, timed)))
+        self._numbers = list(times)
+        self._stop = started + wish.time_limit
+        self._parts = parts
+        self.prediction = LatencyModel(
+            list(times.values()), self._whole_context[self._numbers], self.machine.original_ms
+        )
+        self.table = Table(
+            self.prediction.parts, self._whole_context[self._numbers], model.groups, model.lowest,
+            self._time_part,
+            lambda: time.monotonic() < self._stop,
+        )  # fmt: skip
+        self.table.probe()
+        self.table.fill()
+        self.seconds = time.monotonic() - started
+
+    def _time_part(self, number: int, kept: Mapping[str, int]) -> float | None:
+        """Return the time of a part of the prediction; None where it can't be timed at these counts."""
+        try:
+            return self._timer.time_ms(self._parts[self._numbers[number]], kept)
+        except RuntimeFailure:  # a gap in the table, which the report counts; the whole model decides
+            return None
+
+    def _time_whole(self, parts: Sequence[Part], sizes: Sizes) -> dict[int, PartTimes]:
+        """Return what is known at first of every part that shrinks: its time as it is."""
+        found = {}
+        for number, part in enumerate(parts):
+            names = tuple(name for name in self._timer.groups_of(part) if name in sizes.groups)
+            if not names or not self._whole_context[number]:
+                continue
+            if (reason := self._timer.obstacle(part)) is not None:
+                self.skipped.append(Skipped(part.name, f"its time is taken to stay as it is: {reason}"))
+                continue
+            forms, offsets = sizes.forms_of(part, names)
+            whole = np.array([self._model.groups[name].size for name in names])
+            found[number] = PartTimes(part.name, names, whole, forms, offsets)
+            found[number].add(whole.tolist(), self._timer.time_ms(part, {}))
+        return found
+
+    # --- meeting a target -----------------------------------------------------------------------------------
+
+    def meet(self, deciding: Deciding, share: float | None, ms: float | None) -> Met:
+        """Find what goes so that the measured time meets a target.
+
+        Args:
+            deciding: how choices are made, and become models.
+            share: of the original's time that may stay; None where ``ms`` is given.
+            ms: milliseconds that may stay.
+
+        Raises:
+            LimitMissed: the target can't be met; ``reasons`` says what stands in the way.
+            NothingToPrune: the original meets the target already.
+        """
+        original_ms = self.machine.original_ms
+        target = share if ms is None else ms / original_ms
+        if target is None or target >= 1:
+            raise NothingToPrune(
+                f"the model takes {original_ms:.3g} ms as it is, which meets the target: nothing needs to go"
+            )
+        started = time.monotonic()
+        context = self._whole_context[self._numbers]
+        self.prediction.anchor({}, context, original_ms)
+        self._stop = started + self._wish.time_limit
+        sizes = {name: group.size for name, group in self._model.groups.items()}
+        job: Job[Any] = Job(
+            sizes,
+            lambda limit: deciding.search(limit, self.table.steps),
+            lambda: deciding.least(self.table.steps),
+            deciding.cut,
+            self._inside(),
+            self.table,
+            self.prediction,
+            self._kernels_ms[self._numbers],
+        )
+        try:
+            best, rounds = deliver(job, target)
+        except LimitMissed as missed:
+            raise LimitMissed(str(missed), reached=missed.reached, reasons=self._obstacles()) from None
+        rows = [_row(number, each) for number, each in enumerate(rounds, start=1)]
+        section = self._section(target, ms, rounds, best, time.monotonic() - started)
+        return Met(best.decision, section, rows, tuple(self.skipped))
+
+    def _inside(self) -> _Inside:
+        return _Inside(self.machine, self._numbers)
+
+    def _section(
+        self, target: float, ms: float | None, rounds: Sequence[Round[Any]], best: Round[Any], seconds: float
+    ) -> dict[str, Any]:
+        machine, wish = self.machine, self._wish
+        measured = best.measured
+        return {
+            "target": f"{ms:g} ms" if ms is not None else target,
+            "percentile": wish.percentile,
+            "provider": wish.execution.provider,
+            "threads": wish.execution.threads,
+            "original ms": machine.original_ms,
+            "predicted share": rounds[0].predicted,
+            "measured share": measured.value,
+            "measured low": measured.low,
+            "measured high": measured.high,
+            "original beside itself": machine.noise.value,
+            "rounds": len(rounds),
+            "points timed": self._timer.measured,
+            "points left out": self.table.refused,
+            "seconds of timing": self.seconds,
+            "seconds of search": seconds,
+        }
+
+    def _obstacles(self) -> tuple[str, ...]:
+        """Say what takes the time that is left once as much as may go is gone, part by part."""
+        model, lines = self._model, []
+        shares = self.prediction.part_shares(dict(model.lowest))
+        left = dict(zip(self._numbers, shares, strict=True))
+        fixed = self._whole_context / self.machine.original_ms
+        order = sorted(range(len(self._parts)), key=lambda number: -left.get(number, fixed[number]))
+        for number in order:
+            part, share = self._parts[number], left.get(number, float(fixed[number]))
+            if share < _WORTH_TELLING:
+                break
+            lines.append(f"{part.name}: {share:.1%} of the original's time stays: {self._why(number, part)}")
+        rest = self.prediction.rest_ms / self.machine.original_ms - sum(
+            share for number, share in enumerate(fixed) if number not in left
+        )
+        if rest >= _WORTH_TELLING:
+            lines.append(f"{rest:.1%} of the original's time is spent between operators")
+        return tuple(lines)
+
+    def _why(self, number: int, part: Part) -> str:
+        if number in self._numbers:
+            return "every group that shrinks it is at its floor"
+        names = {str(node.name) for node in part.nodes}
+        reasons = [
+            f"{group.name}: {self._model.reasons[group.name]}"
+            for group in self._model.analysis.groups
+            if group.name in self._model.reasons and any(m.consumer in names for m in group.members)
+        ]
+        untimed = [each.reason for each in self.skipped if each.name == part.name]
+        operators = ", ".join(dict.fromkeys(node.op_type for node in part.nodes))
+        return (*reasons, *untimed, f"no channels to remove in it ({operators})")[0]
+
+
+class _Inside:
+    """The machine, for some of the parts."""
+
+    def __init__(self, machine: Machine, numbers: Sequence[int]) -> None:
+        self.share = machine.share
+        self._machine, self._numbers = machine, list(numbers)
+
+    def kernels_ms(self, model: ir.Model) -> FloatArray:
+        """Return the ms that the kernels of these parts take inside a model, float64 [these parts]."""
+        return self._machine.kernels_ms(model)[self._numbers]
+
+
+def shrinking(
+    analysis: Analysis,
+    options: Mapping[str, Any],
+    groups: Sequence[ChannelGroup],
+    channels: Options,
+    seed: int,
+) -> Shrinking:
+    """Return what is to become faster, from what its channels are chosen from.
+
+    Args:
+        analysis: of the model.
+        options: with which it was made.
+        groups: all of them, frozen where they have no scores.
+        channels: which of them may go.
+        seed: of the inputs.
+    """
+    reasons = {group.name: reason for group in groups if (reason := reason_to_skip(group, channels))}
+    open_ = {group.name: group for group in groups if group.name not in reasons}
+    lowest = {name: max(1, math.ceil(channels.floor * group.size)) for name, group in open_.items()}
+    return Shrinking(analysis, options, open_, lowest, reasons, seed)
+
+
+def _at_shapes(model: Shrinking, shapes: Mapping[str, tuple[int, ...]]) -> Analysis:
+    """Return the analysis at the sizes that are timed."""
+    if dict(model.analysis.shapes.input_shapes) == dict(shapes):
+        return model.analysis
+    return analyze(model.analysis.given, **{**model.options, "input_shapes": shapes})
+
+
+def _present(groups: Mapping[str, ChannelGroup], timed: Analysis) -> dict[str, ChannelGroup]:
+    """Return the groups that are the same at the sizes that are timed."""
+    there = {group.name: group.size for group in timed.groups}
+    return {name: group for name, group in groups.items() if there.get(name) == group.size}
+
+
+def _tuples(shapes: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]] | None:
+    return None if shapes is None else {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _row(number: int, each: Round[Any]) -> dict[str, Any]:
+    return {
+        "round": number,
+        "predicted share": each.predicted,
+        "measured share": each.measured.value,
+        "low": each.measured.low,
+        "high": each.measured.high,
+    }
