@@ -13,7 +13,7 @@ from onnxprune.advice.layers import FOLDED, LAYOUT, OVERHEAD, SHRINKS, STAYS, La
 #: From this share of the time on, one thing decides.
 _MOST = 0.5
 
-#: A model this quick, most of which is overhead, needs nothing.
+#: A model this quick needs nothing.
 _QUICK_MS = 0.1
 
 
@@ -97,13 +97,18 @@ def _verdict(actions: Sequence[Action], found: Where | None, frozen: Sequence[st
     if not worth:
         return f"Leave it alone: {_why_not(actions, found, frozen)}."
     first, *others = worth
-    quick = found is not None and found.wall_ms < _QUICK_MS and found.overhead >= _MOST
-    start = "Leave it alone unless microseconds count; then" if quick else "Worth it"
-    text = f"{start}: {_gain(first)}"
+    text = f"{_start(worth, found)}: {_gain(first)}"
     other = next((action for action in others if _kind(action) != _kind(first)), None)
     if other is not None:
         text += f"; {_gain(other)}"
     return f"{text}. {_context(found)}"
+
+
+def _start(worth: Sequence[Action], found: Where | None) -> str:
+    if found is not None and found.wall_ms < _QUICK_MS:
+        took = _milliseconds(found.wall_ms)
+        return f"Leave it alone, which is already fast ({took}), unless microseconds count; then"
+    return "Only at a high risk" if all(action.risk == "very high" for action in worth) else "Worth it"
 
 
 def _gain(action: Action) -> str:
