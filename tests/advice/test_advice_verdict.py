@@ -102,3 +102,17 @@ def test_what_is_only_had_at_a_high_risk_says_so():
     place = found(layer(SHRINKS, 900.0))
     assert verdict_of([risky], place, []).startswith("Only at a high risk: remove 75%")
     assert verdict_of([risky, action("x", 0.9)], place, []).startswith("Worth it: ")
+
+
+def test_what_rests_on_a_bound_is_only_probable():
+    bounded = replace(action("remove 25% of the channels", 0.5), basis="bounded", bound=0.6)
+    text = verdict_of([bounded], found(layer(SHRINKS, 900.0)), [])
+    assert text.startswith("Probably worth it: remove 25% of the channels, and about 0.60 of the time")
+
+
+def test_what_folding_does_is_not_claimed_for_pruning():
+    folded = action("fold what is constant", 0.5, worth=False)
+    place = found(layer(SHRINKS, 900.0))
+    told = "every pruned model has, alone leaves 0.50"
+    assert told in verdict_of([action("x", 0.3), folded], place, [])
+    assert told not in verdict_of([action("x", 0.3), replace(folded, latency_ratio=None)], place, [])
