@@ -73,8 +73,8 @@ def bench(
     from onnxprune import benchmark
     from onnxprune.measure.memory import measure_memory
     from onnxprune.measure.sweeps import sweep
-    from onnxprune.report.measured import latency_report
     from onnxprune.report.canvas import check_plot
+    from onnxprune.report.measured import latency_report
 
     if plot is not None:
         check_plot(plot)
