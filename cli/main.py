@@ -16,6 +16,7 @@ from onnxprune_cli import endings
 COMMANDS = {
     "import": ("onnxprune_cli.import_", "import_model"),
     "inspect": ("onnxprune_cli.inspect_", "inspect_model"),
+    "advise": ("onnxprune_cli.advise", "advise"),
     "sensitivity": ("onnxprune_cli.sensitivity", "sensitivity"),
     "prune": ("onnxprune_cli.prune", "prune"),
     "apply": ("onnxprune_cli.apply", "apply"),

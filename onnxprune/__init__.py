@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxprune.advice.run import Advice, advise
     from onnxprune.analyze import find_groups
     from onnxprune.data import load_data
     from onnxprune.family import Family, prune_family, save_family
@@ -38,12 +39,14 @@ if TYPE_CHECKING:
 
 #: Every public name, and the module it lives in.
 _HOMES = {
+    "Advice": "onnxprune.advice.run",
     "Execution": "onnxprune.runtime.execution",
     "Family": "onnxprune.family",
     "FinetuneResult": "onnxprune.finetuning",
     "PruneResult": "onnxprune.pruning",
     "Sensitivity": "onnxprune.survey",
     "Tuning": "onnxprune.tuning",
+    "advise": "onnxprune.advice.run",
     "apply_plan": "onnxprune.pipeline",
     "benchmark": "onnxprune.measure.latency",
     "find_groups": "onnxprune.analyze",
@@ -69,12 +72,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "Advice",
     "Execution",
     "Family",
     "FinetuneResult",
     "PruneResult",
     "Sensitivity",
     "Tuning",
+    "advise",
     "apply_plan",
     "benchmark",
     "find_groups",

@@ -15,7 +15,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
-from onnxprune.planning.channels import Decision, decide
+from onnxprune.planning.channels import Decision, decide, tell_importance
 from onnxprune.planning.gathering import analyze_for, gather
 from onnxprune.planning.latency.decide import decide_in_time, measure
 from onnxprune.planning.positions import check_groups
@@ -88,7 +88,9 @@ class ChannelPruner:
         gathered = replace(self._gathered, watch=watch)
         if self._latency is not None and TARGET_LATENCY in recipe:
             return decide_in_time(gathered, recipe, self._latency)
-        return decide(gathered, recipe)
+        decision = decide(gathered, recipe)
+        tell_importance(decision)
+        return decision
 
 
 def apply_to_channels(

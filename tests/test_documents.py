@@ -12,7 +12,9 @@ import pytest
 import small_models
 
 import onnxprune
-from onnxprune.allocate import channels, masks
+from onnxprune.allocate import masks
+from onnxprune.allocate.options import KNAPSACK, SENSITIVITY
+from onnxprune.allocate.ranked import RANKINGS
 from onnxprune.ops import base, registry
 from onnxprune.recover import METHODS
 from onnxprune.scores import magnitude
@@ -38,6 +40,7 @@ DOCUMENTS = {
         "samples/gradual",
         "samples/text-direction",
         "benchmarks/accuracy",
+        "benchmarks/latency",
     )
     for path in sorted((ROOT / folder).glob("*.md"))
 }
@@ -173,7 +176,7 @@ def test_the_table_says_what_each_score_is_for():
 
 def test_every_scope_and_repair_is_in_the_tables():
     for text in (README, DOCUMENTS["docs/scores.md"]):
-        assert names_in(text, "`--scope`") == {*channels._RANKINGS, channels.SENSITIVITY, *masks.SCOPES}
+        assert names_in(text, "`--scope`") == {*RANKINGS, KNAPSACK, SENSITIVITY, *masks.SCOPES}
     for text in (README, DOCUMENTS["docs/repair.md"]):
         assert names_in(text, "`--recover`") == set(METHODS)
 

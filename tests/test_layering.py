@@ -29,6 +29,7 @@ LAYERS = (
     ("pruners", "wishes"),
     ("gradual",),
     ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
+    ("advice",),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip

@@ -15,6 +15,9 @@ import onnxprune
 from onnxprune import pipeline, proving
 from onnxprune.data import Dataset
 from onnxprune.errors import LimitMissed, NothingToPrune, PlanError, ProofError, UsageError
+from onnxprune.planning.channels import decide, limits_of
+from onnxprune.planning.gathering import gather
+from onnxprune.planning.watch import Watch
 from onnxprune.types import Check
 
 BODY = """
@@ -199,6 +202,58 @@ def test_a_weight_that_is_an_input_as_well_is_pruned_and_verified(tmp_path: Path
     report = onnxprune.save_pruned(result, tmp_path / "small.onnx", against=path)
     assert report.passed
     assert parameters(onnxprune.load(tmp_path / "small.onnx")) == parameters(result.model)
+
+
+# --- several targets ---
+
+
+@pytest.mark.parametrize("scope", [None, "uniform", "global"])
+def test_targets_are_met_together(scope: str | None) -> None:
+    result = onnxprune.prune(network(), target_macs=0.7, target_size=0.5, scope=scope, align=1)
+    before, after = result.plan.predicted
+    assert after.macs <= 0.7 * before.macs
+    assert after.size_bytes <= 0.5 * before.size_bytes
+    assert result.plan.recipe["scope"] == (scope or "knapsack")
+    assert 0 < result.report.sections["importance"]["share kept"] < 1
+
+
+@pytest.mark.parametrize("target", ["target_macs", "target_params", "target_size"])
+def test_knapsack_keeps_more_than_uniform_and_global(target: str) -> None:
+    kept = {}
+    for scope in ("knapsack", "uniform", "global"):
+        options = {target: 0.5, "scope": scope, "align": 1}
+        kept[scope] = onnxprune.prune(network(), **options).report.sections["importance"]["share kept"]  # type: ignore[arg-type]
+    assert kept["knapsack"] > max(kept["uniform"], kept["global"])
+
+
+def test_one_look_serves_many_decisions() -> None:
+    recipe = {"pattern": "channels", "score": "l2", "scope": "knapsack"}
+    gathered = gather(network(), recipe, None, 0, Watch())
+    for targets in ({"target_macs": 0.7}, {"target_size": 0.4}, {"target_macs": 0.5, "target_params": 0.6}):
+        decision = decide(gathered, {**recipe, **targets})
+        alone = onnxprune.plan(network(), scope="knapsack", **targets)  # type: ignore[arg-type]
+        assert {name: gone.tolist() for name, gone in decision.removed.items()} == {
+            name: gone.tolist() for name, gone in alone.removed.items()
+        }
+        assert decision.plan.predicted == alone.predicted
+
+
+def test_other_limits_take_the_place_of_those_of_the_recipe() -> None:
+    recipe = {"pattern": "channels", "score": "l2", "scope": "knapsack", "align": 1}
+    gathered = gather(network(), recipe, None, 0, Watch())
+    (limit,) = limits_of(gathered, {**recipe, "target_macs": 0.6})
+    decision = decide(gathered, recipe, [limit])
+    assert limit.left(decision.removed) <= 0.6
+    assert decision.removed.keys() == decide(gathered, {**recipe, "target_macs": 0.6}).removed.keys()
+
+
+def test_a_target_that_is_missed_names_layers() -> None:
+    with pytest.raises(LimitMissed) as caught:
+        onnxprune.prune(network(), target_macs=0.7, target_size=0.01)
+    assert caught.value.reached is not None
+    assert 0.01 < caught.value.reached < 0.5
+    assert any("is at the least that may stay" in reason for reason in caught.value.reasons)
+    assert any("stays whole (output" in reason for reason in caught.value.reasons)
 
 
 # --- options ---

@@ -404,3 +404,27 @@ def test_how_models_are_run_reaches_the_repair(monkeypatch: pytest.MonkeyPatch) 
     for plan in plans:
         onnxprune.apply_plan(model, plan, **options)
     assert [(each["batch"], each["limit_bytes"], each["threads"]) for each in seen] == [(7, 123456, 2)] * 4
+
+
+def test_targets_grow_together_from_round_to_round() -> None:
+    recipe = {
+        "pattern": "channels",
+        "target_macs": 0.6,
+        "target_size": 0.2,
+        "score": "l2",
+        "scope": "knapsack",
+    }
+    steps = round_planning.recipes_by_round(recipe, 3, "linear")
+    assert [step["target_size"] for step in steps] == pytest.approx([1 - 0.8 / 3, 1 - 1.6 / 3, 0.2])
+    assert [step["target_macs"] for step in steps] == pytest.approx([1 - 0.4 / 3, 1 - 0.8 / 3, 0.6])
+    assert steps[-1] == recipe
+
+
+def test_rounds_meet_several_targets() -> None:
+    model, data = load("residual_net"), samples("residual_net")
+    options = {"target_macs": 0.6, "target_size": 0.5, "recover": "bias", "score": "l2", "align": 1}
+    result = onnxprune.prune(model, data=data, rounds=2, **options)
+    before, after = result.plan.predicted
+    assert after.macs <= 0.6 * before.macs
+    assert after.size_bytes <= 0.5 * before.size_bytes
+    assert "importance" not in result.report.sections

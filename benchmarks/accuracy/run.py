@@ -10,85 +10,25 @@ FOLDER/rows.jsonl: a run that was done with the same settings, files and package
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rows import PACKAGE, Rows, digest, in_process
 
 from accuracy.grid import MODELS, Model, Run, runs
 from accuracy.page import about, page
 from accuracy.table import Row, lines, rows_as_json, table
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-PACKAGE = ROOT / "onnxprune"
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-
-
-class Rows:
-    """What has been measured: a file with one JSON line for each run, the last one counts.
-
-    Args:
-        path: the file; made when the first row is added.
-        source: digest of the package as it is now.
-        stale: rows of earlier states of the package count too, where there is none of this one.
-    """
-
-    def __init__(self, path: Path, source: str, *, stale: bool = False) -> None:
-        self.source = source
-        self._path = path
-        self._stale = stale
-        self._found: dict[str, dict[str, Row]] = {}
-        text = path.read_text() if path.exists() else ""
-        if text and not text.endswith("\n"):  # interrupted in the middle of a line: what comes goes below it
-            path.write_text(text + "\n")
-        for line in text.splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            self._remember(entry)
-
-    def find(self, run: Run, files: str) -> Row | None:
-        """Return the row of a run on files of this digest, None if there is none that counts."""
-        by_source = self._found.get(self._name(run, files), {})
-        if self.source in by_source:
-            return by_source[self.source]
-        return list(by_source.values())[-1] if by_source and self._stale else None
-
-    def add(self, run: Run, files: str, row: Row) -> None:
-        """Write a row, at once."""
-        entry = {"run": self._name(run, files), "source": self.source, "row": dict(row)}
-        with self._path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        self._remember(entry)
-
-    def _remember(self, entry: Mapping[str, Any]) -> None:
-        by_source = self._found.setdefault(entry["run"], {})
-        by_source.pop(entry["source"], None)  # so that the latest stands last
-        by_source[entry["source"]] = {**entry["row"], "source": entry["source"]}
-
-    @staticmethod
-    def _name(run: Run, files: str) -> str:
-        return json.dumps([run.key, dict(run.options), files], sort_keys=True)
-
-
-def digest(paths: Iterable[Path]) -> str:
-    """Return the start of the SHA-256 of files, by name and content."""
-    whole = hashlib.sha256()
-    for path in sorted(paths):
-        whole.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return whole.hexdigest()[:16]
 
 
 def files_of(models: Path, model: Model) -> list[Path]:
@@ -108,28 +48,7 @@ def measure(run: Run, models: Path, timeout_s: float) -> Row:
         "calibrated": run.calibrated,
         "seed": run.seed,
     }
-    command = [sys.executable, str(HERE / "worker.py"), json.dumps(task)]
-    path = os.pathsep.join((str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])))  # this very package
-    environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": path}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=timeout_s, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"stopped after {timeout_s:.0f} s"}
-    return outcome(done.returncode, done.stdout, done.stderr)
-
-
-def outcome(status: int, output: str, errors: str) -> Row:
-    """Return the row that a process wrote last, or how it ended without one."""
-    last = (output.splitlines() or [""])[-1]
-    if status == 0 and last.startswith("{"):
-        row: Row = json.loads(last)
-        return row
-    if status < 0:
-        return {"error": f"the process died of signal {-status}"}
-    said = (errors.strip().splitlines() or ["nothing said"])[-1]
-    return {"error": f"the process ended with status {status}: {said}"}
+    return in_process(HERE / "worker.py", task, timeout_s)
 
 
 def dense_predictions(models: Path, model: Model) -> Path:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accuracy.grid import Run
+from rows import Row, as_json
 
-#: What a run measured, or ``error``, by name.
-Row = Mapping[str, Any]
+from accuracy.grid import Run
 
 HEAD = (
     "pattern", "score", "repair", "top-1 %", "of dense %", "agreement %", "seconds", "MiB", "MACs kept",
@@ -139,12 +137,11 @@ def failed(found: Iterable[Line]) -> str:
 
 def rows_as_json(about: Mapping[str, Any], pairs: Iterable[tuple[Run, Row | None]]) -> str:
     """Return the raw rows, one in each line, under what the page says of how they were made."""
-    plain = [
-        json.dumps(
+    return as_json(
+        about,
+        (
             {"model": run.model.name, "pattern": run.way or "dense", "score": run.score, "repair": run.repair,
              "seed": run.seed, "options": dict(run.options), **row}
-        )
-        for run, row in pairs if row is not None
-    ]  # fmt: skip
-    head = json.dumps(about, indent=1)[:-2]
-    return head + ',\n "rows": [\n' + ",\n".join(plain) + "\n]}\n"
+            for run, row in pairs if row is not None
+        ),
+    )  # fmt: skip

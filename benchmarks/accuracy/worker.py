@@ -23,6 +23,10 @@ from onnxprune.measure.outputs import finite, outputs_of
 from onnxprune.pipeline import PruneResult
 from onnxprune.runtime import open_session
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rows import reason
+
 BATCH = 64
 
 
@@ -99,20 +103,12 @@ def kept(result: PruneResult) -> dict[str, float]:
     }
 
 
-def reason(error: Exception, task: Mapping[str, Any]) -> str:
-    """Return the first line of what went wrong, with names of files for their paths."""
-    text = (str(error).splitlines() or ["no message"])[0]
-    for path in (task["model"], task["evaluation"], task["calibration"]):
-        text = text.replace(path, Path(path).name)
-    return f"{type(error).__name__}: {text}"
-
-
 def main() -> None:
     task = json.loads(sys.argv[1])
     try:
         row = measure_pruned(task) if task["options"] else measure_dense(task)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong is what this row has to say
-        row = {"error": reason(error, task)}
+        row = {"error": reason(error, [task[name] for name in ("model", "evaluation", "calibration")])}
     print(json.dumps(row))
 
 

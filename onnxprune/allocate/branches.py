@@ -69,7 +69,11 @@ def choose_branches(
     if amount is not None:
         removed = _by_amount(open_, scores, room, amount, limits.scope)
     elif cost is not None:
-        removed = _meet(open_, scores, room, budgets, cost)
+        removed, missed = _meet(open_, scores, room, budgets, cost)
+        if missed is not None:
+            stay = {**reasons, **room.kept}
+            told = [f"{branches[number].name}: {stay[number]}" for number in sorted(stay)]
+            raise LimitMissed(*missed, told)
     else:
         raise UsageError("a target needs a cost")
     return np.array(sorted(removed), dtype=np.int32), {**reasons, **room.kept}
@@ -135,8 +139,11 @@ def _meet(
     room: _Room,
     budgets: Sequence[Budget],
     cost: Callable[[Sequence[int], Metric], float],
-) -> list[int]:
-    """Take branch by branch until the budgets are met; then give back what is not needed, the best first."""
+) -> tuple[list[int], tuple[str, float] | None]:
+    """Take branch by branch until the budgets are met; then give back what is not needed, the best first.
+
+    Where that is not enough, the second result says so, and what is left.
+    """
 
     def left(gone: Sequence[int]) -> list[float]:
         return [cost(gone, budget.metric) for budget in budgets]
@@ -159,13 +166,12 @@ def _meet(
             reached = left(room.gone)
     for share, budget in zip(reached, budgets, strict=True):
         if share > budget.keep:
-            raise LimitMissed(
-                f"{budget.metric} can be brought to {share:.3f} of the original, not to {budget.keep:.4g}: "
-                "every branch that may go is gone; protect less or lower the floor"
-            )
+            why = "every branch that may go is gone; protect less or lower the floor"
+            told = f"{budget.metric} can be brought to {share:.3f} of the original, not to {budget.keep:.4g}"
+            return room.gone, (f"{told}: {why}", share)
     removed = room.gone
     for number in sorted(removed, key=scores.__getitem__, reverse=True):
         without = [other for other in removed if other != number]
         if fits(left(without)):
             removed = without
-    return removed
+    return removed, None

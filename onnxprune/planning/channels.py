@@ -86,7 +86,9 @@ def plan_channels(
     if recipe["pattern"] != DEAD:
         budgets_of(recipe)  # refuses nonsense before long work
     gathered = gather(model, recipe, data, seed, watch, setting, gone=gone, stay=stay, scored=scored)
-    return decide(gathered, recipe)
+    decision = decide(gathered, recipe)
+    tell_importance(decision)
+    return decision
 
 
 def decide(
@@ -132,10 +134,14 @@ def decide(
         versions=versions(),
         skipped=(*_skipped(choices), *notes, *gathered.notes),
     )
-    kept = _importance(gathered, removed) if candidates.scores.channels else None
-    if kept is not None:
-        gathered.watch.sections["importance"] = {"score": recipe["score"], "share kept": kept}
-    return Decision(plan, gathered, kept)
+    return Decision(plan, gathered, _importance(gathered, removed) if candidates.scores.channels else None)
+
+
+def tell_importance(decision: Decision) -> None:
+    """Put the share of the importance that a decision keeps into the report."""
+    if decision.importance is not None:
+        row = {"score": decision.plan.recipe["score"], "share kept": decision.importance}
+        decision.gathered.watch.sections["importance"] = row
 
 
 def _importance(gathered: Gathered, removed: Mapping[str, IntArray]) -> float:

@@ -89,8 +89,23 @@ def test_a_target_that_is_met_already_takes_nothing():
 
 
 def test_a_target_beyond_the_floor_is_missed():
-    with pytest.raises(LimitMissed, match=r"brought to 0\.700 .*not to 0\.5"):
+    with pytest.raises(LimitMissed, match=r"brought to 0\.700 .*not to 0\.5") as caught:
         gone("aa", [1, 2], budgets=[Budget("macs", 0.5)], cost=shares([0.3, 0.3]))
+    assert caught.value.reached == pytest.approx(0.7)
+    assert caught.value.reasons == ("b1: the floor: 1 of 2 attention branches stay",)
+
+
+def test_several_targets_are_met_together():
+    costs = {"macs": [0.1, 0.4, 0.1, 0.1], "bytes": [0.1, 0.0, 0.4, 0.1]}
+
+    def cost(numbers, metric):
+        return shares(costs[metric])(numbers, metric)
+
+    budgets = [Budget("macs", 0.55), Budget("bytes", 0.65)]
+    assert gone("aaaa", [1, 2, 2, 4], budgets=budgets, cost=cost) == [1, 2]
+    assert gone("aaaa", [1, 2, 2, 4], budgets=budgets[:1], cost=cost) == [0, 1]
+    with pytest.raises(LimitMissed, match=r"bytes can be brought to 0\.500"):
+        gone("aaaa", [1, 2, 2, 4], budgets=[Budget("macs", 0.9), Budget("bytes", 0.3)], cost=cost)
 
 
 def test_what_saves_nothing_goes_last():

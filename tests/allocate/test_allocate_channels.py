@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.allocate.channels import choose_channels
-from onnxprune.allocate.limits import Limit
+from onnxprune.allocate.limits import Holder, Limit
 from onnxprune.allocate.options import Options
 from onnxprune.errors import LimitMissed, UsageError
 from onnxprune.types import ChannelGroup, Choice, IntArray, Kind, Member, Scores
@@ -259,6 +259,71 @@ def test_a_target_beyond_the_floors_is_missed() -> None:
         choose_channels([a, b], rising(a, b), options, limits=[Limit("macs", 0.3, share_of([a, b]))])
 
 
+@pytest.mark.parametrize("scope", ["uniform", "knapsack"])
+def test_what_stands_in_the_way_is_told_layer_by_layer(scope: str) -> None:
+    a, b = group("a", 16), group("b", 16, frozen="an output of the model")
+
+    def holders(gone: Mapping[str, IntArray]) -> list[Holder]:
+        left = 1 - len(gone.get("a", ())) / 16
+        return [
+            Holder("small", 0.2 * left, ("a",)),
+            Holder("large", 0.7 * left, ("a", "b")),
+            Holder("fixed", 0.1, ()),
+        ]
+
+    def left(gone: Mapping[str, IntArray]) -> float:
+        return sum(holder.share for holder in holders(gone))
+
+    options = Options(scope, align=1, floor=0.25)
+    limit = Limit("macs", 0.3, left, holders=holders)
+    with pytest.raises(
+        LimitMissed, match=r"macs can be brought to 0\.325 of the original, not to 0\.3"
+    ) as caught:
+        choose_channels([a, b], rising(a, b), options, limits=[limit])
+    assert caught.value.reached == pytest.approx(0.325)
+    assert caught.value.reasons == (
+        "large: holds 17.5% of the original macs: a is at the least that may stay (4 of 16); "
+        "b stays whole (an output of the model)",
+        "fixed: holds 10.0% of the original macs: no channels of it can go",
+        "small: holds 5.0% of the original macs: a is at the least that may stay (4 of 16)",
+    )
+
+
+def test_of_several_limits_the_one_that_is_missed_is_named() -> None:
+    a, b = group("a", 16), group("b", 16)
+    limits = [Limit("macs", 0.9, share_of([a, b])), Limit("bytes", 0.1, share_of([a, b]))]
+    for scope in ("uniform", "global", "knapsack"):
+        with pytest.raises(LimitMissed, match=r"bytes can be brought to 0\.250 .*not to 0\.1: every group"):
+            choose_channels([a, b], rising(a, b), Options(scope, align=1, floor=0.5), limits=limits)
+
+
+@pytest.mark.parametrize("scope", ["uniform", "global", "isomorphic", "knapsack"])
+def test_several_limits_are_kept_together(scope: str) -> None:
+    groups = [group("a", 32), group("b", 48), group("c", 64)]
+
+    def of(weights: list[int]) -> Callable[[Mapping[str, IntArray]], float]:
+        whole = sum(weight * g.size for weight, g in zip(weights, groups, strict=True))
+        return lambda gone: sum(
+            weight * (g.size - len(gone.get(g.name, ()))) for weight, g in zip(weights, groups, strict=True)
+        ) / whole  # fmt: skip
+
+    limits = [Limit("macs", 0.5, of([9, 1, 1])), Limit("params", 0.4, of([1, 1, 9]))]
+    choices = choose_channels(groups, rising(*groups), Options(scope, align=1), limits=limits)
+    gone = {choice.group.name: choice.removed for choice in choices}
+    assert all(limit.left(gone) <= limit.keep for limit in limits)
+    alone = choose_channels(groups, rising(*groups), Options(scope, align=1), limits=limits[:1])
+    assert limits[1].left({choice.group.name: choice.removed for choice in alone}) > 0.4
+
+
+def test_measured_steps_go_before_the_usual_ones() -> None:
+    a, b = group("a", 64), group("b", 64)
+    steps = {"a": 24}
+    choices = choose_channels([a, b], rising(a, b), Options(floor=0), amount=0.5, steps=steps)
+    assert counts(choices) == [64 - 24, 32]
+    choices = choose_channels([a, b], rising(a, b), Options(align=1, floor=0), amount=0.5, steps=steps)
+    assert counts(choices) == [32, 32]
+
+
 # --- errors ---
 
 
@@ -273,7 +338,7 @@ def test_a_target_beyond_the_floors_is_missed() -> None:
         (
             Options("local"),
             {"amount": 0.5},
-            "did you mean 'global'.*known: uniform, global, isomorphic",
+            "did you mean 'global'.*known: uniform, global, isomorphic, knapsack",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The multiple-choice knapsack with several limits, against every combination and against an integer program."""
+"""The multiple-choice knapsack with several limits, against every combination and against a bound."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ import pytest
 from accuracy import run as benchmark
 from accuracy.grid import MODELS, Model, Run, runs
 from accuracy.page import about, page
-from accuracy.table import Figure, Row, cells, lines, rows_as_json, table
+from accuracy.table import Figure, cells, lines, rows_as_json, table
+from rows import Row, Rows, digest, outcome
 from small_models import mlp
 
 import onnxprune
@@ -96,15 +97,15 @@ def test_only_names_runs_by_parts_of_their_key(only: str, wanted: bool) -> None:
 
 def test_a_row_is_found_again(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    rows = benchmark.Rows(path, "now")
+    rows = Rows(path, "now")
     assert rows.find(a_run(), "files") is None
     rows.add(a_run(), "files", {"top1": 0.5})
-    for found in (rows, benchmark.Rows(path, "now")):
+    for found in (rows, Rows(path, "now")):
         assert found.find(a_run(), "files") == {"top1": 0.5, "source": "now"}
 
 
 def test_another_seed_option_or_file_is_another_run(tmp_path: Path) -> None:
-    rows = benchmark.Rows(tmp_path / "rows.jsonl", "now")
+    rows = Rows(tmp_path / "rows.jsonl", "now")
     rows.add(a_run(), "files", {"top1": 0.5})
     for other in (a_run(seed=1), a_run(repair="bias"), a_run(scope="global")):
         assert rows.find(other, "files") is None
@@ -114,9 +115,9 @@ def test_another_seed_option_or_file_is_another_run(tmp_path: Path) -> None:
 def test_a_row_of_another_source_counts_only_where_it_may(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     for source, top1 in (("older", 0.3), ("old", 0.4), ("older", 0.5)):
-        benchmark.Rows(path, source).add(a_run(), "files", {"top1": top1})
-    assert benchmark.Rows(path, "now").find(a_run(), "files") is None
-    stale = benchmark.Rows(path, "now", stale=True)
+        Rows(path, source).add(a_run(), "files", {"top1": top1})
+    assert Rows(path, "now").find(a_run(), "files") is None
+    stale = Rows(path, "now", stale=True)
     assert stale.find(a_run(), "files") == {"top1": 0.5, "source": "older"}  # the latest
     stale.add(a_run(), "files", {"top1": 0.6})
     assert stale.find(a_run(), "files") == {"top1": 0.6, "source": "now"}
@@ -124,27 +125,27 @@ def test_a_row_of_another_source_counts_only_where_it_may(tmp_path: Path) -> Non
 
 def test_a_line_that_was_cut_off_is_done_again(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    rows = benchmark.Rows(path, "now")
+    rows = Rows(path, "now")
     rows.add(a_run(0), "files", {"top1": 0.5})
     rows.add(a_run(1), "files", {"top1": 0.6})
     path.write_text(path.read_text()[:-20])
-    again = benchmark.Rows(path, "now")
+    again = Rows(path, "now")
     assert again.find(a_run(0), "files") is not None
     assert again.find(a_run(1), "files") is None
     again.add(a_run(1), "files", {"top1": 0.7})
-    found = benchmark.Rows(path, "now").find(a_run(1), "files")
+    found = Rows(path, "now").find(a_run(1), "files")
     assert found == {"top1": 0.7, "source": "now"}
 
 
 def test_the_digest_depends_on_contents_and_names(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     (tmp_path / "b").write_text("2")
-    before = benchmark.digest(tmp_path.iterdir())
-    assert benchmark.digest(sorted(tmp_path.iterdir(), reverse=True)) == before
+    before = digest(tmp_path.iterdir())
+    assert digest(sorted(tmp_path.iterdir(), reverse=True)) == before
     (tmp_path / "b").write_text("3")
-    changed = benchmark.digest(tmp_path.iterdir())
+    changed = digest(tmp_path.iterdir())
     (tmp_path / "b").rename(tmp_path / "c")
-    assert len({before, changed, benchmark.digest(tmp_path.iterdir())}) == 3
+    assert len({before, changed, digest(tmp_path.iterdir())}) == 3
 
 
 # --- one run ------------------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def test_the_digest_depends_on_contents_and_names(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_however_a_process_ends_there_is_a_row(status: int, output: str, errors: str, row: Row) -> None:
-    assert benchmark.outcome(status, output, errors) == row
+    assert outcome(status, output, errors) == row
 
 
 @pytest.fixture
@@ -181,10 +182,10 @@ def small_benchmark(tmp_path: Path) -> argparse.Namespace:
 def test_runs_are_processes_and_a_failure_is_a_row(
     small_benchmark: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = benchmark.Rows(small_benchmark.models / "rows.jsonl", "now")
+    rows = Rows(small_benchmark.models / "rows.jsonl", "now")
     good, bad = a_run(), a_run(score="nonsense")
     benchmark.run_model(SMALL, [DENSE, good, bad], rows, small_benchmark)
-    files = benchmark.digest(benchmark.files_of(small_benchmark.models, SMALL))
+    files = digest(benchmark.files_of(small_benchmark.models, SMALL))
     dense, row, failure = (rows.find(run, files) for run in (DENSE, good, bad))
     assert dense is not None
     assert row is not None

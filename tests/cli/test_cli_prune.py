@@ -132,6 +132,30 @@ def test_a_refusal_writes_nothing(run, saved, tmp_path, arguments, status, words
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_missed_target_says_what_is_in_the_way(run, saved, tmp_path):
+    arguments = ["prune", saved["residual_net"], "-o", tmp_path / "o.onnx", "--target-size", "0.01"]
+    ran = run(*arguments, "--verbose")
+    assert ran.status == 3
+    assert "bytes can be brought to" in ran.error
+    assert "what is in the way" in ran.out
+    assert "is at the least that may stay" in ran.out
+    details = run(*arguments, "--json").document["error"]
+    assert details["exit_status"] == 3
+    assert details["type"] == "LimitMissed"
+    assert 0.01 < details["reached"] < 1
+    assert all(": holds " in reason for reason in details["reasons"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_targets_are_met_together(run, saved, tmp_path):
+    targets = ["--target-macs", "0.8", "--target-size", "0.4", "--align", "1"]
+    ran = run("prune", saved["residual_net"], "-o", tmp_path / "o.onnx", *targets, "--json")
+    assert ran.status == 0
+    ratios = {row["what"]: row["ratio"] for row in ran.document["sections"]["cost"]}
+    assert ratios["MACs"] <= 0.8
+    assert ratios["bytes of weights"] <= 0.4
+
+
 def test_nothing_to_prune_lists_the_reasons(run, saved, tmp_path):
     ran = run("prune", saved["frozen_net"], "-o", tmp_path / "o.onnx", "--amount", "0.5")
     assert ran.status == 4

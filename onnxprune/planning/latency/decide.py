@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from onnxprune.planning.channels import Decision, decide, limits_of
+from onnxprune.planning.channels import Decision, decide, limits_of, tell_importance
 from onnxprune.planning.gathering import Gathered
 from onnxprune.planning.latency.meet import Deciding, Latency, shrinking
 from onnxprune.planning.latency.wish import LatencyWish, parse_target
@@ -43,8 +43,9 @@ def decide_in_time(gathered: Gathered, recipe: Mapping[str, Any], latency: Laten
     )
     with gathered.watch.stage("meet the time"):
         met = latency.meet(deciding, share, ms)
+    decision: Decision = met.decision
+    tell_importance(decision)
     gathered.watch.sections["latency"] = met.section
     gathered.watch.sections["latency rounds"] = met.rounds
-    plan = replace(met.decision.plan, recipe=dict(recipe), skipped=(*met.decision.plan.skipped, *met.skipped))
-    decision: Decision = met.decision
+    plan = replace(decision.plan, recipe=dict(recipe), skipped=(*decision.plan.skipped, *met.skipped))
     return replace(decision, plan=plan)

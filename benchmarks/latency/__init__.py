@@ -1,0 +1,1 @@
+"""What the budget of time is worth, measured: see README.md."""

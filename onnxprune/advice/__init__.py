@@ -1,0 +1,1 @@
+"""What to do with a model on this machine, and why: measured, not guessed. `onnxprune.advise` is in `run`."""

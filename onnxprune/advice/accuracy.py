@@ -1,0 +1,94 @@
+"""What candidates cost in accuracy, on samples that no repair and no calibration has seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.advice.candidates import Made
+from onnxprune.data import LABEL, SEGMENT, Dataset
+from onnxprune.errors import DataError, OnnxPruneError, UsageError
+from onnxprune.measure.accuracy import Model, validate
+from onnxprune.measure.intervals import Estimate
+
+#: With fewer in all, the halves say too little.
+LEAST_SAMPLES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """A figure of a candidate on data.
+
+    Attributes:
+        metric: name of it.
+        value: of the candidate.
+        original: of the original; None where the metric compares with it.
+        change: candidate minus original, paired by sample; None as above.
+        lost: share of the accuracy (or agreement) that may have gone, by the worse end of the interval; None
+            for metrics without a scale.
+    """
+
+    metric: str
+    value: Estimate
+    original: Estimate | None
+    change: Estimate | None
+    lost: float | None
+
+
+def halves(data: Dataset, most: int) -> tuple[Dataset, Dataset]:
+    """Return samples to repair and calibrate with, and others to judge on, taken in turns from all of them.
+
+    Args:
+        data: all samples.
+        most: of each half.
+
+    Raises:
+        DataError: too few samples.
+    """
+    if len(data) < LEAST_SAMPLES:
+        raise DataError(
+            f"{data.source}: {len(data)} samples are too few to repair on one half and judge on the other; "
+            f"give at least {LEAST_SAMPLES}"
+        )
+    count = min(len(data) // 2, max(most, LEAST_SAMPLES // 2))
+    step = len(data) // (2 * count)
+    first = np.arange(count) * 2 * step
+    return _take(data, first), _take(data, first + step)
+
+
+def metric_for(data: Dataset, model: Model, original: Model) -> str:
+    """Return the metric that fits: top1 or mse with labels, agreement or cosine without."""
+    names = ["agreement", "cosine"] if data.labels is None else ["top1", "mse"]
+    few = _take(data, np.arange(min(2, len(data))))
+    for name in names[:-1]:
+        try:
+            validate(model, original, data=few, metric=name)
+        except (DataError, UsageError):
+            continue
+        return name
+    return names[-1]
+
+
+def judge(made: Made, original: Model, data: Dataset, metric: str, threads: int) -> Accuracy | str:
+    """Return what a candidate gets right, or why that can't be said."""
+    try:
+        found = validate(made.model, original, data=data, metric=metric, threads=threads)
+    except OnnxPruneError as error:
+        return str(error)
+    overall = found.overall
+    lost = None
+    if overall.change is not None and overall.reference is not None and found.higher_is_better:
+        lost = -overall.change.low / max(overall.reference.value, 1e-9)
+    elif metric in ("agreement", "cosine"):
+        lost = 1 - overall.model.low
+    return Accuracy(metric, overall.model, overall.reference, overall.change, lost)
+
+
+def _take(data: Dataset, which: np.ndarray) -> Dataset:
+    arrays = {name: array[which] for name, array in data.arrays.items()}
+    if data.labels is not None:
+        arrays[LABEL] = data.labels[which]
+    if data.segments is not None:
+        arrays[SEGMENT] = data.segments[which]
+    return Dataset.from_arrays(arrays, data.source)

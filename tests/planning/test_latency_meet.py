@@ -1,0 +1,118 @@
+"""A target in time, from the wish to the plan, on a machine that is easy to foresee."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+import small_models
+from clocked import PretendMachine, model_ms
+
+from onnxprune.errors import LimitMissed, NothingToPrune, UsageError
+from onnxprune.pipeline import plan, prune
+
+
+@pytest.fixture
+def pretend(monkeypatch) -> PretendMachine:
+    return PretendMachine(monkeypatch)
+
+
+def model_of(name: str, **options) -> ir.Model:
+    return ir.from_proto(getattr(small_models, name)(**options))
+
+
+@pytest.mark.parametrize("name", ["residual_net", "depthwise_net", "concat_net", "attention"])
+@pytest.mark.parametrize("target", [0.7, 0.5])
+def test_what_is_left_takes_what_it_may(pretend, name, target):
+    model = model_of(name, width=64)
+    result = prune(model, target_latency=target)
+    share = model_ms(result.model) / model_ms(model)
+    assert share <= target * 1.03
+    assert share >= target * 0.8
+    section = result.report.sections["latency"]
+    assert section["measured share"] == pytest.approx(share, rel=0.02)  # folded constants come on top
+    assert section["target"] == target
+    assert 0 < result.report.sections["importance"]["share kept"] < 1
+    assert result.plan.recipe["target_latency"] == target
+    assert result.plan.recipe["scope"] == "knapsack"
+    assert result.plan.recipe["measured_with"]["threads"] == 1
+
+
+def test_milliseconds_are_a_target_too(pretend):
+    model = model_of("residual_net", width=32)
+    ms = model_ms(model) * 0.6
+    result = prune(model, target_latency=f"{ms:.4f}ms")
+    assert model_ms(result.model) <= ms * 1.03
+
+
+def test_uniform_pruning_meets_a_target_in_time_as_well(pretend):
+    model = model_of("residual_net", width=64)
+    result = prune(model, target_latency=0.5, scope="uniform", align=1)
+    assert model_ms(result.model) / model_ms(model) == pytest.approx(0.5, rel=0.06)
+    shares = [1 - len(g.removed) / g.size for g in result.plan.groups if len(g.removed)]
+    assert max(shares) - min(shares) < 0.05
+
+
+def test_time_and_size_are_met_together(pretend):
+    model = model_of("residual_net", width=64)
+    result = prune(model, target_latency=0.9, target_macs=0.4)
+    before, after = result.plan.predicted
+    assert after.macs / before.macs <= 0.4
+    assert model_ms(result.model) / model_ms(model) <= 0.9 * 1.03
+
+
+def test_a_target_that_cannot_be_met_says_what_stands_in_the_way(pretend):
+    with pytest.raises(LimitMissed) as missed:
+        prune(model_of("residual_net", width=64), target_latency=0.05, protect=["block2*"])
+    assert 0.05 < missed.value.reached < 1
+    assert any("protected by 'block2*'" in line for line in missed.value.reasons)
+    assert all("of the original's time" in line for line in missed.value.reasons)
+    shares = [float(line.split(": ")[1].split("%")[0]) for line in missed.value.reasons if ": " in line]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_a_model_that_is_fast_enough_stays_as_it_is(pretend):
+    with pytest.raises(NothingToPrune, match="meets the target"):
+        prune(model_of("mlp"), target_latency="1000ms")
+
+
+def test_no_part_is_timed_twice(pretend, tmp_path):
+    model = model_of("residual_net", width=64)
+    first = prune(model, target_latency=0.5, cache=tmp_path / "cache")
+    timed = pretend.parts
+    assert first.report.sections["latency"]["points timed"] == timed > 0
+    second = prune(model, target_latency=0.5, cache=tmp_path / "cache")
+    assert pretend.parts == timed
+    assert second.report.sections["latency"]["points timed"] == 0
+    assert {g.name: list(g.removed) for g in first.plan.groups} == {
+        g.name: list(g.removed) for g in second.plan.groups
+    }
+
+
+def test_a_plan_alone_is_the_same_plan(pretend):
+    model = model_of("residual_net", width=32)
+    assert (
+        plan(model, target_latency=0.5).removed.keys() == prune(model, target_latency=0.5).plan.removed.keys()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_latency": 0}, "in \\(0, 1\\], or as 12ms"),
+        ({"target_latency": "12 seconds"}, "12ms"),
+        ({"target_latency": 1.5}, "12ms"),
+        ({"target_latency": 0.5, "amount": 0.5}, "either an amount or targets"),
+        ({"target_latency": 0.5, "pattern": "2:4"}, "zeros take no less time"),
+        ({"target_latency": 0.5, "pattern": "dead"}, "takes no target"),
+        ({"target_latency": 0.5, "pattern": "layers"}, "whole branches"),
+        ({"target_latency": 0.5, "rounds": 3, "recover": "bias", "data": "random:8"}, "one round"),
+        ({"target_latency": 0.5, "latency_percentile": 100}, "between 0 and 100"),
+        ({"target_latency": 0.5, "latency_batch": 0}, "from 1 on"),
+        ({"target_latency": 0.5, "time_limit": 0}, "seconds"),
+        ({"target_latency": 0.5, "provider": "abacus"}, "unknown provider"),
+    ],
+)
+def test_nonsense_is_refused_before_long_work(pretend, options, message):
+    with pytest.raises(UsageError, match=message):
+        prune(model_of("residual_net"), **options)
+    assert pretend.parts == 0
