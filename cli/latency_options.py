@@ -54,7 +54,7 @@ def check(choices: Mapping[str, Any]) -> None:
     Raises:
         click.UsageError: naming what was given.
     """
-    if choices["target_latency"] is not None:
+    if choices["target_latency"] is not None or choices["targets"] is not None:  # families are timed
         return
     ctx = click.get_current_context()
     for parameter in in_section(ctx.command, HEADING):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -345,3 +346,20 @@ def test_a_metric_takes_samples(tmp_path: Path) -> None:
     family, saved, path = made(tmp_path, "mlp", [0.7])
     with pytest.raises(UsageError, match="give --eval"):
         measure_family(family, saved, path, metric="top1")
+
+
+def test_the_example_of_the_document_runs(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "family.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    small_models.save_model(small_models.residual_net(), Path("model.onnx"))
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("0.5]", "0.5, 0.001]"), "docs/family.md", "exec"), names)  # noqa: S102 # our own text
+    assert [row["target"] for row in names["report"].sections["family"]] == [None, 0.8, 0.5]
+    assert sorted(path.name for path in Path("family").glob("*.onnx")) == [
+        "model-macs-0.5.onnx",
+        "model-macs-0.8.onnx",
+    ]
+    assert capsys.readouterr().out.startswith("0.001 0.")

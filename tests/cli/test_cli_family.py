@@ -79,6 +79,15 @@ def test_without_labels_outputs_are_compared_with_those_of_the_original(run, sav
     assert setting["measured_on"] == f"{data}, which is what decided"
 
 
+def test_a_family_is_timed_as_the_options_say(run, saved, tmp_path):
+    options = ["--targets", "0.7", "--targets-of", "macs", "--latency-batch", "3", "--threads", "2"]
+    setting = run("prune", saved["mlp"], "-o", tmp_path / "f", *options, "--json").document["sections"][
+        "setting"
+    ]
+    assert setting["input_shapes"] == {"x": [3, 16]}
+    assert (setting["threads"], setting["provider"], setting["targets_of"]) == (2, "cpu", "macs")
+
+
 def test_the_family_is_drawn(run, saved, tmp_path):
     pytest.importorskip("matplotlib", reason="plots are an extra")
     plot = tmp_path / "family.svg"

@@ -21,8 +21,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 FIGURES = [(1.0, 100, 0.9), (0.8, 80, 0.89), (0.4, 40, 0.8), (0.41, 41, 0.7)]
 
 
-def report_of(targets=(0.8, 0.4, 0.35), judged=TOP1):
+def report_of(targets=(0.8, 0.4, 0.35), judged=TOP1, name="a"):
     rows = rows_of(*FIGURES)
+    rows[1]["model"] = name
     for row, target in zip(rows[1:], targets, strict=True):
         row["target"] = target
     return replace(family_report(rows, judged=judged, setting={}, seconds={}), title="net: a family")
@@ -68,8 +69,10 @@ def test_the_same_family_gives_the_same_file(tmp_path):
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
-def test_targets_are_no_markup(tmp_path):
-    root = drawn(tmp_path / "a.svg", targets=("$x$", "<b>&amp;</b>", "1\x1b[31m"))
+def test_targets_and_names_are_no_markup(tmp_path):
+    root = drawn(tmp_path / "a.svg", targets=("$x$", "<b>&amp;</b>", "1\x1b[31m"), name="<b>&amp;</b>.onnx")
+    (description,) = root.iter(f"{SVG}desc")
+    assert "<b>&amp;</b>.onnx: 0.800" in str(description.text)
     texts = texts_of(root)
     assert {"$x$", "<b>&amp;</b>", "1\\x1b[31m"} <= set(texts)
     assert not any(node.tag == f"{SVG}b" for node in root.iter())
