@@ -63,10 +63,13 @@ class Output:
         from onnxprune.types import Report, Skipped
 
         if not self.as_json and error.reasons:
-            pairs = (reason.partition(": ") for reason in error.reasons)
-            skipped = tuple(Skipped(name, reason) for name, _, reason in pairs)
-            what = "nothing could be pruned" if isinstance(error, NothingToPrune) else "what is in the way"
-            self.show(Report(what, skipped=skipped))
+            pairs = [reason.partition(": ") for reason in error.reasons]
+            if isinstance(error, NothingToPrune):  # many for one reason
+                skipped = tuple(Skipped(name, reason) for name, _, reason in pairs)
+                self.show(Report("nothing could be pruned", skipped=skipped))
+            else:  # each holds a share of its own
+                rows = [{"where": name, "what": reason} for name, _, reason in pairs]
+                self.show(Report("the target is missed", {"what is in the way": rows}))
 
     def fail(self, message: str, *, status: int) -> NoReturn:
         """End the command with a status, after its results were shown."""

@@ -229,7 +229,9 @@ class Latency:
             part, share = self._parts[number], left.get(number, float(fixed[number]))
             if share < _WORTH_TELLING:
                 break
-            lines.append(f"{part.name}: {share:.1%} of the original's time stays: {self._why(number, part)}")
+            what = self._timer.describe(part, model.lowest)
+            why = self._why(number, part)
+            lines.append(f"{part.name}: {share:.1%} of the original's time stays ({what}): {why}")
         rest = self.prediction.rest_ms / self.machine.original_ms - sum(
             share for number, share in enumerate(fixed) if number not in left
         )
