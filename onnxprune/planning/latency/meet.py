@@ -231,17 +231,17 @@ class Latency:
                 break
             what = self._timer.describe(part, model.lowest)
             why = self._why(number, part)
-            lines.append(f"{part.name}: {share:.1%} of the original's time stays ({what}): {why}")
+            lines.append(f"{part.name}: {share:.1%} of the time stays: {what}: {why}")
         rest = self.prediction.rest_ms / self.machine.original_ms - sum(
             share for number, share in enumerate(fixed) if number not in left
         )
         if rest >= _WORTH_TELLING:
-            lines.append(f"{rest:.1%} of the original's time is spent between operators")
+            lines.append(f"between operators: {rest:.1%} of the time stays")
         return tuple(lines)
 
     def _why(self, number: int, part: Part) -> str:
         if number in self._numbers:
-            return "every group that shrinks it is at its floor"
+            return "at its floor"
         names = {str(node.name) for node in part.nodes}
         reasons = [
             f"{group.name}: {self._model.reasons[group.name]}"
