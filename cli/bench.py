@@ -82,12 +82,12 @@ def bench(
     paths = [a] if b is None else [a, b]
     timed: dict[str, Any] = {"pairs": pairs, "io_binding": io_binding, "execution": execution, **setting}
     timed["progress"] = out.progress.share
-    out.step("measuring latency")
-    latency = benchmark(a, b, **timed).as_dict()
     swept = []
     if sweep_batch or sweep_threads:
         out.step("sweeping")
         swept = sweep(a, b, batches=sweep_batch, threads=sweep_threads, **timed)
+    out.step("measuring latency")
+    latency = benchmark(a, b, **timed).as_dict()
     layers = None
     if profile or plot is not None:
         out.step("profiling")

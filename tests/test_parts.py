@@ -140,6 +140,18 @@ def test_bodies_stay_whole_and_nothing_joins_them():
     assert ["Relu"] in operators(parts)
 
 
+def test_outputs_of_the_graph_are_given_away():
+    parts = parts_of(
+        graph(
+            "h = MatMul(x, a_w) r = Relu(h) y = MatMul(r, b_w)",
+            inputs="float[4,6] x",
+            outputs="h; y",
+            constants={"a_w": (6, 8), "b_w": (8, 3)},
+        )
+    )
+    assert [[value.name for value in part.outputs] for part in parts] == [["h", "r"], ["y"]]
+
+
 def test_dead_nodes_are_run_too():
     parts = parts_of(
         graph(

@@ -123,7 +123,8 @@ class Work:
         self._nodes = {str(node.name): node for node in self._graph}
         self._whole = nothing_cut(analysis.channels)
         self._usual = _usual_type(analysis.model.graph)
-        self._macs: dict[int, dict[str, int]] = {}
+        self._macs = self._count(self._whole)
+        self._last: tuple[Kept, dict[str, int]] | None = None
 
     def macs(self, names: Iterable[str], kept: Kept | None = None) -> int:
         """Return the multiply-accumulates of some nodes."""
@@ -156,13 +157,16 @@ class Work:
         return weights + round(self._scale * activations)
 
     def _table(self, kept: Kept) -> dict[str, int]:
-        key = id(kept)
-        if key not in self._macs:
-            if len(self._macs) > 1:  # of cuts, that of the last one is enough
-                self._macs = {id(self._whole): self._macs[id(self._whole)]} if kept is not self._whole else {}
-            counted = macs_by_node(self._graph, self._channels, kept)
-            self._macs[key] = {str(node.name): macs for node, macs in counted}
-        return self._macs[key]
+        """Return multiply-accumulates by node: those of the whole model, and of one cut, are remembered."""
+        if kept is self._whole:
+            return self._macs
+        if self._last is None or self._last[0] is not kept:
+            self._last = (kept, self._count(kept))
+        return self._last[1]
+
+    def _count(self, kept: Kept) -> dict[str, int]:
+        counted = macs_by_node(self._graph, self._channels, kept)
+        return {str(node.name): macs for node, macs in counted}
 
     def _shape(self, value: ir.Value, kept: Kept) -> tuple[int, ...] | None:
         return kept.shape(value) if value in self._channels.shapes.dims else None
@@ -270,11 +274,14 @@ def _reasons(analysis: Analysis) -> dict[str, str]:
 def left_of(
     layers: Sequence[Layer], work: Work, kept: Kept | None, gone: Set[str] = frozenset()
 ) -> Iterator[float]:
-    """Yield the share of each layer's work that a cut leaves: of what it computes, else of what it moves."""
+    """Yield the share of each layer's time that a cut leaves, at best.
+
+    That is the share of what it computes, or else of what it moves; all of it where its time is overhead.
+    """
     for layer in layers:
         if layer.nodes and all(name in gone for name in layer.nodes):
             yield 0.0
-        elif kept is None:
+        elif kept is None or layer.limit == "overhead":
             yield 1.0
         elif layer.macs:
             yield work.macs(layer.nodes, kept) / layer.macs

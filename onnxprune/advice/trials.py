@@ -13,7 +13,7 @@ from onnxprune.measure.latency import Verdict
 from onnxprune.messages import one_line
 
 #: For so much longer than the limit, as a share of it, models are made that take seconds, for their bounds.
-_GRACE = 0.1
+_GRACE = 0.25
 
 
 class Clock:

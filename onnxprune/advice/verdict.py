@@ -13,7 +13,10 @@ from onnxprune.advice.layers import FOLDED, LAYOUT, OVERHEAD, SHRINKS, STAYS, La
 #: From this share of the time on, one thing decides.
 _MOST = 0.5
 
-#: A model this quick, most of which is overhead, needs nothing.
+#: Below this share of the time left, what folding constants does is told.
+_MUCH = 0.9
+
+#: A model this quick needs nothing.
 _QUICK_MS = 0.1
 
 
@@ -97,13 +100,31 @@ def _verdict(actions: Sequence[Action], found: Where | None, frozen: Sequence[st
     if not worth:
         return f"Leave it alone: {_why_not(actions, found, frozen)}."
     first, *others = worth
-    quick = found is not None and found.wall_ms < _QUICK_MS and found.overhead >= _MOST
-    start = "Leave it alone unless microseconds count; then" if quick else "Worth it"
-    text = f"{start}: {_gain(first)}"
+    text = f"{_start(worth, found)}: {_gain(first)}"
     other = next((action for action in others if _kind(action) != _kind(first)), None)
     if other is not None:
         text += f"; {_gain(other)}"
-    return f"{text}. {_context(found)}"
+    return f"{text}. {_folding(actions)}{_context(found)}"
+
+
+def _folding(actions: Sequence[Action]) -> str:
+    """Say how much of a gain is none of pruning's, where that is much."""
+    folded = next((action for action in actions if action.title.startswith("fold")), None)
+    if folded is None or folded.latency_ratio is None or folded.latency_ratio.high > _MUCH:
+        return ""
+    return (
+        f"Folding what is constant, which every pruned model has, alone leaves "
+        f"{folded.latency_ratio.value:.2f}. "
+    )
+
+
+def _start(worth: Sequence[Action], found: Where | None) -> str:
+    if found is not None and found.wall_ms < _QUICK_MS:
+        took = _milliseconds(found.wall_ms)
+        return f"Leave it alone, which is already fast ({took}), unless microseconds count; then"
+    if all(action.risk == "very high" for action in worth):
+        return "Only at a high risk"
+    return "Worth it" if worth[0].basis == "measured" else "Probably worth it"
 
 
 def _gain(action: Action) -> str:

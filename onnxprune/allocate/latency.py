@@ -90,8 +90,11 @@ class _Fit:
         self._scale = scale
         self._near = np.log(np.maximum(sizes, 1.0))
         features = self._features(sizes)
-        # relative errors count: a part at a tenth of its size matters as much to who chooses that size
-        self._coefficients = nnls(features / times[:, None], np.ones(len(times)))[0]
+        if len(times) == 1:  # nothing is known but the whole: it is taken to follow its multiplications
+            self._coefficients = np.append(np.zeros(features.shape[1] - 1), times / features[0, -1])
+        else:
+            # relative errors count: a part at a tenth of its size matters as much to who chooses that size
+            self._coefficients = nnls(features / times[:, None], np.ones(len(times)))[0]
         self._corrections = np.log(times / self._smooth(sizes))
 
     def __call__(self, sizes: FloatArray) -> FloatArray:

@@ -55,6 +55,11 @@ class PartTime:
     agreed: bool
 
 
+def runs_on_cpu(execution: Execution) -> bool:
+    """Return whether kernels run in the thread that the profiler watches, on images in blocks."""
+    return execution.provider.lower() in ("cpu", "cpuexecutionprovider")
+
+
 def time_part(
     model: ir.Model,
     feeds: Mapping[str, npt.NDArray[Any]],
@@ -87,10 +92,6 @@ def time_part(
     return PartTime(best, second / best - 1, len(found), _agree(found))
 
 
-#: Providers whose kernels run in the thread that the profiler watches.
-_BY_KERNEL = ("cpu", "cpuexecutionprovider")
-
-
 def _agree(found: Sequence[float]) -> bool:
     best, second = sorted(found)[:2]
     return second - best <= max(AGREEMENT * best, RESOLUTION_MS)
@@ -104,7 +105,7 @@ def _burst(
     runs: int,
 ) -> float:
     """Return the sum of the times of a part's own kernels, in milliseconds, or what stands in for it."""
-    if execution.provider.lower() not in _BY_KERNEL:
+    if not runs_on_cpu(execution):
         return _wall_ms(model, feeds, execution, runs)
     kernels = time_kernels(model, feeds, execution, runs=runs, warm_up=_WARM_UP)
     counted = _own(kernels, borders) if borders is not None else kernels

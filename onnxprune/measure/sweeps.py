@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from onnxprune.errors import UsageError
+from onnxprune.measure.inputs import random_inputs
 from onnxprune.measure.latency import LatencyResult, Model, benchmark
 from onnxprune.runtime import DEFAULT, Execution
 
@@ -43,6 +44,8 @@ def sweep(
     """
     if any(size < 1 for size in batches) or any(number < 0 for number in threads):
         raise UsageError("a sweep takes batches from 1 on and threads from 0 on (one per core)")
+    for size in batches:  # before the first long measurement
+        random_inputs(a, batch=size, input_shapes=setting.get("input_shapes"), seed=0)
     points = [
         (batch, number)
         for batch in batches or (setting.pop("batch", None),)

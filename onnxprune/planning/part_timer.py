@@ -17,7 +17,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.feeds import random_feeds
 from onnxprune.machine import graphics, processor
 from onnxprune.measure.borders import Borders, add_borders, images
-from onnxprune.measure.part_times import observe_values, time_part
+from onnxprune.measure.part_times import observe_values, runs_on_cpu, time_part
 from onnxprune.messages import one_line
 from onnxprune.ops.channels import Use
 from onnxprune.ops.kept import Kept
@@ -285,7 +285,7 @@ class PartTimer:
 
     def _bordered(self, part: Part) -> frozenset[str]:
         """Return the names of those ends of a part that are images in blocks of channels."""
-        if self._execution.provider.lower() not in ("cpu", "cpuexecutionprovider"):
+        if not runs_on_cpu(self._execution):
             return frozenset()
         return frozenset(
             str(value.name)
@@ -301,7 +301,7 @@ class PartTimer:
 
 def _setting(execution: Execution) -> str:
     """Return all but the part itself that decides about its time."""
-    device = "" if execution.provider.lower() in ("cpu", "cpuexecutionprovider") else graphics()
+    device = "" if runs_on_cpu(execution) else graphics()
     return "\n".join([f"method {_METHOD}", processor(), device, f"onnxruntime {VERSION}", execution.key])
 
 

@@ -35,6 +35,9 @@ _BLOCKED = re.compile(r"^(.*?)_nchwc(?:_token_\d+)?$", re.DOTALL)
 #: Begins the name of a value within a function that ONNX Runtime wrote out.
 _WRITTEN_OUT = "_inlfunc_"
 
+#: Begins the names of values, and of the casts that make them, where 16 bits are computed in 32.
+_CAST = re.compile(r"^Inserted(?:PrecisionFree)?Cast_")
+
 _SUMS = frozenset({"Add", "Sum"})
 
 #: A blocked convolution with this many inputs adds the last one to its result.
@@ -82,7 +85,7 @@ class _Search:
 
     def by_name(self) -> None:
         for index, kernel in enumerate(self.kernels):
-            if kernel.op_type in INSERTED:
+            if _is_inserted(kernel):
                 continue
             text = str(kernel.name)
             self.take(index, (number for number in marks(text) if number < len(self.nodes)))
@@ -93,15 +96,15 @@ class _Search:
 
     def by_value(self) -> None:
         for index, kernel in enumerate(self.kernels):
-            if kernel.op_type in INSERTED:
+            if _is_inserted(kernel):
                 continue
-            numbers = {self.writer[str(v.name)] for v in kernel.outputs if str(v.name) in self.writer}
+            numbers = {self.writer[name] for name in _written(kernel) if name in self.writer}
             self.take(index, (number for number in numbers if number not in self.owner))
 
     def behind(self) -> None:
         """Take what was fused into a kernel that writes no value of the model."""
         for index, kernel in enumerate(self.kernels):
-            if not self.covered[index] or any(str(v.name) in self.writer for v in kernel.outputs):
+            if not self.covered[index] or any(name in self.writer for name in _written(kernel)):
                 continue
             adds = len(kernel.inputs) >= _INPUTS_WITH_SUM
             activation = kernel.attributes.get_string("activation", "")
@@ -145,12 +148,22 @@ class _Search:
             for value in reads_of(kernel):
                 readers[str(value.name)].append(index)
         for index in reversed(range(len(self.kernels))):
-            written = [str(value.name) for value in self.kernels[index].outputs]
-            if self.covered[index] or not any(name.startswith(_WRITTEN_OUT) for name in written):
+            kernel = self.kernels[index]
+            if self.covered[index] or not any(name.startswith(_WRITTEN_OUT) for name in _written(kernel)):
                 continue
-            ahead = [reader for name in written for reader in readers[name] if self.covered[reader]]
+            read = [reader for value in kernel.outputs for reader in readers[str(value.name)]]
+            ahead = [reader for reader in read if self.covered[reader]]
             if ahead:
                 self.take(index, [min(self.covered[min(ahead)])])
+
+
+def _is_inserted(kernel: ir.Node) -> bool:
+    return kernel.op_type in INSERTED or (kernel.op_type == "Cast" and bool(_CAST.match(str(kernel.name))))
+
+
+def _written(kernel: ir.Node) -> list[str]:
+    """Return the names of what a kernel writes, as they would be without casts in between."""
+    return [_CAST.sub("", str(value.name)) for value in kernel.outputs]
 
 
 def _stored(node: ir.Node) -> list[str]:

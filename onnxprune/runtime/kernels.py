@@ -80,7 +80,9 @@ def time_kernels(
     """Run a model under ONNX Runtime's profiler; return its kernels in the order in which they run.
 
     Everything is written into a temporary folder, which is removed. Kernels that take part of a microsecond
-    count as none; the profiler's own work lies between the kernels.
+    count as none. The profiler's own work lies between the kernels and does not count, but for bodies: there
+    it is time of the loop, which may seem ten times slower than it is. On a GPU, times are those of the call,
+    which only queues the kernel.
 
     Args:
         model: a path, or a model, which is not changed.

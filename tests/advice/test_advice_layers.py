@@ -172,3 +172,19 @@ def test_amdahl_keeps_what_is_no_layers():
 
 def test_a_disturbed_run_does_not_count():
     assert undisturbed([10.0, 11.0, 10.0, 900.0, 10.0]) == 10.0
+
+
+def test_each_cut_has_figures_of_its_own_whatever_became_of_the_one_before(residual):
+    found, work = layers(residual, kernel("Conv", "block1.conv1_node"))
+
+    def left(count):
+        removed = residual.analysis.removed_labels({name: np.arange(count) for name in ("block1.conv1",)})
+        return next(left_of(found, work, Kept(residual.analysis.channels, removed)))
+
+    assert [left(count) for count in (8, 4, 12, 2, 6)] == [0.5, 0.75, 0.25, 0.875, 0.625]
+
+
+def test_overhead_does_not_shrink(residual):
+    (relu,), work = layers(residual, kernel("Relu", "block1.bn1_relu_node", us=4.9))
+    assert list(left_of([relu], work, residual.smallest())) == [1.0]
+    assert list(left_of([relu], work, None, frozenset(relu.nodes))) == [0.0]

@@ -60,7 +60,7 @@ def test_without_time_it_is_bounded_but_not_timed():
 
 def test_what_is_made_in_seconds_is_still_bounded_when_the_time_is_just_over():
     clock = Clock(100)
-    clock._end -= 105
+    clock._end -= 110
     (cheap, _), (dear, _) = trials(candidate(), replace(candidate(), cheap=False), clock=clock)
     assert (cheap.bound, dear.bound) == (0.3, None)
     assert cheap.ratio is None

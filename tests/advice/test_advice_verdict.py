@@ -66,7 +66,9 @@ def test_overhead_is_a_reason_to_leave_it_alone():
 def test_a_quick_model_is_left_alone_unless_microseconds_count():
     place = found(layer(ELEMENTWISE, 20.0, "overhead"), wall_ms=0.05)
     text = verdict_of([action("remove 25% of the residual layers", 0.7)], place, [])
-    assert text.startswith("Leave it alone unless microseconds count; then: remove 25% of the residual")
+    assert text.startswith(
+        "Leave it alone, which is already fast (50 us), unless microseconds count; then: remove 25%"
+    )
     slow = replace(place, wall_ms=5.0)
     assert verdict_of([action("x", 0.7)], slow, []).startswith("Worth it: ")
 
@@ -93,3 +95,24 @@ def test_a_busy_machine_is_said():
     place = found(layer(SHRINKS, 900.0))
     assert "busy" in verdict_of([action("x", 0.5)], place, [], noise=0.2)
     assert "busy" not in verdict_of([action("x", 0.5)], place, [], noise=0.05)
+
+
+def test_what_is_only_had_at_a_high_risk_says_so():
+    risky = replace(action("remove 75% of the channels", 0.2), risk="very high")
+    place = found(layer(SHRINKS, 900.0))
+    assert verdict_of([risky], place, []).startswith("Only at a high risk: remove 75%")
+    assert verdict_of([risky, action("x", 0.9)], place, []).startswith("Worth it: ")
+
+
+def test_what_rests_on_a_bound_is_only_probable():
+    bounded = replace(action("remove 25% of the channels", 0.5), basis="bounded", bound=0.6)
+    text = verdict_of([bounded], found(layer(SHRINKS, 900.0)), [])
+    assert text.startswith("Probably worth it: remove 25% of the channels, and about 0.60 of the time")
+
+
+def test_what_folding_does_is_not_claimed_for_pruning():
+    folded = action("fold what is constant", 0.5, worth=False)
+    place = found(layer(SHRINKS, 900.0))
+    told = "every pruned model has, alone leaves 0.50"
+    assert told in verdict_of([action("x", 0.3), folded], place, [])
+    assert told not in verdict_of([action("x", 0.3), replace(folded, latency_ratio=None)], place, [])

@@ -40,6 +40,7 @@ def matrix(rows, columns, dtype=np.float32, transposed=False):
         (convolution(64, 60), False, "60 outputs"),
         (convolution(64, 64, group=64), False, "64 groups sums over 1 channels"),
         (convolution(128, 128, group=8), True, None),
+        (convolution(128, 96, group=8), False, "12 outputs"),
         (convolution(64, 64, dtype=np.float16), True, None),
         (convolution(64, 64, dtype=np.float64), False, "double"),
         (matrix(48, 24), True, None),

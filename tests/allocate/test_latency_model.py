@@ -90,3 +90,10 @@ def test_part_shares_add_up_to_what_is_not_rest():
     latency = model()
     counts = {"a": 32}
     assert latency.part_shares(counts).sum() + latency.rest_ms / 10 == pytest.approx(latency.share(counts))
+
+
+def test_a_part_that_was_timed_once_is_taken_to_follow_its_multiplications():
+    times = PartTimes("conv", ("a", "b"), np.array([64, 128]), np.eye(2), np.zeros(2))
+    times.add((64, 128), 8.0)
+    assert times.one({}) == pytest.approx(8.0)
+    assert times.one({"a": 32, "b": 64}) == pytest.approx(2.0)

@@ -13,7 +13,7 @@ from onnxprune.allocate.channels import choose_channels, removed_at
 from onnxprune.allocate.limits import Limit
 from onnxprune.allocate.menus import Menu, make_menu, meet_amount
 from onnxprune.allocate.options import Options
-from onnxprune.allocate.search import CountLimit, keep_within, least_left
+from onnxprune.allocate.search import CountLimit, _Search, keep_within, least_left
 from onnxprune.errors import LimitMissed
 from onnxprune.types import ChannelGroup, Curve, Scores
 
@@ -168,6 +168,16 @@ def test_where_the_most_that_can_go_is_not_the_cheapest_the_target_is_reached():
     limit = CountLimit(0.6, lambda counts: float(table[counts["g"]]), along)
     assert keep_within([menu], [limit]) == {"g": 2}
     assert least_left([menu], limit) == {"g": 2}
+
+
+def test_what_fits_beyond_a_count_that_does_not_is_given_back():
+    """Two are gone: slow; one: fast enough. From three, a single step back finds nothing."""
+    table = np.array([1.0, 0.5, 0.9, 0.4])
+    menu = Menu("g", np.arange(4), np.arange(4.0))
+    limit = CountLimit(0.6, lambda counts: float(table[counts["g"]]), lambda _counts, _name, at: table[at])
+    search = _Search([menu], [limit])
+    assert search._given_back((3,)) == (1,)
+    assert search._given_back((3,), held=0) == (3,)
 
 
 # --- with groups of channels ------------------------------------------------------------------------------

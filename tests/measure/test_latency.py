@@ -65,6 +65,14 @@ class TestVerdicts:
         assert result.verdict == "inconclusive"
         assert result.ratio.high < 1  # taken alone, the interval would have been convincing
 
+    def test_each_percentile_has_its_control(self):
+        result = judged(synthetic(b_factor=0.8, control_factor=1.1))
+        assert [row.percentile for row in result.percentiles] == ["p50", "p95", "p99"]
+        for row in result.percentiles:
+            assert row.ratio.value == pytest.approx(0.8, abs=0.03)
+            assert row.control.value == pytest.approx(1.1, abs=0.03)
+        assert result.percentiles[0].ratio == result.ratio
+
     def test_noise_is_inconclusive_and_not_equality(self):
         assert {judged(synthetic(noise=0.5, seed=seed)).verdict for seed in range(20)} == {"inconclusive"}
 

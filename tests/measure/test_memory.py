@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.errors import ModelError, RuntimeFailure
 from onnxprune.measure import memory
 from onnxprune.measure.memory import measure_memory
+from onnxprune.runtime import Execution
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux only")
 
@@ -54,6 +55,15 @@ def test_feeds_of_the_users_own_and_relative_paths(tmp_path, monkeypatch):
 
 
 class TestFailures:
+    @linux_only
+    def test_the_settings_reach_the_process(self, tmp_path):
+        path = write_model(tmp_path / "m.onnx", width=10)
+        refused = Execution(options=(("device_id", "1"),))
+        with pytest.raises(RuntimeFailure, match="cpu provider takes no options"):
+            measure_memory(path, execution=refused)
+        accepted = Execution(threads=1, spinning=True, arena=False, pin=str(min(os.sched_getaffinity(0))))
+        assert measure_memory(path, execution=accepted).steady_mib is not None
+
     def test_no_file(self, tmp_path):
         with pytest.raises(ModelError, match="no such model file"):
             measure_memory(tmp_path / "none.onnx")

@@ -114,6 +114,13 @@ def test_a_real_part():
     assert 2 <= found.bursts <= 5
 
 
+def test_wall_time_stands_in_where_kernels_are_not_seen(monkeypatch):
+    monkeypatch.setattr(part_times, "runs_on_cpu", lambda _: False)
+    monkeypatch.setattr(part_times, "time_kernels", None)
+    model = graph("y = MatMul(x, a_w)", inputs="float[64,64] x", constants={"a_w": (64, 64)})
+    assert time_part(model, {"x": np.ones((64, 64), np.float32)}, Execution()).milliseconds > 0
+
+
 def test_a_part_that_does_not_run():
     model = graph("y = MatMul(x, a_w)", inputs="float[4,6] x", constants={"a_w": (6, 3)})
     with pytest.raises(RuntimeFailure):

@@ -70,3 +70,11 @@ def test_the_samples_of_a_batch_reach_the_model():
         patch.setattr("onnxprune.measure.latency.take_turns", spy)
         sweep(product(), batches=[1, 8], pairs=20)
     assert seen == [(1, 32), (8, 32)]
+
+
+def test_a_batch_that_the_model_does_not_take_is_refused_before_anything_is_measured(monkeypatch):
+    measured = []
+    monkeypatch.setattr("onnxprune.measure.sweeps.benchmark", lambda *_, **setting: measured.append(setting))
+    with pytest.raises(UsageError, match="fixed batch of 1, not 2"):
+        sweep(product(batch=1), batches=[1, 2], pairs=20)
+    assert measured == []

@@ -47,6 +47,7 @@ def test_costs_are_those_of_the_cut_graph(name):
     costs = {False: ShapeCosts(analysis, {}), True: ShapeCosts(analysis, first)}
     for _ in range(4):
         able, removed = some(generator, analysis)
+        removed.pop(able[0].name)  # so that what is gone already counts
         for given, counted in costs.items():
             gone = {**(first if given else {}), **removed}
             left = cost_of(graph, channels, Kept(channels, analysis.removed_labels(gone)))
@@ -75,3 +76,17 @@ def test_a_second_look_counts_nothing(monkeypatch):
 
     monkeypatch.setattr(shape_costs, "node_macs", fail)
     assert limit.left({name: gone.copy() for name, gone in removed.items()}) == found
+
+
+def test_costs_that_go_in_steps_are_counted_one_by_one(monkeypatch):
+    count = shape_costs.node_macs
+    monkeypatch.setattr(shape_costs, "node_macs", lambda *given: -(-(count(*given) or 0) // 5000) * 5000)
+    analysis = analyze(network("residual_net"))
+    limit = ShapeCosts(analysis, {}).limit(Budget("macs", 0.5))
+    able, removed = some(np.random.default_rng(2), analysis)
+    for group in able:
+        several = [np.arange(number, dtype=np.int32) for number in range(group.size)]
+        found = limit.along(removed, group.name, several)
+        assert found == pytest.approx(
+            [limit.left({**removed, group.name: gone}) for gone in several], abs=1e-9
+        )

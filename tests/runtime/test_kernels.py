@@ -176,6 +176,15 @@ def test_what_a_function_was_written_out_to_belongs_to_its_call():
     assert all(kernel.covers for kernel in times if kernel.op_type != "Transpose")
 
 
+def test_half_precision_that_the_cpu_computes_in_float32():
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float16[4, 64] x) => (float16[4, 64] y) {
+        [wave] p = Sin(x)  [soft] s = Softmax(p)  [sum] y = Add(s, p) }"""
+    times = time_kernels(parsed(text), {"x": np.ones((4, 64), np.float16)}, runs=2)
+    assert set(covers(times)) == {("wave",), ("soft",), ("sum",)}
+    assert {kernel.op_type for kernel in times if not kernel.covers} <= {"Cast"}
+    assert sum("soft" in kernel.covers for kernel in times) >= 1
+
+
 def test_a_file_and_a_model_in_memory_tell_the_same(tmp_path, folder):
     path = folder / "sub" / "m.onnx"
     path.parent.mkdir()
