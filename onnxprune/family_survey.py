@@ -102,7 +102,7 @@ def measure_family(
         missed=[_missed(entry) for entry in family.missed],
         setting=setting,
         checks=[_checked(entry) for entry in saved],
-        skipped=_left_alone(family, saved),
+        skipped=_left_alone(saved),
         seconds=_seconds(family, saved, watch),
     )
 
@@ -165,7 +165,12 @@ def _add_accuracy(rows: Sequence[dict[str, Any]], results: Sequence[AccuracyResu
 
 
 def _missed(entry: Missed) -> dict[str, Any]:
-    return {"target": entry.target, "reached": entry.reached, "reason": entry.reason}
+    return {
+        "target": entry.target,
+        "reached": entry.reached,
+        "reason": entry.reason,
+        "reasons": entry.reasons,
+    }
 
 
 def _checked(entry: Saved) -> Check:
@@ -174,14 +179,9 @@ def _checked(entry: Saved) -> Check:
     return Check(entry.path.name, entry.report.passed, f"{len(checks)} checks, from the proof to the file")
 
 
-def _left_alone(family: Family, saved: Sequence[Saved]) -> list[Skipped]:
-    """Return what any member left alone, and what stands in the way of targets that were missed."""
-    entries = [entry for one in saved for entry in one.report.skipped]
-    for missed in family.missed:
-        for line in missed.reasons:
-            name, _, reason = line.partition(": ")
-            entries.append(Skipped(name, f"in the way of {missed.name}: {reason}"))
-    return list(dict.fromkeys(entries))
+def _left_alone(saved: Sequence[Saved]) -> list[Skipped]:
+    """Return what any member left alone, each reason once."""
+    return list(dict.fromkeys(entry for one in saved for entry in one.report.skipped))
 
 
 def _seconds(family: Family, saved: Sequence[Saved], watch: Watch) -> dict[str, float]:

@@ -166,6 +166,7 @@ def test_a_target_that_can_not_be_met_is_named_and_the_others_are_made() -> None
     assert missed.reached is not None
     assert 0.001 < missed.reached < 0.5
     assert "0.001" in missed.reason
+    assert any("stem" in line for line in missed.reasons)
 
 
 def test_where_nothing_can_go_for_some_targets_the_others_are_made() -> None:

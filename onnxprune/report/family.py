@@ -53,7 +53,8 @@ def family_report(
             mapping), ``verdict``, and where accuracy was measured, ``accuracy`` and ``change`` (estimates as
             mappings). What a model can't have is None. Nothing where no target was met.
         judged: how it was measured; None where it was not.
-        missed: of each target that could not be met: ``target``, ``reached`` and ``reason``.
+        missed: of each target that could not be met: ``target``, ``reached`` (a share, or None), ``reason``,
+            and ``reasons``, what stands in the way: lines of a name, a colon and why.
         setting: of the measurement, plain values.
         checks: what was checked, member by member.
         skipped: what was left alone in all of them, with reasons.
@@ -66,7 +67,12 @@ def family_report(
             for number, other in front(rows, higher_is_better=judged.higher_is_better).items()
         ]
     if missed:
-        sections["missed"] = list(missed)
+        keys = ("target", "reached", "reason")
+        sections["missed"] = [{key: entry[key] for key in keys} for entry in missed]
+    for entry in missed:
+        lines = (line.partition(": ") for line in entry["reasons"])
+        obstacles = [{"what": name, "reason": reason} for name, _, reason in lines]
+        sections |= {f"in the way of {entry['target']}": obstacles} if obstacles else {}
     accuracy = {} if judged is None else {"metric": judged.metric, "measured_on": judged.source}
     sections["setting"] = {**setting, **accuracy}
     return Report("family", sections, tuple(checks), tuple(skipped), dict(seconds))

@@ -40,6 +40,9 @@ _CAST = re.compile(r"^Inserted(?:PrecisionFree)?Cast_")
 
 _SUMS = frozenset({"Add", "Sum"})
 
+#: What a kernel on integers (``QLinearConv`` ...) does to its result.
+_ROUNDING = frozenset({"QuantizeLinear"})
+
 #: A blocked convolution with this many inputs adds the last one to its result.
 _INPUTS_WITH_SUM = 4
 
@@ -106,9 +109,12 @@ class _Search:
         for index, kernel in enumerate(self.kernels):
             if not self.covered[index] or any(name in self.writer for name in _written(kernel)):
                 continue
-            adds = len(kernel.inputs) >= _INPUTS_WITH_SUM
+            adds = kernel.op_type == "Conv" and len(kernel.inputs) >= _INPUTS_WITH_SUM
             activation = kernel.attributes.get_string("activation", "")
-            for wanted in (*([_SUMS] if adds else []), *([{activation}] if activation else [])):
+            wanted_types = [_SUMS] if adds else []
+            wanted_types += [frozenset({activation})] if activation else []
+            wanted_types += [_ROUNDING] if kernel.op_type.startswith("QLinear") else []
+            for wanted in wanted_types:
                 follower = self._only_reader(max(self.covered[index]))
                 if follower is None or follower in self.owner:
                     continue

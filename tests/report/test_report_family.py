@@ -76,12 +76,19 @@ def test_without_accuracy_or_a_direction_there_is_no_front():
 
 
 def test_a_missed_target_is_in_all_forms_of_the_report():
-    missed = [{"target": 0.05, "reached": 0.11, "reason": "within the floors 0.110 stays"}]
+    reasons = ("stem: frozen: an output", "tail: at its floor")
+    missed = [
+        {"target": 0.05, "reached": 0.11, "reason": "within the floors 0.110 stays", "reasons": reasons}
+    ]
     rows = rows_of((1.0, 100, 0.9), (0.5, 50, 0.8))
     report = family_report(rows, judged=TOP1, missed=missed, setting={"threads": 1}, seconds={})
     assert "within the floors 0.110 stays" in plain_text(report)
     assert "within the floors 0.110 stays" in to_text(report)
     assert "Target 0.05 was missed." in describe_family(report)
+    assert report.sections["in the way of 0.05"] == [
+        {"what": "stem", "reason": "frozen: an output"},
+        {"what": "tail", "reason": "at its floor"},
+    ]
 
 
 def test_the_sentences_say_what_the_picture_shows():

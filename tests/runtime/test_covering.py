@@ -35,6 +35,16 @@ def test_a_layout_change_that_writes_a_value_of_the_model_is_not_its_node():
     assert covered(CONV_RELU, ran) == [(), (0, 1), ()]
 
 
+def test_an_integer_kernel_rounds_its_own_result():
+    model = """g (int8[1, 4, 8, 8] x, int8[4, 4, 1, 1] w, float s, int8 z) => (float[1, 4, 8, 8] y) {
+        a = DequantizeLinear(x, s, z)  b = DequantizeLinear(w, s, z)  c = Conv(a, b)
+        q = QuantizeLinear(c, s, z)  y = DequantizeLinear(q, s, z) }"""
+    ran = """g (int8[1, 4, 8, 8] x, int8[4, 4, 1, 1] w, float s, int8 z) => (float[1, 4, 8, 8] y) {
+        t = Transpose(x)  [fused_2] u = QLinearConv(t, s, z, w, s, z, s, z)
+        v = Transpose(u)  y = DequantizeLinear(v, s, z) }"""
+    assert covered(model, ran) == [(), (0, 1, 2, 3), (), (4,)]
+
+
 def test_nodes_that_were_folded_belong_to_nobody():
     model = """g (float[4] x) => (float[4] y) {
         a = Constant<value = float[4] {1.0, 2.0, 3.0, 4.0}>()  b = Neg(a)  y = Add(x, b) }"""
