@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.advice.accuracy import Accuracy, halves, judge, metric_for
+from onnxprune.advice.accuracy import Accuracy, divided, judge, metric_for
 from onnxprune.advice.actions import Action, Words, actions_of
 from onnxprune.advice.candidates import FOLD, Candidate, Made, Subject, structured, zeros
 from onnxprune.advice.grid import grid_of, off_grid, stuck_off_grid
@@ -51,9 +51,10 @@ _RANDOM_RUNS = 2
 #: Of what is left of the time, what quantizing may take.
 _INT8_SHARE = 0.4
 
-#: Samples that are repaired on, and as many that are judged: at most, and of the whole time for each
-#: candidate.
-_MOST_SAMPLES = 256
+#: Samples that are repaired on, and others that are judged: at most, and what running them once may take of
+#: the whole time.
+_MOST_MENDED = 256
+_MOST_JUDGED = 4096
 _JUDGE_SHARE = 0.02
 
 #: Runs from this time on are slow: candidates share the control, and the session of the original.
@@ -225,7 +226,7 @@ class _Work:
             mending = judging = None
         else:
             runs = _JUDGE_SHARE * self.clock.limit_seconds * 1e3 / max(self.wall_ms, 1e-3)
-            mending, judging = halves(samples, int(min(runs, _MOST_SAMPLES)))
+            mending, judging = divided(samples, int(min(runs, _MOST_MENDED)), int(min(runs, _MOST_JUDGED)))
         with tempfile.TemporaryDirectory(prefix="onnxprune-advise-") as folder, self.stage("time candidates"):
             found = run_trials(
                 self._candidates(Path(folder), mending),
