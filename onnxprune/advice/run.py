@@ -27,6 +27,7 @@ from onnxprune.advice.summary import capability_note, report_of
 from onnxprune.advice.trials import Clock, Compared, Trial, run_trials
 from onnxprune.advice.verdict import Where, verdict_of, where
 from onnxprune.calibration.activations import feeds_by_batch
+from onnxprune.calibration.noise import notes_on_noise
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
 from onnxprune.measure.inputs import random_inputs
@@ -357,7 +358,8 @@ class _Work:
         }  # fmt: skip
         report = report_of(
             f"advise {self.name}", verdict, actions, self.found, self.layers, self.machine, sparse, setting,
-            [*self.skipped, *not_followed, *self.subject.analysis.unknown], self.seconds,
+            [*self.skipped, *notes_on_noise(samples), *not_followed, *self.subject.analysis.unknown],
+            self.seconds,
         )  # fmt: skip
         return Advice(verdict, actions, self.layers, self.found, report)
 
