@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxprune.advice.candidates import Made
 from onnxprune.data import LABEL, SEGMENT, Dataset
@@ -12,7 +13,7 @@ from onnxprune.errors import DataError, OnnxPruneError, UsageError
 from onnxprune.measure.accuracy import Model, validate
 from onnxprune.measure.intervals import Estimate
 
-#: With fewer in all, the halves say too little.
+#: With fewer in all, either part says too little.
 LEAST_SAMPLES = 40
 
 
@@ -36,25 +37,31 @@ class Accuracy:
     lost: float | None
 
 
-def halves(data: Dataset, most: int) -> tuple[Dataset, Dataset]:
-    """Return samples to repair and calibrate with, and others to judge on, taken in turns from all of them.
+def divided(data: Dataset, mended: int, judged: int) -> tuple[Dataset, Dataset]:
+    """Return samples to repair and calibrate with, and others to judge on, both from all over the data.
 
     Args:
         data: all samples.
-        most: of each half.
+        mended: of the first, at most; and at most half of all.
+        judged: of the others, at most.
 
     Raises:
         DataError: too few samples.
     """
     if len(data) < LEAST_SAMPLES:
         raise DataError(
-            f"{data.source}: {len(data)} samples are too few to repair on one half and judge on the other; "
+            f"{data.source}: {len(data)} samples are too few to repair on some and judge on others; "
             f"give at least {LEAST_SAMPLES}"
         )
-    count = min(len(data) // 2, max(most, LEAST_SAMPLES // 2))
-    step = len(data) // (2 * count)
-    first = np.arange(count) * 2 * step
-    return _take(data, first), _take(data, first + step)
+    least = LEAST_SAMPLES // 2
+    first = _spread(np.arange(len(data)), min(len(data) // 2, max(mended, least)))
+    others = np.setdiff1d(np.arange(len(data)), first)
+    return _take(data, first), _take(data, _spread(others, max(judged, least)))
+
+
+def _spread(which: npt.NDArray[np.intp], most: int) -> npt.NDArray[np.intp]:
+    """Return at most so many entries, evenly spaced."""
+    return which[np.linspace(0, len(which) - 1, min(most, len(which))).astype(np.intp)]
 
 
 def metric_for(data: Dataset, model: Model, original: Model) -> str:
@@ -85,7 +92,7 @@ def judge(made: Made, original: Model, data: Dataset, metric: str, threads: int)
     return Accuracy(metric, overall.model, overall.reference, overall.change, lost)
 
 
-def _take(data: Dataset, which: np.ndarray) -> Dataset:
+def _take(data: Dataset, which: npt.NDArray[np.intp]) -> Dataset:
     arrays = {name: array[which] for name, array in data.arrays.items()}
     if data.labels is not None:
         arrays[LABEL] = data.labels[which]

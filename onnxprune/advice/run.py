@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.advice.accuracy import Accuracy, halves, judge, metric_for
+from onnxprune.advice.accuracy import Accuracy, divided, judge, metric_for
 from onnxprune.advice.actions import Action, Words, actions_of
 from onnxprune.advice.candidates import FOLD, Candidate, Made, Subject, structured, zeros
 from onnxprune.advice.grid import grid_of, off_grid, stuck_off_grid
@@ -27,6 +27,7 @@ from onnxprune.advice.summary import capability_note, report_of
 from onnxprune.advice.trials import Clock, Compared, Trial, run_trials
 from onnxprune.advice.verdict import Where, verdict_of, where
 from onnxprune.calibration.activations import feeds_by_batch
+from onnxprune.calibration.noise import notes_on_noise
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
 from onnxprune.measure.inputs import random_inputs
@@ -51,9 +52,10 @@ _RANDOM_RUNS = 2
 #: Of what is left of the time, what quantizing may take.
 _INT8_SHARE = 0.4
 
-#: Samples that are repaired on, and as many that are judged: at most, and of the whole time for each
-#: candidate.
-_MOST_SAMPLES = 256
+#: Samples that are repaired on, and others that are judged: at most, and what running them once may take of
+#: the whole time.
+_MOST_MENDED = 256
+_MOST_JUDGED = 4096
 _JUDGE_SHARE = 0.02
 
 #: Runs from this time on are slow: candidates share the control, and the session of the original.
@@ -225,7 +227,7 @@ class _Work:
             mending = judging = None
         else:
             runs = _JUDGE_SHARE * self.clock.limit_seconds * 1e3 / max(self.wall_ms, 1e-3)
-            mending, judging = halves(samples, int(min(runs, _MOST_SAMPLES)))
+            mending, judging = divided(samples, int(min(runs, _MOST_MENDED)), int(min(runs, _MOST_JUDGED)))
         with tempfile.TemporaryDirectory(prefix="onnxprune-advise-") as folder, self.stage("time candidates"):
             found = run_trials(
                 self._candidates(Path(folder), mending),
@@ -356,7 +358,8 @@ class _Work:
         }  # fmt: skip
         report = report_of(
             f"advise {self.name}", verdict, actions, self.found, self.layers, self.machine, sparse, setting,
-            [*self.skipped, *not_followed, *self.subject.analysis.unknown], self.seconds,
+            [*self.skipped, *notes_on_noise(samples), *not_followed, *self.subject.analysis.unknown],
+            self.seconds,
         )  # fmt: skip
         return Advice(verdict, actions, self.layers, self.found, report)
 

@@ -30,4 +30,4 @@ def test_one_control_serves_all_candidates(monkeypatch):
     timed = [action for action in found.actions if action.latency_ratio is not None]
     assert len(timed) == len(models) - 1 > 3
     assert {action.latency_ratio.value for action in timed} == {0.5}
-    assert found.verdict.startswith("Worth it")
+    assert "0.50 of the time is left" in found.verdict
