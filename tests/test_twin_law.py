@@ -44,7 +44,8 @@ def test_a_cut_equals_its_zeroed_twin(seed: int, depth: int, share: float) -> No
     twin = make_twin(analysis.model, analysis.channels, gone)
     check = prove(twin, pruned, SHAPES, tolerance=1e-4, seed=seed)
     assert check.passed, check.detail
-    assert [group.name for group in analysis.groups if group.frozen is None]
+    # shuffles of shuffles may tie all channels into one, which then has to stay
+    assert any(group.frozen in (None, "a single channel is left") for group in analysis.groups)
 
 
 @settings(max_examples=20, deadline=None)
