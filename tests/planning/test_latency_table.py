@@ -65,19 +65,14 @@ def test_a_staircase_gives_its_step():
 def test_what_is_read_off_a_cliff_keeps_clear_of_it():
     table, _ = table_for(off_a_cliff)
     table.probe()
-    assert table.steps == {"a": 4, "b": 4, "c": 1}  # nobody reads c
+    assert table.steps == {"a": 4, "b": 4, "c": 2}  # nobody reads c
 
 
-def test_a_straight_line_gives_single_channels():
-    table, _ = table_for(linear)
+@pytest.mark.parametrize(("size", "step"), [(24, 1), (64, 2), (100, 4), (1024, 32), (2048, 64)])
+def test_a_straight_line_gives_the_finest_step_that_is_offered(size, step):
+    table, _ = table_for(linear, size=size)
     table.probe()
-    assert set(table.steps.values()) == {1}
-
-
-def test_many_channels_offer_no_more_than_some_counts():
-    table, _ = table_for(linear, size=1024)
-    table.probe()
-    assert set(table.steps.values()) == {16}
+    assert set(table.steps.values()) == {step}
 
 
 def test_heads_go_one_by_one_whatever_they_take():

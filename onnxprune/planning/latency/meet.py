@@ -27,6 +27,9 @@ from onnxprune.planning.part_timer import FIELDS, PartTimer
 from onnxprune.result_cache import ResultCache
 from onnxprune.types import ChannelGroup, FloatArray, IntArray, Skipped
 
+#: Parts whose time alone is so many times what it usually is, beside that inside the model, are timed again.
+_OUT_OF_PROPORTION = 1.2
+
 #: Parts that take less than this share of the original's time are not reported one by one.
 _WORTH_TELLING = 0.005
 
@@ -107,13 +110,14 @@ class Latency:
         self.machine = Machine(given, feeds, wish.execution, wish.quantile, part_of, len(parts))
         cache = None if wish.cache is None else ResultCache(wish.cache, FIELDS)
         self._timer = PartTimer(timed, parts, wish.execution, cache, feeds=feeds, seed=model.seed)
-        self._kernels_ms = self.machine.kernels_ms(model.analysis.model)
-        self._whole_context = self._kernels_ms * (self.machine.original_ms / self.machine.fastest_ms())
+        fastest_ms = self.machine.fastest_ms()
+        self._kernels_ms = self.machine.kernels_ms(model.analysis.model, fastest_ms)
+        self._whole_context = self._kernels_ms * (self.machine.original_ms / fastest_ms)
         self.skipped: list[Skipped] = []
+        self._parts = parts
         times = self._time_whole(parts, Sizes(timed, _present(model.groups, timed)))
         self._numbers = list(times)
         self._stop = started + wish.time_limit
-        self._parts = parts
         self.prediction = LatencyModel(
             list(times.values()), self._whole_context[self._numbers], self.machine.original_ms
         )
@@ -147,7 +151,22 @@ class Latency:
             whole = np.array([self._model.groups[name].size for name in names])
             found[number] = PartTimes(part.name, names, whole, forms, offsets)
             found[number].add(whole.tolist(), self._timer.time_ms(part, {}))
+        self._check_whole(found)
         return found
+
+    def _check_whole(self, found: Mapping[int, PartTimes]) -> None:
+        """Time again the parts whose time alone is out of proportion to their time inside the original.
+
+        All predictions of a part go by its time as it is.
+        """
+        if not found:
+            return
+        alone = {number: self._timer.time_ms(self._parts[number], {}) for number in found}
+        ratios = {number: ms / float(self._whole_context[number]) for number, ms in alone.items()}
+        usual = float(np.median(list(ratios.values())))
+        for number, times in found.items():
+            if ratios[number] > usual * _OUT_OF_PROPORTION:
+                times.add(times.whole.tolist(), self._timer.again(self._parts[number], {}))
 
     # --- meeting a target -----------------------------------------------------------------------------------
 
@@ -260,9 +279,9 @@ class _Inside:
         self.share = machine.share
         self._machine, self._numbers = machine, list(numbers)
 
-    def kernels_ms(self, model: ir.Model) -> FloatArray:
+    def kernels_ms(self, model: ir.Model, whole_ms: float) -> FloatArray:
         """Return the ms that the kernels of these parts take inside a model, float64 [these parts]."""
-        return self._machine.kernels_ms(model)[self._numbers]
+        return self._machine.kernels_ms(model, whole_ms)[self._numbers]
 
 
 def shrinking(

@@ -22,7 +22,10 @@ _STEPS = (32, 16, 8, 4, 2, 1)
 _CLIFF = 1.03
 
 #: A finer step is offered if it saves at least this share of what it would save in proportion.
-_WORTHWHILE = 0.4
+_WORTHWHILE = 0.5
+
+#: Alignment is probed below these counts: where a step is a large share of them, noise hides less of it.
+_BASES = (64, 48)
 
 #: Where all that a group can save is less than this share of the whole, its alignment doesn't matter.
 _MATTERS = 0.002
@@ -30,8 +33,8 @@ _MATTERS = 0.002
 #: Alignment is measured on the parts that take most of the time that a group shares in, at most so many.
 _MOST_PROBED = 4
 
-#: Counts that one group offers to the search, at most.
-_MOST_OPTIONS = 64
+#: Counts that one group offers to the search, at most: finer ones differ by less than can be measured.
+_MOST_OPTIONS = 32
 
 
 class Table:
@@ -70,8 +73,7 @@ class Table:
         for name, group in self._groups.items():
             step = 1 if group.kind in ("heads", "experts") else self._probed(name, group.size)
             if step is not None:
-                least = math.ceil(group.size / _MOST_OPTIONS / step) * step
-                self.steps[name] = max(step, least)
+                self.steps[name] = step
 
     def fill(self) -> None:
         """Time every part at a few counts: the points that tell most, of all parts, come first."""
@@ -128,17 +130,19 @@ class Table:
 
     def _probed(self, name: str, size: int) -> int | None:
         """Return the finest step that pays for a group, None where nothing can be told."""
-        base = size // 16 * 16 or size
+        finest = 1 << max(0, math.ceil(math.log2(size / _MOST_OPTIONS)))
+        steps = [step for step in _STEPS if finest <= step <= size // 2]
+        if not steps:
+            return finest
+        bases = [base for base in _BASES if base <= size] or [size // 16 * 16 or size]
         touched = [number for number, part in enumerate(self._parts) if name in part.groups]
         touched = sorted(touched, key=lambda number: -self._in_context[number])[:_MOST_PROBED]
-        before = self._together(touched, name, base)
+        before = self._together(touched, name, bases)
         chosen: int | None = None
         worth = 0.0
-        for step in _STEPS:
-            if before is None or step > size // 2 or base - step < self._lowest[name]:
-                continue
-            after = self._together(touched, name, base - step)
-            if after is None:
+        for step in steps:
+            after = self._together(touched, name, [base - step for base in bases if base > step])
+            if before is None or after is None:
                 break
             saved = before - after
             if chosen is None:
@@ -149,17 +153,18 @@ class Table:
             chosen, worth = step, saved
         return chosen
 
-    def _together(self, numbers: Sequence[int], name: str, count: int) -> float | None:
-        """Return the time in context of some parts, all groups whole but one.
+    def _together(self, numbers: Sequence[int], name: str, counts: Sequence[int]) -> float | None:
+        """Return the time in context of some parts, all groups whole but one: the mean over its counts.
 
         What is timed for this says nothing about the counts in between, and does not enter the prediction.
         """
         total = 0.0
         for number in numbers:
             part = self._parts[number]
-            ms = self._ask(number, {name: count})
-            if ms is None:
-                return None
-            whole = part.measured[tuple(int(count) for count in part.whole)]
-            total += float(self._in_context[number]) * ms / whole
+            whole = part.measured[tuple(int(size) for size in part.whole)]
+            for count in counts:
+                ms = self._ask(number, {name: count})
+                if ms is None:
+                    return None
+                total += float(self._in_context[number]) * ms / whole / len(counts)
         return total
