@@ -108,8 +108,8 @@ was corrected.
 
 """
 
-_KEPT = """What is kept at the same time. *Importance*: the sum of the scores of the channels that stay, as a
-share of that of all channels that may go, each score being a share of the greatest in its group.
+_KEPT = """What is kept at the same time. *Importance*: the geometric mean, over all layers that read a group,
+of the share of its scores (`l2`) that the group keeps: see [budgets.md](budgets.md).
 
 """
 

@@ -12,8 +12,10 @@ import onnx_ir as ir
 import onnxprune
 from latency.clock import Clock
 from latency.equal_time import Meeting, meet
-from onnxprune.analyze import analyze
 from onnxprune.errors import LimitMissed, NothingToPrune
+from onnxprune.planning.channels import importance_of
+from onnxprune.planning.gathering import gather
+from onnxprune.planning.watch import Watch
 from onnxprune.types import Plan
 
 #: Options of `onnxprune.prune` by name of the way, from the amount that goes.
@@ -74,19 +76,7 @@ def counts_of(made: Made) -> tuple[int, ...]:
 
 
 def importance_kept(model: ir.Model, plan: Plan | None, score: str = "l2") -> float:
-    """Return the share of importance that a plan keeps, of all groups that may lose channels.
-
-    The importance of a channel is its score as a share of the greatest in its group: what the search for a
-    target maximises the sum of, where scores are no losses.
-    """
-    analysis = analyze(model)
-    figures = onnxprune.score(analysis.model, analysis.groups, score).channels
-    kinds = {"channels", "hidden", "heads"}
-    kept = total = 0.0
-    removed = {} if plan is None else plan.removed
-    for group in analysis.groups:
-        if group.frozen is None and group.kind in kinds and group.name in figures:
-            values = figures[group.name] / (figures[group.name].max() or 1.0)
-            total += float(values.sum())
-            kept += float(values.sum() - values[removed.get(group.name, [])].sum())
-    return kept / total
+    """Return the share of importance that a plan keeps, as reports have it (see `docs/budgets.md`)."""
+    recipe = {"pattern": "channels", "score": score, "scope": "uniform"}
+    gathered = gather(model, recipe, None, 0, Watch())
+    return importance_of(gathered, {} if plan is None else plan.removed)

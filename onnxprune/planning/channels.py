@@ -134,7 +134,7 @@ def decide(
         versions=versions(),
         skipped=(*_skipped(choices), *notes, *gathered.notes),
     )
-    return Decision(plan, gathered, _importance(gathered, removed) if candidates.scores.channels else None)
+    return Decision(plan, gathered, importance_of(gathered, removed) if candidates.scores.channels else None)
 
 
 def tell_importance(decision: Decision) -> None:
@@ -144,7 +144,8 @@ def tell_importance(decision: Decision) -> None:
         decision.gathered.watch.sections["importance"] = row
 
 
-def _importance(gathered: Gathered, removed: Mapping[str, IntArray]) -> float:
+def importance_of(gathered: Gathered, removed: Mapping[str, IntArray]) -> float:
+    """Return the share of the importance that is kept without some channels, by group name."""
     candidates = gathered.candidates
     dead = candidates.dead
     return share_kept(

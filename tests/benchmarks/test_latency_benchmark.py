@@ -20,7 +20,6 @@ from rows import Row, Rows, as_json
 from small_models import residual_net
 
 import onnxprune
-from onnxprune.analyze import analyze
 
 FACTS = {
     "processor": "a processor", "cores": 2, "system": "a system", "python": "3", "versions": {},
@@ -126,16 +125,12 @@ def test_a_rival_that_removes_nothing_is_the_original(small: Path, tmp_path: Pat
     assert Rival("uniform", small, tmp_path, {}).make(0.001) == Made(small, None)
 
 
-def test_importance_kept_is_the_sum_of_what_stays_over_all_that_may_go(small: Path) -> None:
+def test_importance_kept_is_that_of_reports(small: Path) -> None:
     model = onnxprune.load(small)
-    plan = onnxprune.plan(model, amount=0.5, align=1)
-    analysis = analyze(model)
-    figures = onnxprune.score(analysis.model, analysis.groups, "l2").channels
-    shares = {name: values / values.max() for name, values in figures.items()}
-    gone = sum(float(shares[name][removed].sum()) for name, removed in plan.removed.items())
-    total = sum(float(shares[g.name].sum()) for g in analysis.groups if g.frozen is None)
-    assert importance_kept(model, plan) == pytest.approx(1 - gone / total)
-    assert importance_kept(model, None) == 1.0
+    result = onnxprune.prune(model, amount=0.5, align=1)
+    plan = result.plan
+    assert importance_kept(model, plan) == pytest.approx(result.report.sections["importance"]["share kept"])
+    assert importance_kept(model, None) == pytest.approx(1.0)
     at_random = onnxprune.plan(model, amount=0.5, align=1, score="random")
     assert importance_kept(model, at_random) < importance_kept(model, plan)
 

@@ -8,7 +8,9 @@ import small_models
 from clocked import PretendMachine, model_ms
 
 from onnxprune.errors import LimitMissed, NothingToPrune, UsageError
+from onnxprune.measure.intervals import Estimate
 from onnxprune.pipeline import plan, prune
+from onnxprune.planning.latency import machine
 
 
 @pytest.fixture
@@ -116,3 +118,24 @@ def test_nonsense_is_refused_before_long_work(pretend, options, message):
     with pytest.raises(UsageError, match=message):
         prune(model_of("residual_net"), **options)
     assert pretend.parts == 0
+
+
+def test_where_a_provider_tells_no_kernels_parts_alone_stand_in(pretend, monkeypatch):
+    monkeypatch.setattr(machine, "runs_on_cpu", lambda _: False)
+    model = model_of("residual_net", width=64)
+    result = prune(model, target_latency=0.5)
+    assert model_ms(result.model) / model_ms(model) <= 0.5 * 1.03
+
+
+def test_a_busy_machine_is_named(pretend, monkeypatch):
+    quiet = pretend.quick_ratio
+
+    def busy(*arguments, **options):
+        ratio, a_ms, b_ms = quiet(*arguments, **options)
+        return Estimate(ratio.value, ratio.value * 0.9, ratio.value * 1.1, 20), a_ms, b_ms
+
+    assert not [s for s in prune(model_of("mlp"), target_latency=0.6).plan.skipped if "busy" in s.name]
+    pretend.original_ms = None
+    monkeypatch.setattr(machine, "quick_ratio", busy)
+    notes = [s.reason for s in prune(model_of("mlp"), target_latency=0.6).plan.skipped if "busy" in s.name]
+    assert notes == ["the original beside itself took 0.90 to 1.10 of its time: other work ran"]

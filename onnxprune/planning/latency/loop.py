@@ -59,7 +59,7 @@ class Machine(Protocol):
     def share(self, model: ir.Model) -> Estimate:
         """Return the time of a model as a share of the original's, measured in turns with it."""
 
-    def kernels_ms(self, model: ir.Model, whole_ms: float) -> FloatArray:
+    def kernels_ms(self, model: ir.Model, whole_ms: float, counts: Mapping[str, int]) -> FloatArray:
         """Return the ms that the kernels of every part take inside a model, float64 [parts]."""
 
 
@@ -195,7 +195,7 @@ def _time(job: Job[D], decision: D) -> Round[D]:
     predicted = job.model.share(counts)
     model = job.cut(decision.removed)
     measured = job.machine.share(model)
-    kernels_ms = job.machine.kernels_ms(model, measured.value * job.model.original_ms)
+    kernels_ms = job.machine.kernels_ms(model, measured.value * job.model.original_ms, counts)
     return Round(decision, predicted, measured, counts, kernels_ms)
 
 

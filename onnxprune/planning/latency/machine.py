@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxprune.measure.intervals import Estimate
 from onnxprune.measure.latency import quick_ratio
-from onnxprune.measure.part_times import typical_ms
+from onnxprune.measure.part_times import runs_on_cpu, typical_ms
 from onnxprune.runtime import Execution, open_session, pinned, time_kernels
 from onnxprune.types import FloatArray
 
@@ -70,8 +70,10 @@ class Machine:
             self._session, model, self._feeds, self._execution, pairs=self._pairs, quantile=self._quantile
         )
 
-    def kernels_ms(self, model: ir.Model, whole_ms: float) -> FloatArray:
+    def kernels_ms(self, model: ir.Model, whole_ms: float) -> FloatArray | None:
         """Return the ms that the kernels of every part take inside a model, float64 [parts].
+
+        None on providers other than the CPU, where kernels run behind the profiler's back.
 
         Each at its fastest, so that a busy machine shows less; together they can take no longer than the
         whole, and are timed again if they seem to. A kernel that computes nodes of several parts counts for
@@ -81,6 +83,8 @@ class Machine:
             model: with nodes named as in the model whose parts are meant.
             whole_ms: what it takes as a whole.
         """
+        if not runs_on_cpu(self._execution):
+            return None
         least = np.full(self._parts, np.inf)
         for _ in range(_MOST_PROFILES):
             total = np.zeros(self._parts)

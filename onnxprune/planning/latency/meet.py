@@ -30,6 +30,9 @@ from onnxprune.types import ChannelGroup, FloatArray, IntArray, Skipped
 #: Parts whose time alone is so many times what it usually is, beside that inside the model, are timed again.
 _OUT_OF_PROPORTION = 1.2
 
+#: Where the original beside itself is known no better than this, other work disturbed what was measured.
+_SHARP = 0.06
+
 #: Parts that take less than this share of the original's time are not reported one by one.
 _WORTH_TELLING = 0.005
 
@@ -111,12 +114,19 @@ class Latency:
         cache = None if wish.cache is None else ResultCache(wish.cache, FIELDS)
         self._timer = PartTimer(timed, parts, wish.execution, cache, feeds=feeds, seed=model.seed)
         fastest_ms = self.machine.fastest_ms()
-        self._kernels_ms = self.machine.kernels_ms(model.analysis.model, fastest_ms)
-        self._whole_context = self._kernels_ms * (self.machine.original_ms / fastest_ms)
         self.skipped: list[Skipped] = []
         self._parts = parts
-        times = self._time_whole(parts, Sizes(timed, _present(model.groups, timed)))
+        kernels_ms = self.machine.kernels_ms(model.analysis.model, fastest_ms)
+        times = self._time_whole(kernels_ms, Sizes(timed, _present(model.groups, timed)))
         self._numbers = list(times)
+        if kernels_ms is None:
+            kernels_ms = np.zeros(len(parts))
+            kernels_ms[self._numbers] = [part.one({}) for part in times.values()]
+        self._kernels_ms = kernels_ms
+        self._whole_context = kernels_ms * (
+            self.machine.original_ms / max(fastest_ms, float(kernels_ms.sum()))
+        )
+        self._check_whole(times)
         self._stop = started + wish.time_limit
         self.prediction = LatencyModel(
             list(times.values()), self._whole_context[self._numbers], self.machine.original_ms
@@ -137,12 +147,12 @@ class Latency:
         except RuntimeFailure:  # a gap in the table, which the report counts; the whole model decides
             return None
 
-    def _time_whole(self, parts: Sequence[Part], sizes: Sizes) -> dict[int, PartTimes]:
+    def _time_whole(self, kernels_ms: FloatArray | None, sizes: Sizes) -> dict[int, PartTimes]:
         """Return what is known at first of every part that shrinks: its time as it is."""
         found = {}
-        for number, part in enumerate(parts):
+        for number, part in enumerate(self._parts):
             names = tuple(name for name in self._timer.groups_of(part) if name in sizes.groups)
-            if not names or not self._whole_context[number]:
+            if not names or (kernels_ms is not None and not kernels_ms[number]):
                 continue
             if (reason := self._timer.obstacle(part)) is not None:
                 self.skipped.append(Skipped(part.name, f"its time is taken to stay as it is: {reason}"))
@@ -151,7 +161,6 @@ class Latency:
             whole = np.array([self._model.groups[name].size for name in names])
             found[number] = PartTimes(part.name, names, whole, forms, offsets)
             found[number].add(whole.tolist(), self._timer.time_ms(part, {}))
-        self._check_whole(found)
         return found
 
     def _check_whole(self, found: Mapping[int, PartTimes]) -> None:
@@ -198,7 +207,7 @@ class Latency:
             lambda limit: deciding.search(limit, self.table.steps),
             lambda: deciding.least(self.table.steps),
             deciding.cut,
-            self._inside(),
+            _Inside(self.machine, self._numbers, self.prediction.parts),
             self.table,
             self.prediction,
             self._kernels_ms[self._numbers],
@@ -209,10 +218,17 @@ class Latency:
             raise LimitMissed(str(missed), reached=missed.reached, reasons=self._obstacles()) from None
         rows = [_row(number, each) for number, each in enumerate(rounds, start=1)]
         section = self._section(target, ms, rounds, best, time.monotonic() - started)
-        return Met(best.decision, section, rows, tuple(self.skipped))
+        return Met(best.decision, section, rows, (*self.skipped, *self._busy()))
 
-    def _inside(self) -> _Inside:
-        return _Inside(self.machine, self._numbers)
+    def _busy(self) -> list[Skipped]:
+        """Say so if the machine was too busy for sharp figures."""
+        noise = self.machine.noise
+        if noise.high - noise.low <= _SHARP:
+            return []
+        reason = (
+            f"the original beside itself took {noise.low:.2f} to {noise.high:.2f} of its time: other work ran"
+        )
+        return [Skipped("the machine was busy", reason)]
 
     def _section(
         self, target: float, ms: float | None, rounds: Sequence[Round[Any]], best: Round[Any], seconds: float
@@ -275,13 +291,19 @@ class Latency:
 class _Inside:
     """The machine, for some of the parts."""
 
-    def __init__(self, machine: Machine, numbers: Sequence[int]) -> None:
+    def __init__(self, machine: Machine, numbers: Sequence[int], parts: Sequence[PartTimes]) -> None:
         self.share = machine.share
-        self._machine, self._numbers = machine, list(numbers)
+        self._machine, self._numbers, self._parts = machine, list(numbers), parts
 
-    def kernels_ms(self, model: ir.Model, whole_ms: float) -> FloatArray:
-        """Return the ms that the kernels of these parts take inside a model, float64 [these parts]."""
-        return self._machine.kernels_ms(model, whole_ms)[self._numbers]
+    def kernels_ms(self, model: ir.Model, whole_ms: float, counts: Mapping[str, int]) -> FloatArray:
+        """Return the ms that the kernels of these parts take inside a model, float64 [these parts].
+
+        Where the provider does not tell, it is what the parts take alone.
+        """
+        found = self._machine.kernels_ms(model, whole_ms)
+        if found is None:
+            return np.array([part.one(counts) for part in self._parts])
+        return found[self._numbers]
 
 
 def shrinking(
