@@ -22,8 +22,10 @@ TOLERANCE = 0.03
 #: Where a search aims, relative to the target: so that noise does not carry what it finds beyond it.
 _AIM = 0.985
 
-#: Times that a model is cut and timed, and the prediction corrected, at most.
+#: Times that a model is cut and timed, and the prediction corrected, at most; and at which it ends if
+#: anything that was tried is near the target, from above too.
 _MOST_ROUNDS = 8
+_ENOUGH = 4
 
 #: The prediction is corrected after so many rounds. If none of them met the target, what is beside the parts
 #: follows other rules than theirs: the prediction then stays, and the aim follows what is measured.
@@ -137,9 +139,11 @@ def deliver(job: Job[D], target: float) -> tuple[Round[D], list[Round[D]]]:
             continue
         latest = _time(job, decision)
         rounds.append(latest)
-        if abs(latest.measured.value / target - 1) <= TOLERANCE and latest.measured.value <= target:
+        if _is_near(latest.measured.value, target) and latest.measured.value <= target:
             break
         if not reachable and latest.measured.value > target * (1 + TOLERANCE):
+            break
+        if len(rounds) >= _ENOUGH and any(_is_near(each.measured.value, target) for each in rounds):
             break
         if len(rounds) <= _CORRECTIONS:
             _correct(job, rounds, target)
@@ -153,6 +157,10 @@ def deliver(job: Job[D], target: float) -> tuple[Round[D], list[Round[D]]]:
             reached=reached,
         )
     return min(met, key=lambda each: _miss(each.measured.value, target)), rounds
+
+
+def _is_near(measured: float, target: float) -> bool:
+    return abs(measured / target - 1) <= TOLERANCE
 
 
 def _miss(measured: float, target: float) -> float:
