@@ -19,6 +19,9 @@ from onnxprune.types import FloatArray, IntArray
 #: A measured share at most this far from the target, relative to it, meets it.
 TOLERANCE = 0.03
 
+#: A share this much above the target, relative to it, can't be told from it.
+_NOISE = 0.01
+
 #: Where a search aims, relative to the target: so that noise does not carry what it finds beyond it.
 _AIM = 0.985
 
@@ -139,7 +142,7 @@ def deliver(job: Job[D], target: float) -> tuple[Round[D], list[Round[D]]]:
             continue
         latest = _time(job, decision)
         rounds.append(latest)
-        if _is_near(latest.measured.value, target) and latest.measured.value <= target:
+        if _is_near(latest.measured.value, target) and latest.measured.value <= target * (1 + _NOISE):
             break
         if not reachable and latest.measured.value > target * (1 + TOLERANCE):
             break
