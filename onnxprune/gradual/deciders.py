@@ -14,10 +14,12 @@ from onnxprune.analyze import Analysis
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune
 from onnxprune.planning.channel_masks import reasons_to_cut, zeros_of
-from onnxprune.planning.channels import Decision, cost_after, plan_channels
+from onnxprune.planning.channels import Decision, cost_after, decide, tell_importance
 from onnxprune.planning.curves import Setting
+from onnxprune.planning.gathering import gather
 from onnxprune.planning.masks import Ranking, decide_masks, gather_weights
 from onnxprune.planning.positions import planned
+from onnxprune.planning.recipes import budgets_of
 from onnxprune.planning.rounds import recipe_at
 from onnxprune.planning.watch import Watch
 from onnxprune.scores.movement import MOVEMENT_SCORERS, channel_sums
@@ -191,7 +193,8 @@ class Channels:
             found = channel_sums(analysis.model, analysis.groups, tensors, tensors.__getitem__)
             return Scores.of(recipe["score"], found)
 
-        return plan_channels(
+        budgets_of(recipe)  # refuses nonsense before long work
+        gathered = gather(
             model,
             recipe,
             wish.samples,
@@ -202,6 +205,9 @@ class Channels:
             stay=lambda analysis: reasons_to_cut(analysis, self._trained),
             scored=None if moved is None else summed,
         )
+        decision = decide(gathered, recipe)
+        tell_importance(decision)
+        return decision
 
     def state(self) -> dict[str, Any]:
         """See `Decider`."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import onnx_ir as ir
 
 from onnxprune.allocate.channels import choose_channels, share_kept
 from onnxprune.allocate.dead import choose_dead
@@ -14,20 +12,17 @@ from onnxprune.allocate.isomorphic import structures_of
 from onnxprune.allocate.limits import Limit
 from onnxprune.analyze import Analysis
 from onnxprune.cost import cost_of
-from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
 from onnxprune.planning.channel_trials import Candidates
-from onnxprune.planning.curves import Setting
-from onnxprune.planning.gathering import Gathered, gather
+from onnxprune.planning.gathering import Gathered
 from onnxprune.planning.gone import with_gone
 from onnxprune.planning.notes import versions
 from onnxprune.planning.positions import planned
 from onnxprune.planning.recipes import DEAD, budgets_of, check_no_amount
 from onnxprune.planning.shape_costs import ShapeCosts
-from onnxprune.planning.watch import Watch
-from onnxprune.types import Choice, Cost, IntArray, Plan, Scores, Skipped
+from onnxprune.types import Choice, Cost, IntArray, Plan, Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,31 +59,6 @@ class Decision:
     def removed(self) -> dict[str, IntArray]:
         """Int32 channel numbers by group name, of the groups that lose channels."""
         return self.plan.removed
-
-
-def plan_channels(
-    model: ir.Model,
-    recipe: Mapping[str, Any],
-    data: Dataset | None,
-    seed: int,
-    watch: Watch,
-    setting: Setting = Setting(),  # noqa: B008 # frozen
-    *,
-    gone: Mapping[str, IntArray] | None = None,
-    stay: Callable[[Analysis], Mapping[str, str]] | None = None,
-    scored: Callable[[Analysis], Scores] | None = None,
-) -> Decision:
-    """Analyse, score, and choose the channels that go: see `gather` for the arguments.
-
-    Raises:
-        UsageError, DataError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
-    """
-    if recipe["pattern"] != DEAD:
-        budgets_of(recipe)  # refuses nonsense before long work
-    gathered = gather(model, recipe, data, seed, watch, setting, gone=gone, stay=stay, scored=scored)
-    decision = decide(gathered, recipe)
-    tell_importance(decision)
-    return decision
 
 
 def decide(

@@ -7,9 +7,10 @@ import pytest
 import small_models
 from clocked import PretendMachine, model_ms
 
-from onnxprune.errors import LimitMissed, NothingToPrune, UsageError
+from onnxprune.errors import LimitMissed, NothingToPrune, RuntimeFailure, UsageError
 from onnxprune.measure.intervals import Estimate
 from onnxprune.pipeline import plan, prune
+from onnxprune.planning import part_timer
 from onnxprune.planning.latency import machine
 
 
@@ -139,3 +140,24 @@ def test_a_busy_machine_is_named(pretend, monkeypatch):
     monkeypatch.setattr(machine, "quick_ratio", busy)
     notes = [s.reason for s in prune(model_of("mlp"), target_latency=0.6).plan.skipped if "busy" in s.name]
     assert notes == ["the original beside itself took 0.90 to 1.10 of its time: other work ran"]
+
+
+def test_another_target_that_cannot_be_met_is_not_passed_over(pretend):
+    with pytest.raises(LimitMissed, match="bytes can be brought to") as missed:
+        prune(model_of("residual_net", width=64), target_latency=0.9, target_size=0.001)
+    assert missed.value.reasons
+
+
+def test_a_part_that_cannot_be_timed_at_some_counts_is_named(pretend, monkeypatch):
+    whole = pretend.time_part
+    calls = []
+
+    def fails_later(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 12:
+            raise RuntimeFailure("no kernel")
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(part_timer, "time_part", fails_later)
+    result = prune(model_of("residual_net", width=64), target_latency=0.5)
+    assert any("could not be measured at some counts" in s.reason for s in result.plan.skipped)

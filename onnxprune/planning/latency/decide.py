@@ -36,9 +36,17 @@ def decide_in_time(gathered: Gathered, recipe: Mapping[str, Any], latency: Laten
     share, ms = parse_target(recipe[TARGET_LATENCY])
     exact = limits_of(gathered, recipe)
     everything = {**recipe, "amount": _ALL, "scope": "uniform"}
+
+    def least(steps: Mapping[str, int]) -> Decision:
+        """Leave as little as floors let; if that is too much for another target, it is that one that is missed."""
+        decision = decide(gathered, everything, [], steps)
+        if any(limit.left(decision.removed) > limit.keep for limit in exact):
+            return decide(gathered, recipe, exact, steps)  # raises LimitMissed
+        return decision
+
     deciding = Deciding(
         lambda limit, steps: decide(gathered, recipe, [*exact, limit], steps),
-        lambda steps: decide(gathered, everything, [], steps),
+        least,
         Cutter(gathered.analysis, gathered.sums).cut,
     )
     with gathered.watch.stage("meet the time"):

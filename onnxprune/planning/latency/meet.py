@@ -30,6 +30,9 @@ from onnxprune.types import ChannelGroup, FloatArray, IntArray, Skipped
 #: Parts whose time alone is so many times what it usually is, beside that inside the model, are timed again.
 _OUT_OF_PROPORTION = 1.2
 
+#: Why a group is not part of the prediction, though it may lose channels.
+_ELSEWHERE = "what it saves is not predicted: at the sizes that are timed, it has other channels"
+
 #: Where the original beside itself is known no better than this, other work disturbed what was measured.
 _SHARP = 0.06
 
@@ -114,10 +117,12 @@ class Latency:
         cache = None if wish.cache is None else ResultCache(wish.cache, FIELDS)
         self._timer = PartTimer(timed, parts, wish.execution, cache, feeds=feeds, seed=model.seed)
         fastest_ms = self.machine.fastest_ms()
-        self.skipped: list[Skipped] = []
+        self._failed: dict[str, str] = {}
         self._parts = parts
         kernels_ms = self.machine.kernels_ms(model.analysis.model, fastest_ms)
-        times = self._time_whole(kernels_ms, Sizes(timed, _present(model.groups, timed)))
+        present = _present(model.groups, timed)
+        self.skipped = [Skipped(name, _ELSEWHERE) for name in model.groups if name not in present]
+        times = self._time_whole(kernels_ms, Sizes(timed, present))
         self._numbers = list(times)
         if kernels_ms is None:
             kernels_ms = np.zeros(len(parts))
@@ -144,7 +149,9 @@ class Latency:
         """Return the time of a part of the prediction; None where it can't be timed at these counts."""
         try:
             return self._timer.time_ms(self._parts[self._numbers[number]], kept)
-        except RuntimeFailure:  # a gap in the table, which the report counts; the whole model decides
+        except RuntimeFailure as failure:  # a gap in the table; what the whole model takes decides
+            name = self._parts[self._numbers[number]].name
+            self._failed.setdefault(name, f"its time could not be measured at some counts: {failure}")
             return None
 
     def _time_whole(self, kernels_ms: FloatArray | None, sizes: Sizes) -> dict[int, PartTimes]:
@@ -215,10 +222,12 @@ class Latency:
         try:
             best, rounds = deliver(job, target)
         except LimitMissed as missed:
-            raise LimitMissed(str(missed), reached=missed.reached, reasons=self._obstacles()) from None
+            reasons = missed.reasons or self._obstacles()
+            raise LimitMissed(str(missed), reached=missed.reached, reasons=reasons) from None
         rows = [_row(number, each) for number, each in enumerate(rounds, start=1)]
         section = self._section(target, ms, rounds, best, time.monotonic() - started)
-        return Met(best.decision, section, rows, (*self.skipped, *self._busy()))
+        failed = [Skipped(name, reason) for name, reason in self._failed.items()]
+        return Met(best.decision, section, rows, (*self.skipped, *failed, *self._busy()))
 
     def _busy(self) -> list[Skipped]:
         """Say so if the machine was too busy for sharp figures."""
