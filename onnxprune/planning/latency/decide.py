@@ -38,7 +38,7 @@ def decide_in_time(gathered: Gathered, recipe: Mapping[str, Any], latency: Laten
     everything = {**recipe, "amount": _ALL, "scope": "uniform"}
 
     def least(steps: Mapping[str, int]) -> Decision:
-        """Leave as little as floors let; if that is too much for another target, it is that one that is missed."""
+        """Leave as little as floors let. If that is too much for another target, that one is missed."""
         decision = decide(gathered, everything, [], steps)
         if any(limit.left(decision.removed) > limit.keep for limit in exact):
             return decide(gathered, recipe, exact, steps)  # raises LimitMissed
