@@ -15,21 +15,24 @@ SOURCES = {"onnxprune": ROOT / "onnxprune", "onnxprune_cli": ROOT / "cli"}
 #: only the stages (the widest layer) do not import each other.
 LAYERS = (
     ("errors",),
-    ("cholesky", "data", "machine", "messages", "npz", "patterns", "registry", "resident", "schedule",
-     "types", "user_code"),
+    ("cholesky", "data", "machine", "messages", "npz", "patterns", "record", "registry", "resident",
+     "schedule", "types", "user_code"),
     ("model",),
     ("ops",),
     ("calibration", "cost", "executor", "feeds", "parts", "result_cache", "runtime"),
-    ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "recover", "report",
-     "rewrite", "scores", "sensitivity", "tuning", "verification"),
+    ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "quantization", "recover",
+     "report", "rewrite", "scores", "sensitivity", "tuning", "verification"),
     ("planning",),
     ("proving", "pruning_report"),
     ("pruning",),
     ("pruning_channels", "pruning_layers", "pruning_weights"),
     ("pruners", "wishes"),
     ("gradual",),
-    ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "pipeline", "survey"),
-    ("advice",),
+    ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "pipeline", "quantizing",
+     "survey"),
+    ("advice", "gates"),
+    ("recipe",),
+    ("compression",),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip
@@ -44,7 +47,7 @@ CONFINED = {
     "click": ("onnxprune_cli",),
     "rich": ("onnxprune_cli", "report"),
     "matplotlib": ("report",),
-    "pydantic": ("plans",),
+    "pydantic": ("gates", "plans", "recipe", "record"),
 }
 
 
