@@ -14,6 +14,7 @@ from onnxprune_cli import endings
 
 #: Every command in the order of a job, and the module and function that it lives in.
 COMMANDS = {
+    "compress": ("onnxprune_cli.compress", "compress"),
     "import": ("onnxprune_cli.import_", "import_model"),
     "inspect": ("onnxprune_cli.inspect_", "inspect_model"),
     "advise": ("onnxprune_cli.advise", "advise"),

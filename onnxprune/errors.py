@@ -5,6 +5,7 @@
     OnnxPruneError                 root; the message is one line: what, where, what to do
     |-- ModelError         (1)     a model file that is missing, damaged, unsafe or not supported
     |-- DataError          (1)     evaluation data that is missing, malformed or does not fit the model
+    |-- RecipeError        (1)     a recipe that is missing, damaged, or says what makes no sense
     |-- PlanError          (1)     a plan that is damaged or does not belong to this model
     |-- ImporterError      (1)     a PyTorch model that cannot be exported, or an export that differs from it
     |-- OutputError        (1)     an output that cannot or must not be written
@@ -39,6 +40,10 @@ class ModelError(OnnxPruneError):
 
 class DataError(OnnxPruneError):
     """Calibration or evaluation data is missing, malformed or does not fit the model."""
+
+
+class RecipeError(OnnxPruneError):
+    """A recipe is missing, damaged, or says what makes no sense."""
 
 
 class PlanError(OnnxPruneError):

@@ -1,14 +1,14 @@
 """The record of one run of a recipe: what was asked, done, measured and decided, as one JSON document.
 
-A run writes it, a report is drawn from it, and a later run compares itself with it. Its schema is public: keys
-keep their meaning as long as ``schema`` stays the same; new keys may come.
+A run writes it, a report is drawn from it, and a later run compares itself with it. Its schema is public:
+keys keep their meaning as long as ``schema`` stays the same; new keys may come.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,7 +16,7 @@ from onnxprune.errors import DataError
 from onnxprune.messages import one_line, visible
 
 #: Grows when a key changes its meaning or goes.
-SCHEMA = 1
+SCHEMA: Final = 1
 
 #: Of one gate, or of a whole run. Inconclusive: the evidence allows both.
 Verdict: TypeAlias = Literal["pass", "fail", "inconclusive"]
@@ -317,6 +317,8 @@ class Record(_Part):
         started, finished: ISO 8601 times, in UTC.
         title: what was compressed.
         verdict: fail if any gate or check failed, else inconclusive if any gate is, else pass.
+        accepted: the model and its plan are under the names that the recipe gives: every gate passed, or
+            those that are inconclusive were allowed to be.
         output: where the model is now; under another name than the recipe's where it was not accepted.
         recipe, environment: of the run.
         files: all that was read and written.
@@ -338,6 +340,7 @@ class Record(_Part):
     finished: str
     title: str
     verdict: Verdict
+    accepted: bool = False
     output: str
     recipe: RecipeRecord
     environment: Environment

@@ -1,0 +1,107 @@
+"""The stages of a recipe, one after the other: each works on what the one before it gave."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxprune.compression.folder import Result, RunFolder, Work
+from onnxprune.compression.stages import (
+    MODEL_FILE,
+    PLAN_FOLDER,
+    Job,
+    Task,
+    depends_on,
+    digest_of,
+    nothing_done,
+    run_stage,
+)
+from onnxprune.recipe.schema import Stage
+from onnxprune.record import StageRecord
+from onnxprune.report.as_json import as_json
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What all stages gave.
+
+    Attributes:
+        models: files by name: "original", then one for each stage that changed the model.
+        digests: hash of each of them.
+        stages: what is to be said about each stage.
+        plans: folders by the name of the stage.
+    """
+
+    models: Mapping[str, Path]
+    digests: Mapping[str, str]
+    stages: tuple[StageRecord, ...]
+    plans: Mapping[str, Path]
+
+    @property
+    def final(self) -> Path:
+        """The file that the last stage gave."""
+        return list(self.models.values())[-1]
+
+
+def run_stages(job: Job, folder: RunFolder) -> Chain:
+    """Run all stages, or take their earlier results.
+
+    Raises:
+        OnnxPruneError: what a stage raises.
+    """
+    models = {"original": job.original}
+    digests = {"original": job.original_digest}
+    records: list[StageRecord] = []
+    plans: dict[str, Path] = {}
+    names, stages = job.recipe.stage_names, job.recipe.stages
+    for number, (name, options) in enumerate(zip(names, stages, strict=True), start=1):
+        job.told.step(f"stage {number} of {len(stages)}: {name}")
+        current, digest = list(models.values())[-1], list(digests.values())[-1]
+        result = _result(job, folder, options, (current, digest), last=number == len(stages))
+        records.append(_recorded(name, options, result))
+        if (result.folder / MODEL_FILE).exists():
+            models[name] = result.folder / MODEL_FILE
+            digests[name] = digest_of(models[name])
+        if (result.folder / PLAN_FOLDER).exists():
+            plans[name] = result.folder / PLAN_FOLDER
+    return Chain(models, digests, tuple(records), plans)
+
+
+def _result(job: Job, folder: RunFolder, options: Stage, start: tuple[Path, str], *, last: bool) -> Result:
+    model, digest = start
+    storage = storage_of(job, last=last)
+
+    def make(work: Work) -> dict[str, Any]:
+        began = time.perf_counter()
+        report = run_stage(Task(job, options, model, work, *storage)) or nothing_done(options)
+        return {"report": as_json(report), "seconds": time.perf_counter() - began}
+
+    return folder.result({**depends_on(options, job, digest), "storage": storage}, make)
+
+
+def storage_of(job: Job, *, last: bool) -> tuple[bool | None, bool | None]:
+    """Return how the file of a stage is stored: as the recipe says for the last one, else as it was.
+
+    Returns:
+        weights beside the model; weights stored sparse; None for as they were.
+    """
+    output = job.recipe.output
+    return (output.external_data, output.sparse_storage) if last else (None, None)
+
+
+def _recorded(name: str, options: Stage, result: Result) -> StageRecord:
+    report: Mapping[str, Any] = result.about["report"]
+    return StageRecord(
+        name=name,
+        kind=options.kind,
+        options=options.model_dump(mode="json", exclude={"kind", "name"}, exclude_unset=True),
+        reused=result.reused,
+        seconds=float(result.about["seconds"]),
+        summary=str(report["title"]),
+        sections=dict(report["sections"]),
+        checks=report["checks"],
+        skipped=report["skipped"],
+    )

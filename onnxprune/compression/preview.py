@@ -1,0 +1,116 @@
+"""What a run of a recipe would do, and what it would leave, without doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxprune.analyze import analyze
+from onnxprune.compression.chain import storage_of
+from onnxprune.compression.folder import Result, RunFolder
+from onnxprune.compression.outputs import Outputs
+from onnxprune.compression.stages import MODEL_FILE, Job, depends_on, digest_of, options_of_prune
+from onnxprune.compression.told import Told
+from onnxprune.cost import cost_of
+from onnxprune.errors import NothingToPrune, RecipeError
+from onnxprune.model.io import load
+from onnxprune.pipeline import apply_plan, prune
+from onnxprune.plans import load_plan
+from onnxprune.recipe.load import load_recipe
+from onnxprune.recipe.schema import Apply, Prune, Quantize, Stage
+from onnxprune.types import Cost, Report
+
+#: Bytes of one weight in each form of numbers.
+_BYTES = {"int8": 1.0, "dynamic": 1.0, "int4": 0.5, "float16": 2.0}
+
+
+def preview(
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    trust_code: bool = False,
+    told: Told | None = None,
+) -> Report:
+    """Say what `compress` would do: which stages would run, and what each would leave. Nothing is written.
+
+    What goes is decided as the stages would, but not repaired and not tuned, so what a later stage decides
+    from that may differ; the amounts are those that the recipe asks for.
+
+    Args:
+        recipe: as for `compress`.
+        overrides: likewise.
+        trust_code: likewise.
+        told: likewise.
+
+    Raises:
+        OnnxPruneError: as `compress`.
+    """
+    told = told or Told()
+    loaded = load_recipe(recipe, overrides, trust_code=trust_code)
+    wanted = loaded.recipe
+    outputs = Outputs(loaded)
+    outputs.check()
+    original = Path(wanted.model.path)
+    if original.suffix.lower() != ".onnx":
+        raise RecipeError(f"{wanted.model.path}: is imported first; --dry-run looks at .onnx files only")
+    folder = RunFolder(Path(wanted.run.folder))
+    job = Job(wanted, original, digest_of(original), folder.cache, told)
+    model = load(original)
+    rows = [_row("original", "", _cost(model))]
+    digest: str | None = job.original_digest
+    for name, options in zip(wanted.stage_names, wanted.stages, strict=True):
+        told.step(f"predicting {name}")
+        earlier = None if digest is None else _earlier(job, folder, options, digest)
+        digest = None
+        if earlier is not None:
+            path = earlier.folder / MODEL_FILE
+            model = load(path) if path.exists() else model
+            digest = digest_of(path) if path.exists() else job.original_digest
+            rows.append(_row(name, "is there already", _cost(model)))
+            continue
+        model, cost, what = _predicted(job, model, options)
+        rows.append(_row(name, what, cost))
+    gates = [{"gate": name, "limit": getattr(wanted.gates, name)} for name in wanted.gates.asked()]
+    written = {"model": wanted.output.model, "plan": wanted.output.plan, **outputs.reports}
+    sections = {
+        "stages": rows, "gates": gates or [{"gate": "none"}],
+        "would be written": {key: path for key, path in written.items() if path is not None},
+    }  # fmt: skip
+    return Report(f"compress {loaded.path or 'recipe'} (dry run: nothing was written)", sections)
+
+
+def _earlier(job: Job, folder: RunFolder, options: Stage, digest: str) -> Result | None:
+    last = options is job.recipe.stages[-1]
+    return folder.find({**depends_on(options, job, digest), "storage": storage_of(job, last=last)})
+
+
+def _predicted(job: Job, model: ir.Model, options: Stage) -> tuple[ir.Model, Cost, str]:
+    """Return the model that a stage would leave but for better weights, its cost, and what would be done."""
+    try:
+        if options.kind == "cleanup":
+            model = prune(model, pattern="dead", input_shapes=job.recipe.run.input_shapes or None).model
+        elif isinstance(options, Prune):
+            given = options_of_prune(options, job)
+            score = "l2" if options.tuning is not None else options.score
+            model = prune(model, **{**given, "score": score, "recover": "none", "rounds": 1}).model
+        elif isinstance(options, Apply):
+            model = apply_plan(model, load_plan(options.plan), recover="none").model
+    except NothingToPrune as error:
+        return model, _cost(model), f"would find nothing: {error}"
+    cost = _cost(model)
+    if isinstance(options, Quantize):
+        size = round(cost.params * _BYTES[options.form])
+        return model, Cost(cost.params, cost.macs, size), "would run; bytes of weights alone"
+    return model, cost, "would run"
+
+
+def _cost(model: ir.Model) -> Cost:
+    analysis = analyze(model)
+    return cost_of(analysis.model.graph, analysis.channels)
+
+
+def _row(name: str, what: str, cost: Cost) -> dict[str, Any]:
+    return {"stage": name, "what": what, "params": cost.params, "macs": cost.macs, "bytes": cost.size_bytes}

@@ -1,0 +1,168 @@
+"""All that a run did and found -> its record."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+from onnxprune.compression.chain import Chain
+from onnxprune.compression.folder import PACKAGES
+from onnxprune.compression.measuring import Measured
+from onnxprune.compression.outputs import Placed
+from onnxprune.compression.stages import Job, digest_of
+from onnxprune.data import Dataset
+from onnxprune.gates.judge import compare_with_baseline
+from onnxprune.layer_changes import layer_changes
+from onnxprune.machine import graphics, processor
+from onnxprune.model.io import load, model_files
+from onnxprune.recipe.load import LoadedRecipe
+from onnxprune.record import (
+    CheckRecord,
+    Environment,
+    FileRecord,
+    GateRecord,
+    PointRecord,
+    RecipeRecord,
+    Record,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is recorded.
+
+    Attributes:
+        loaded: the recipe.
+        started: when.
+        job: what the stages shared.
+        chain: what they gave.
+        measured: on the models.
+        gates: judged.
+        baseline: path and record of the last accepted run, or None.
+        placed: the compressed model.
+        accepted: it is under its name.
+    """
+
+    loaded: LoadedRecipe
+    started: datetime
+    job: Job
+    chain: Chain
+    measured: Measured
+    gates: tuple[GateRecord, ...]
+    baseline: tuple[str, Record] | None
+    placed: Placed
+    accepted: bool
+
+
+def record_of(run: Run) -> Record:
+    """Return the record of a run."""
+    recipe, evidence = run.loaded.recipe, run.measured.evidence
+    skipped = tuple(dict.fromkeys(skip for stage in run.chain.stages for skip in stage.skipped))
+    baseline = None
+    if run.baseline is not None:
+        path, earlier = run.baseline
+        baseline = compare_with_baseline(evidence, run.gates, earlier, path)
+    return Record(
+        version=metadata.version("onnxprune"),
+        started=run.started.isoformat(timespec="seconds"),
+        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        title=recipe.title or Path(recipe.model.path).name,
+        verdict=_verdict(run.gates),
+        accepted=run.accepted,
+        output=str(run.placed.path),
+        recipe=RecipeRecord(
+            path=str(run.loaded.path or ""),
+            text=run.loaded.text,
+            sha256=run.loaded.digest,
+            overrides=run.loaded.overrides,
+        ),
+        environment=_environment(),
+        files=tuple(_files(run)),
+        models=evidence.models,
+        stages=run.chain.stages,
+        gates=run.gates,
+        checks=tuple(CheckRecord(name=c.name, passed=c.passed, detail=c.detail) for c in run.placed.checks),
+        accuracy=evidence.accuracy,
+        latency=evidence.latency,
+        memory=evidence.memory,
+        layers=layer_changes(load(run.job.original), load(run.chain.final), skipped),
+        skipped=skipped,
+        pareto=_trade_off(run),
+        baseline=baseline,
+        commands=tuple(_commands(run)),
+    )
+
+
+def _verdict(gates: Sequence[GateRecord]) -> Verdict:
+    verdicts = {gate.verdict for gate in gates}
+    return "fail" if "fail" in verdicts else "inconclusive" if "inconclusive" in verdicts else "pass"
+
+
+def _environment() -> Environment:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    name = processor().split("; ")[0].removeprefix("model name: ")
+    hardware = {
+        "processor": name, "cores": os.cpu_count(), "memory_bytes": memory, "graphics": graphics() or None
+    }  # fmt: skip
+    packages = {name: metadata.version(name) for name in PACKAGES}
+    return Environment(
+        hardware={key: value for key, value in hardware.items() if value is not None},
+        system=f"{platform.platform()}, Python {platform.python_version()}",
+        packages=packages,
+    )
+
+
+def _files(run: Run) -> Iterator[FileRecord]:
+    recipe = run.loaded.recipe
+    for role, path in (("model", run.job.original), ("output", run.placed.path)):
+        yield FileRecord(
+            role=role,
+            path=recipe.model.path if role == "model" else str(path),
+            sha256=digest_of(path),
+            size_bytes=sum(file.stat().st_size for file in model_files(path)),
+        )
+    data = (("calibration data", recipe.data.calibration), ("evaluation data", recipe.data.evaluation))
+    for role, source in data:
+        samples = None if source is None else run.job.samples(source)
+        if isinstance(samples, Dataset) and source is not None:
+            size = sum(array.nbytes for array in samples.arrays.values())
+            yield FileRecord(role=role, path=source, sha256=samples.digest, size_bytes=size)
+
+
+def _trade_off(run: Run) -> tuple[PointRecord, ...]:
+    """Return what each stage left of time (or of size) and of accuracy."""
+    models = run.measured.evidence.models
+    timed = all(model.latency_ratio is not None for model in models)
+    points = []
+    for model in models:
+        if model.accuracy is None:
+            return ()
+        cost = model.size_bytes / models[0].size_bytes
+        if timed and model.latency_ratio is not None:
+            cost = model.latency_ratio.value
+        points.append(
+            PointRecord(name=model.name, cost=cost, accuracy=model.accuracy.value, chosen=model is models[-1])
+        )
+    return tuple(points)
+
+
+def _commands(run: Run) -> Iterator[str]:
+    """Yield what reproduces the run, and looks at its result by hand."""
+    recipe = run.loaded.recipe
+    yield f"pip install onnxprune=={metadata.version('onnxprune')}"
+    if run.loaded.path is not None:
+        sets = [part for entry in run.loaded.overrides for part in ("--set", entry)]
+        yield shlex.join(["onnxprune", "compress", str(run.loaded.path), *sets])
+    model, output = str(run.job.original), str(run.placed.path)
+    yield shlex.join(["onnxprune", "verify", output, "--against", model])
+    yield shlex.join(["onnxprune", "bench", model, output])
+    if recipe.data.evaluation is not None:
+        words = ["onnxprune", "validate", model, output, "--data", recipe.data.evaluation]
+        yield shlex.join([*words, "--metric", recipe.data.metric])

@@ -1,0 +1,289 @@
+"""What each kind of stage does: a model file in, a verified model file out, and a report of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxprune.calibration.noise import is_noise
+from onnxprune.compression.folder import Work, hash_file, key_of
+from onnxprune.compression.told import Told
+from onnxprune.data import Dataset, load_data
+from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.finetuning import finetune, save_finetuned
+from onnxprune.gradual_pipeline import prune_gradually
+from onnxprune.model.io import load, model_files
+from onnxprune.pipeline import apply_plan, prune, save_pruned
+from onnxprune.plans import load_plan
+from onnxprune.pruning import PruneResult
+from onnxprune.quantizing import quantize, save_quantized
+from onnxprune.recipe.schema import Apply, Finetune, GradualOptions, Prune, Quantize, Recipe, Stage
+from onnxprune.tuning import Tuning
+from onnxprune.types import Report, Skipped
+
+#: The names of what a stage writes into its folder.
+MODEL_FILE, PLAN_FOLDER = "model.onnx", "plan"
+
+#: Keys of a stage that say nothing about what it does.
+_LABELS = {"kind", "name"}
+
+
+@dataclass(slots=True)
+class Job:
+    """What all stages of a run share.
+
+    Attributes:
+        recipe: of the run.
+        original: the file that the run began with.
+        original_digest: hash of its bytes.
+        cache: folder for measurements.
+        told: who is told how it goes.
+    """
+
+    recipe: Recipe
+    original: Path
+    original_digest: str
+    cache: Path
+    told: Told
+    _read: dict[str, Dataset] = field(default_factory=dict)
+
+    def samples(self, source: str | None) -> Dataset | str | None:
+        """Return the samples that a stage works on: its own, or those for calibration; noise by its name."""
+        source = source or self.recipe.data.calibration
+        return source if source is None or is_noise(source) else self.dataset(source)
+
+    def dataset(self, source: str) -> Dataset:
+        """Return samples that are read once in a run."""
+        if source not in self._read:
+            self._read[source] = load_data(source)
+        return self._read[source]
+
+    def share(self, done: float) -> None:
+        """Pass on the share that is done."""
+        self.told.progress(done, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One stage, and what it starts from.
+
+    Attributes:
+        job: of the run.
+        options: of the stage, as the recipe says them.
+        model: the file that it works on.
+        work: where its files go.
+        external_data, sparse_storage: how the file is stored; None for as it was.
+    """
+
+    job: Job
+    options: Stage
+    model: Path
+    work: Work
+    external_data: bool | None = None
+    sparse_storage: bool | None = None
+
+    @property
+    def storage(self) -> dict[str, Any]:
+        """How the file is written."""
+        return {"external_data": self.external_data, "sparse_storage": self.sparse_storage}
+
+    @property
+    def output(self) -> Path:
+        """The file that the stage writes."""
+        return self.work.place / MODEL_FILE
+
+    @property
+    def running(self) -> dict[str, Any]:
+        """How models are run on data."""
+        run = self.job.recipe.run
+        return {"batch": run.batch, "memory_limit": run.memory_limit, "threads": run.threads}
+
+
+def depends_on(options: Stage, job: Job, model_digest: str) -> dict[str, Any]:
+    """Return all that the result of a stage depends on, as plain JSON values."""
+    run = job.recipe.run
+    shared = {"seed": run.seed, "threads": run.threads, "batch": run.batch, "memory_limit": run.memory_limit,
+              "input_shapes": run.input_shapes}  # fmt: skip
+    found: dict[str, Any] = {
+        "stage": options.model_dump(mode="json", exclude={"name"}), "run": shared, "model": model_digest
+    }  # fmt: skip
+    if options.kind != "cleanup":
+        samples = job.samples(options.data)
+        found["data"] = samples.digest if isinstance(samples, Dataset) else samples
+    if isinstance(options, Prune):
+        if options.target_latency is not None:
+            found["machine"] = [run.provider, run.provider_options, run.latency_batch]
+        earlier = [options.before, None if options.tuning is None else options.tuning.rewind]
+        found["earlier"] = [None if path is None else digest_of(Path(path)) for path in earlier]
+    if isinstance(options, (Finetune, Quantize)):
+        found["original"] = job.original_digest
+    if isinstance(options, Quantize):
+        found["metric"] = [job.recipe.data.metric, job.recipe.data.output, _allowed_drop(options, job)]
+    validation = getattr(options, "validation", None) or getattr(
+        getattr(options, "tuning", None), "validation", None
+    )
+    if isinstance(validation, str):
+        found["validation"] = job.dataset(validation).digest
+    if isinstance(options, Apply):
+        found["plan"] = {path.name: hash_file(path) for path in sorted(Path(options.plan).glob("*"))}
+    return found
+
+
+def digest_of(model: Path) -> str:
+    """Return the hash of a model's file and its data files.
+
+    Raises:
+        ModelError: it can't be read.
+    """
+    return key_of({"files": [hash_file(path) for path in model_files(model)]})
+
+
+def run_stage(task: Task) -> Report | None:
+    """Do what a stage says, and write its files. None: there was nothing to do, the model stays as it was.
+
+    Raises:
+        OnnxPruneError: whatever the command of that name would raise.
+    """
+    options = task.options
+    if isinstance(options, Prune):
+        return _prune(task, options)
+    if isinstance(options, Apply):
+        return _apply(task, options)
+    if isinstance(options, Finetune):
+        return _finetune(task, options)
+    if isinstance(options, Quantize):
+        return _quantize(task, options)
+    return _cleanup(task)
+
+
+def _cleanup(task: Task) -> Report | None:
+    try:
+        result = prune(
+            load(task.model), pattern="dead", input_shapes=task.job.recipe.run.input_shapes or None
+        )
+    except NothingToPrune:
+        return None
+    return _saved(task, result)
+
+
+def _prune(task: Task, options: Prune) -> Report | None:
+    job = task.job
+    given = options_of_prune(options, job)
+    try:
+        if options.tuning is None:
+            result = prune(load(task.model), **given, progress=job.share)
+        else:
+            result = _prune_gradually(task, options.tuning, given)
+    except NothingToPrune as reasons:
+        if not options.optional:
+            raise
+        job.told.progress(1.0, str(reasons))
+        return None
+    return _saved(task, result)
+
+
+def options_of_prune(options: Prune, job: Job) -> dict[str, Any]:
+    """Return what `onnxprune.prune` takes for a stage."""
+    run = job.recipe.run
+    return {
+        **options.model_dump(exclude={*_LABELS, "optional", "tuning", "data"}),
+        "data": job.samples(options.data), "seed": run.seed, "input_shapes": run.input_shapes or None,
+        "cache": job.cache, "jobs": run.jobs, "latency_batch": run.latency_batch, "provider": run.provider,
+        "provider_options": run.provider_options, "batch": run.batch, "memory_limit": run.memory_limit,
+        "threads": run.threads,
+    }  # fmt: skip
+
+
+def _prune_gradually(task: Task, tuning: GradualOptions, given: Mapping[str, Any]) -> PruneResult:
+    checkpoint = task.work.checkpoint
+    left = {
+        name: value
+        for name, value in given.items()
+        if (name, value) not in (("recover", "none"), ("rounds", 1))
+    }
+    own = {name: getattr(tuning, name) for name in ("schedule", "initial", "frequency", "freeze")}
+    own |= {"rounds": tuning.rounds} if "rounds" not in left else {}
+    return prune_gradually(
+        load(task.model),
+        settings=Tuning(**tuning.settings(), seed=task.job.recipe.run.seed),
+        warm_up=tuning.pruning_warm_up,
+        rewind=tuning.rewind,
+        validation=tuning.validation,
+        checkpoint=checkpoint,
+        resume=checkpoint.exists(),
+        told=lambda standing: task.job.told.progress(standing.share, str(standing)),
+        **own,
+        **left,
+    )
+
+
+def _apply(task: Task, options: Apply) -> Report | None:
+    result = apply_plan(
+        load(task.model),
+        load_plan(options.plan),
+        data=task.job.samples(options.data),
+        recover=options.recover,
+        refresh=options.refresh,
+        progress=task.job.share,
+        **task.running,
+    )
+    return _saved(task, result)
+
+
+def _finetune(task: Task, options: Finetune) -> Report | None:
+    job = task.job
+    samples = job.samples(options.data)
+    if samples is None:
+        raise UsageError("stage finetune needs samples: give data.calibration")
+    checkpoint = task.work.checkpoint
+    result = finetune(
+        task.model,
+        data=samples,
+        settings=Tuning(**options.settings(), seed=job.recipe.run.seed),
+        teacher=job.original if options.teacher == "original" else None,
+        validation=options.validation,
+        hold=options.hold,
+        checkpoint=checkpoint,
+        resume=checkpoint.exists(),
+        progress=lambda standing: job.told.progress(standing.share, str(standing)),
+    )
+    return save_finetuned(result, task.output, against=task.model, **task.storage)
+
+
+def _quantize(task: Task, options: Quantize) -> Report | None:
+    job = task.job
+    result = quantize(
+        task.model,
+        form=options.form,
+        data=job.samples(options.data),
+        reference=job.original,
+        metric=job.recipe.data.metric,
+        max_drop=_allowed_drop(options, job),
+        keep_float=options.keep_float,
+        seed=job.recipe.run.seed,
+        batch=job.recipe.run.batch,
+        threads=job.recipe.run.threads,
+        input_shapes=job.recipe.run.input_shapes or None,
+        progress=job.share,
+    )
+    return save_quantized(result, task.output, against=task.model, **task.storage)
+
+
+def _allowed_drop(options: Quantize, job: Job) -> float | None:
+    """Return what the metric may lose: what the stage says, or what the gate does."""
+    return job.recipe.gates.accuracy_drop if options.max_drop is None else options.max_drop
+
+
+def _saved(task: Task, result: PruneResult) -> Report:
+    return save_pruned(
+        result, task.output, against=task.model, plan_folder=task.work.place / PLAN_FOLDER, **task.storage
+    )
+
+
+def nothing_done(options: Stage) -> Report:
+    """Return the report of a stage that found nothing to do."""
+    return Report(
+        f"{options.kind}: nothing to do", skipped=(Skipped(options.kind, "there was nothing to remove"),)
+    )

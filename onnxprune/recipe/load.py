@@ -1,0 +1,200 @@
+"""A recipe's file, and what the command line overrides in it -> a checked recipe.
+
+A file is not trusted: it is of limited size, holds plain values, and names code of its own (a ``.pt2`` file,
+``module:function``) in vain unless the user said that this is trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from onnxprune.errors import RecipeError, UsageError
+from onnxprune.messages import one_line, quoted, visible
+from onnxprune.recipe.errors import explain
+from onnxprune.recipe.overrides import override
+from onnxprune.recipe.schema import Place, Recipe
+from onnxprune.user_code import is_reference
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_LARGEST_BYTES = 1 << 20
+_DEEPEST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A recipe, and where it came from.
+
+    Attributes:
+        recipe: checked; its paths are those from the current folder.
+        path: of the file, as it was given; None for values that never were in a file.
+        text: of the file.
+        overrides: as they were given.
+        digest: sha256 of all that the recipe says, overrides applied.
+    """
+
+    recipe: Recipe
+    path: Path | None
+    text: str
+    overrides: tuple[str, ...]
+    digest: str
+
+
+def load_recipe(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    environment: Mapping[str, str] | None = None,
+    trust_code: bool = False,
+) -> LoadedRecipe:
+    """Read and check a recipe.
+
+    Args:
+        source: a ``.toml`` or ``.json`` file; or its values, whose paths are relative to the current folder.
+        overrides: ``key=value`` each, such as ``stages.prune.target_macs=0.4``; the value as TOML writes it,
+            or plain text.
+        environment: variables that paths may refer to; those of the process by default.
+        trust_code: let the recipe name code that will be run.
+
+    Raises:
+        RecipeError: the file is missing or damaged, or a key or value is not allowed.
+        UsageError: an override is malformed.
+    """
+    if isinstance(source, Mapping):
+        path, text = None, json.dumps(source, indent=1, default=str)
+        values: dict[str, Any] = json.loads(text)
+        label = "recipe"
+    else:
+        path = Path(source)
+        label = visible(path)
+        text = _read(path, label)
+        values = _parse(path, text, label)
+    _check_plain(values, label)
+    for entry in overrides:
+        override(values, entry)
+    place = Place(Path() if path is None else path.parent, environment)
+    try:
+        recipe = Recipe.model_validate(values, context=place)
+    except ValidationError as error:
+        raise RecipeError(f"{label}: {explain(error)}") from None
+    _check_order(recipe, label)
+    if not trust_code:
+        _refuse_code(recipe, label)
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return LoadedRecipe(recipe, path, text, tuple(overrides), digest)
+
+
+def _read(path: Path, label: str) -> str:
+    try:
+        with path.open("rb") as stream:
+            contents = stream.read(_LARGEST_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"{label}: can't be read ({one_line(error.strerror or error)})") from None
+    if len(contents) > _LARGEST_BYTES:
+        raise RecipeError(f"{label}: is larger than any recipe (1 MiB)")
+    try:
+        return contents.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{label}: is no UTF-8 text (byte {error.start})") from None
+
+
+def _parse(path: Path, text: str, label: str) -> dict[str, Any]:
+    kind = path.suffix.lower()
+    if kind not in (".toml", ".json"):
+        raise RecipeError(f"{label}: recipes are .toml or .json files")
+    try:
+        if kind == ".toml":
+            return tomllib.loads(text)
+        values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+    except RecursionError:
+        raise RecipeError(f"{label}: is nested too deeply") from None
+    except ValueError as error:  # both decoders raise kinds of it, which name line and column
+        raise RecipeError(f"{label}: is no {kind[1:].upper()}: {one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{label}: holds no table of keys")
+    return values
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {quoted(twice)} stands there twice")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _check_plain(value: Any, label: str, depth: int = 0) -> None:
+    """Refuse what no recipe has: dates, numbers that are not finite, deep nests."""
+    if depth > _DEEPEST:
+        raise RecipeError(f"{label}: is nested too deeply")
+    if isinstance(value, dict):
+        for entry in value.values():
+            _check_plain(entry, label, depth + 1)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_plain(entry, label, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{label}: holds {value}, which is no finite number")
+    elif value is not None and not isinstance(value, (str, bool, int, float)):
+        raise RecipeError(f"{label}: holds {one_line(value)}, a {type(value).__name__}; write it as text")
+
+
+def _check_order(recipe: Recipe, label: str) -> None:
+    """Refuse stages that would undo or misread each other.
+
+    Raises:
+        RecipeError: naming the stage.
+    """
+    names = recipe.stage_names
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RecipeError(f"{label}: stages: two are called {quoted(twice)}; give each a name of its own")
+    kinds = [stage.kind for stage in recipe.stages]
+    if "quantize" in kinds[:-1]:
+        after = names[kinds.index("quantize") + 1]
+        raise RecipeError(
+            f"{label}: stages: {quoted(after)} comes after quantize, which must be last: what is pruned, "
+            "repaired or tuned after it would no longer be on its grid"
+        )
+
+
+def _refuse_code(recipe: Recipe, label: str) -> None:
+    """Refuse a recipe that makes us run code, unless the user said that it may.
+
+    Raises:
+        UsageError: naming the key.
+    """
+    named = {
+        "model.path": recipe.model.path, "data.calibration": recipe.data.calibration,
+        "data.evaluation": recipe.data.evaluation, "data.metric": recipe.data.metric,
+    }  # fmt: skip
+    for name, stage in zip(recipe.stage_names, recipe.stages, strict=True):
+        for holder in (stage, getattr(stage, "tuning", None)):
+            for key in ("data", "loss", "validation"):
+                named[f"stages.{name}.{key}"] = getattr(holder, key, None)
+    for key, value in named.items():
+        if isinstance(value, str) and (is_reference(value) or _is_program(value)):
+            raise UsageError(
+                f"{label}: {key} {quoted(value)} runs code; add --trust-input-code if you trust it"
+            )
+
+
+def _is_program(value: str) -> bool:
+    return Path(value).suffix.lower() in (".pt2", ".pt", ".pth", ".py")
