@@ -128,10 +128,16 @@ def timed_model(
 
 def _models(count: int = 10_000, last: float = 0.9834) -> tuple[ModelRecord, ...]:
     return (
-        timed_model("original", (272_474, 41_211_904, 1_098_231, 1_012_877), 0.0, proportion(0.9871, count), 1.0, 1),
-        timed_model("prune", (121_032, 20_544_768, 491_007, 451_302), 0.0, proportion(0.9842, count), 0.564, 2),
-        timed_model("quantize", (121_032, 20_544_768, 139_778, 118_940), 0.031, proportion(last, count), 0.371, 3),
-    )  # fmt: skip
+        timed_model(
+            "original", (272_474, 41_211_904, 1_098_231, 1_012_877), 0.0, proportion(0.9871, count), 1.0, 1
+        ),
+        timed_model(
+            "prune", (121_032, 20_544_768, 491_007, 451_302), 0.0, proportion(0.9842, count), 0.564, 2
+        ),
+        timed_model(
+            "quantize", (121_032, 20_544_768, 139_778, 118_940), 0.031, proportion(last, count), 0.371, 3
+        ),
+    )
 
 
 def _stages() -> tuple[StageRecord, ...]:
@@ -147,11 +153,20 @@ def _stages() -> tuple[StageRecord, ...]:
                     {"what": "parameters", "before": 272_474, "after": 121_032, "ratio": 0.444},
                     {"what": "MACs", "before": 41_211_904, "after": 20_544_768, "ratio": 0.499},
                 ],
-                "repair": {"method": "reconstruct", "rows": 8192, "error_before": 0.231, "error_after": 0.0412},
+                "repair": {
+                    "method": "reconstruct",
+                    "rows": 8192,
+                    "error_before": 0.231,
+                    "error_after": 0.0412,
+                },
             },
             checks=(
-                CheckRecord(name="exact", passed=True, detail="largest difference 2.4e-06 on 4 random inputs"),
-                CheckRecord(name="same interface", passed=True, detail="inputs and outputs as in the original"),
+                CheckRecord(
+                    name="exact", passed=True, detail="largest difference 2.4e-06 on 4 random inputs"
+                ),
+                CheckRecord(
+                    name="same interface", passed=True, detail="inputs and outputs as in the original"
+                ),
             ),
             skipped=(Skip(name="stem.weight", reason="its channels reach the graph input"),),
         ),
@@ -164,9 +179,11 @@ def _stages() -> tuple[StageRecord, ...]:
             summary="15 of 16 layers hold int8 weights; one stays float",
             sections={"layers": [{"layer": "fc_node", "bits": 32, "error": 0.0121, "why": "too sensitive"}]},
             checks=(CheckRecord(name="zeros kept", passed=True, detail="3,752 zeros, all kept"),),
-            skipped=(Skip(name="fc_node", reason="it stays float: with int8 the metric falls by 0.8 points"),),
+            skipped=(
+                Skip(name="fc_node", reason="it stays float: with int8 the metric falls by 0.8 points"),
+            ),
         ),
-    )  # fmt: skip
+    )
 
 
 def _gates() -> tuple[GateRecord, ...]:
@@ -265,10 +282,20 @@ def _layers() -> tuple[LayerRecord, ...]:
         )
         before = width
     layers.append(
-        LayerRecord(name="/fc/Gemm", op_type="Gemm", width=10, width_left=10, params=640, params_left=640,
-                    macs=640, macs_left=640, sparsity=0.0, bits=32,
-                    reason="its outputs are the graph output logits")
-    )  # fmt: skip
+        LayerRecord(
+            name="/fc/Gemm",
+            op_type="Gemm",
+            width=10,
+            width_left=10,
+            params=640,
+            params_left=640,
+            macs=640,
+            macs_left=640,
+            sparsity=0.0,
+            bits=32,
+            reason="its outputs are the graph output logits",
+        )
+    )
     return tuple(layers)
 
 
@@ -315,9 +342,21 @@ def passing_record() -> Record:
             packages={"onnxprune": "0.1.0", "onnxruntime": "1.31.1", "onnx": "1.22.0", "numpy": "2.4.1"},
         ),
         files=(
-            FileRecord(role="model", path="digits_residual.onnx", sha256=digest("original"), size_bytes=1_098_231),
-            FileRecord(role="calibration data", path="digits/calibration.npz", sha256=digest("c"), size_bytes=3_211_520),
-            FileRecord(role="evaluation data", path="digits/evaluation.npz", sha256=digest("e"), size_bytes=31_520_044),
+            FileRecord(
+                role="model", path="digits_residual.onnx", sha256=digest("original"), size_bytes=1_098_231
+            ),
+            FileRecord(
+                role="calibration data",
+                path="digits/calibration.npz",
+                sha256=digest("c"),
+                size_bytes=3_211_520,
+            ),
+            FileRecord(
+                role="evaluation data",
+                path="digits/evaluation.npz",
+                sha256=digest("e"),
+                size_bytes=31_520_044,
+            ),
             FileRecord(role="output", path="small.onnx", sha256=digest("quantize"), size_bytes=139_778),
         ),
         models=_models(),
@@ -345,7 +384,7 @@ def passing_record() -> Record:
             "pip install onnxprune==0.1.0",
             "onnxprune compress recipe.toml --set gates.accuracy_drop=0.01",
         ),
-    )  # fmt: skip
+    )
 
 
 def _with_gate(record: Record, gate: GateRecord) -> tuple[GateRecord, ...]:
@@ -416,10 +455,14 @@ def hostile_record() -> Record:
     at = len(bad)
     layers = tuple(
         layer.model_copy(
-            update={"name": bad[i % at], "op_type": bad[(i + 1) % at], "reason": layer.reason and bad[(i + 2) % at]}
+            update={
+                "name": bad[i % at],
+                "op_type": bad[(i + 1) % at],
+                "reason": layer.reason and bad[(i + 2) % at],
+            }
         )
         for i, layer in enumerate(record.layers)
-    )  # fmt: skip
+    )
     skipped = tuple(Skip(name=name, reason=f"because of {bad[(i + 3) % at]}") for i, name in enumerate(bad))
     stages = tuple(
         stage.model_copy(
@@ -466,9 +509,7 @@ def hostile_record() -> Record:
             "recipe": RecipeRecord(
                 path=bad[3], text="\n".join(f'name = "{name}"' for name in bad), sha256=bad[0], overrides=bad
             ),
-            "environment": Environment(
-                hardware={bad[0]: bad[1]}, system=bad[3], packages={bad[4]: bad[7]}
-            ),
+            "environment": Environment(hardware={bad[0]: bad[1]}, system=bad[3], packages={bad[4]: bad[7]}),
             "files": tuple(FileRecord(role=n, path=n, sha256=n, size_bytes=1) for n in bad),
             "layers": layers,
             "stages": stages,
@@ -476,14 +517,18 @@ def hostile_record() -> Record:
             "gates": gates,
             "checks": stages[0].checks,
             "accuracy": accuracy.model_copy(update={"subsets": subsets, "metric": bad[0], "output": bad[7]}),
-            "memory": (MemoryRecord(name=bad[0], load_peak_mib=None, steady_mib=None, run_peak_mib=None, reason=bad[7]),),
+            "memory": (
+                MemoryRecord(
+                    name=bad[0], load_peak_mib=None, steady_mib=None, run_peak_mib=None, reason=bad[7]
+                ),
+            ),
             "skipped": skipped,
             "sensitivity": _curves(bad),
             "pareto": tuple(PointRecord(name=n, cost=0.1 * i, accuracy=0.9) for i, n in enumerate(bad, 1)),
             "baseline": BaselineRecord(path=bad[0], finished=bad[1], rows=({bad[2]: bad[3], bad[4]: 1.0},)),
             "commands": bad,
         }
-    )  # fmt: skip
+    )
 
 
 def bare_record() -> Record:
@@ -512,7 +557,7 @@ def large_record(layers: int = 300) -> Record:
         params = width * width * (9 if number % 3 == 1 else 1)
         many.append(
             LayerRecord(
-                name=f"/model/backbone/stages.{number // 30}/blocks.{number // 3 % 10}/conv{number % 3 + 1}/Conv",
+                name=f"/model/stages.{number // 30}/blocks.{number // 3 % 10}/conv{number % 3 + 1}/Conv",
                 op_type="Conv",
                 width=width,
                 width_left=left,
