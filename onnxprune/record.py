@@ -247,11 +247,19 @@ class LayerRecord(_Part):
 
 
 class CurveRecord(_Part):
-    """What removing from one layer alone costs: a curve of a sensitivity analysis."""
+    """What removing from one layer alone costs: a curve of a sensitivity analysis.
+
+    Attributes:
+        name: of the layer or group.
+        amount: shares removed, ascending.
+        loss: how much the loss grew at each.
+        metric: what the loss is.
+    """
 
     name: str
     amount: tuple[float, ...]
     loss: tuple[float, ...]
+    metric: str = "loss"
 
 
 class PointRecord(_Part):
@@ -259,15 +267,17 @@ class PointRecord(_Part):
 
     Attributes:
         name: of the candidate: a stage, or one of several targets.
-        cost: ratio of the original's time (or of its size where time was not measured).
+        cost: ratio of the original's time, or of its size where time was not measured.
         accuracy: the metric.
         chosen: this is the model that the run ended with.
+        cost_of: which of the two the cost is.
     """
 
     name: str
     cost: float
     accuracy: float
     chosen: bool = False
+    cost_of: Literal["time", "size"] = "time"
 
 
 class BaselineRecord(_Part):

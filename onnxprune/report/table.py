@@ -110,13 +110,13 @@ def cell(key: str, value: object) -> str:
 
 def _mapping(value: Mapping[str, Any]) -> str:
     if {"value", "low", "high"} <= value.keys():
-        return _estimate(value["value"], value["low"], value["high"])
+        return estimate(value["value"], value["low"], value["high"])
     return ", ".join(
         f"{visible(str(name), _LONGEST_CELL)}: {cell(str(name), entry)}" for name, entry in value.items()
     )
 
 
-def _estimate(value: float, low: float, high: float) -> str:
+def estimate(value: float, low: float, high: float) -> str:
     """Return a figure and its interval, with two digits of the interval's width."""
     width = high - low
     decimals = min(max(1 - math.floor(math.log10(width)), 0), 9) if width > 0 else 4

@@ -1,0 +1,158 @@
+"""How figures of a run are written: the same digits, units and words in every form of its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onnxprune.messages import visible
+from onnxprune.record import GateRecord, Interval, ModelRecord, Record
+from onnxprune.report.table import cell, estimate, size_text
+
+#: Verdicts as people read them; each begins with another word, so that colour is never all that tells.
+VERDICTS = {"pass": "Passed", "fail": "Failed", "inconclusive": "Inconclusive"}
+
+_SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+#: Endings of names that say the unit of their figures.
+_UNITS = ("bytes", "sparsity", "share", "ratio")
+
+
+def count_text(count: float) -> str:
+    """Return a count with three digits and a decimal prefix: 41,211,904 is ``41.2 M``."""
+    for scale, prefix in _SCALES:
+        if abs(count) >= 0.9995 * scale:
+            return f"{count / scale:.{_decimals(count / scale)}f} {prefix}"
+    return f"{count:g}"
+
+
+def _decimals(number: float) -> int:
+    """Return how many decimals make three digits; what rounds up to 10 or 100 has one less."""
+    return 2 if abs(number) < 9.995 else 1 if abs(number) < 99.95 else 0
+
+
+def ratio_text(after: float, before: float) -> str:
+    """Return a ratio as ``0.50×``; nothing where there was nothing before."""
+    return f"{after / before:.2f}×" if before else ""
+
+
+def interval_text(interval: Interval | None) -> str:
+    """Return an estimate with its interval, or a dash where nothing was measured."""
+    return "–" if interval is None else estimate(interval.value, interval.low, interval.high)
+
+
+def figure_text(name: str, value: Any) -> str:
+    """Return a figure of any kind; the end of its name says its unit."""
+    if value is None:
+        return "–"
+    if isinstance(value, Interval):
+        return interval_text(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(figure_text(name, entry) for entry in value) or "nothing"
+    if isinstance(value, float) and not name.endswith(_UNITS):
+        return f"{value:.6g}"
+    return cell(name, value)
+
+
+def measured_text(gate: GateRecord) -> str:
+    """Return what a gate found."""
+    if gate.measured is None:
+        return "not measured"
+    return figure_text(gate.name, gate.measured)
+
+
+def milliseconds(time_ms: float | None) -> str:
+    """Return a time with three digits."""
+    return "–" if time_ms is None else f"{time_ms:#.3g}".rstrip(".")
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a duration: ``0.4 s``, ``41 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def time_text(moment: str) -> str:
+    """Return a time in UTC as people read it; anything else as it is."""
+    return visible(moment.replace("T", " ").removesuffix("Z").removesuffix("+00:00")) + " UTC"
+
+
+def verdict_line(record: Record) -> str:
+    """Return how many gates and checks hold, in one sentence without names."""
+    parts = []
+    for what, verdicts in (
+        ("gates", [gate.verdict for gate in record.gates]),
+        ("checks", ["pass" if check.passed else "fail" for check in all_checks(record)]),
+    ):
+        if verdicts:
+            told = [f"{verdicts.count('pass')} of {len(verdicts)} {what} hold"]
+            told += [f"{verdicts.count('inconclusive')} can't be decided"] * ("inconclusive" in verdicts)
+            parts.append(", ".join(told))
+    return "; ".join(parts) or "no gates were set, and nothing was checked"
+
+
+def all_checks(record: Record) -> list[Any]:
+    """Return the checks of all stages and of the result, in their order."""
+    return [*(check for stage in record.stages for check in stage.checks), *record.checks]
+
+
+def gain_line(record: Record) -> str:
+    """Return what the run made of the model, in one sentence; empty where it is not known."""
+    if len(record.models) < 2:
+        return ""
+    first, last = record.models[0], record.models[-1]
+    parts = []
+    if last.size_bytes and first.size_bytes:
+        parts.append(f"{first.size_bytes / last.size_bytes:.1f} times smaller")
+    ratio = last.latency_ratio
+    if ratio is not None and ratio.value > 0:
+        parts.append(_speed(ratio))
+    change = accuracy_change(record)
+    if change is not None:
+        parts.append(f"{metric_name(record)} {change}")
+    return "; ".join(parts)
+
+
+def _speed(ratio: Interval) -> str:
+    if ratio.low <= 1 <= ratio.high:
+        return "no difference in time"
+    return f"{1 / ratio.value:.2f} times as fast" if ratio.value < 1 else f"{ratio.value:.2f} times the time"
+
+
+def accuracy_change(record: Record) -> str | None:
+    """Return how the metric moved: ``0.9871 → 0.9834``; None where it was not measured twice."""
+    first, last = record.models[0].accuracy, record.models[-1].accuracy
+    if first is None or last is None:
+        return None
+    return f"{figure_text('', round(first.value, 4))} → {figure_text('', round(last.value, 4))}"
+
+
+def metric_name(record: Record) -> str:
+    """Return the name of the metric."""
+    return visible(record.accuracy.metric, 40) if record.accuracy else "accuracy"
+
+
+def model_row(model: ModelRecord, original: ModelRecord) -> dict[str, tuple[str, str]]:
+    """Return the figures of a model, each with its ratio to the original, by heading."""
+
+    def with_ratio(text: str, after: float, before: float) -> tuple[str, str]:
+        return text, "" if model is original else ratio_text(after, before)
+
+    return {
+        "parameters": with_ratio(count_text(model.params), model.params, original.params),
+        "MACs": with_ratio(count_text(model.macs), model.macs, original.macs),
+        "size": with_ratio(size_text(model.size_bytes), model.size_bytes, original.size_bytes),
+        "as zstd": with_ratio(size_text(model.zstd_bytes), model.zstd_bytes, original.zstd_bytes),
+        "zeros": (f"{model.sparsity:.1%}", ""),
+    }
+
+
+def plain_pairs(pairs: Mapping[str, Any]) -> dict[str, str]:
+    """Return names and values as text, nested ones on one line."""
+    return {visible(name): figure_text(name, value) for name, value in pairs.items()}
