@@ -238,10 +238,13 @@ def hash_file(path: Path) -> str:
 @functools.cache
 def tool_digest() -> str:
     """Return the hash of our own code, and of the versions that results depend on."""
-    root = Path(__file__).resolve().parents[1]
-    sources = {str(path.relative_to(root)): hash_file(path) for path in sorted(root.rglob("*.py"))}
     versions = {name: metadata.version(name) for name in PACKAGES}
-    return key_of({"sources": sources, "versions": versions})
+    return key_of({"sources": sources_of(Path(__file__).resolve().parents[1]), "versions": versions})
+
+
+def sources_of(package: Path) -> dict[str, str]:
+    """Return the hash of every module of a package, by its path."""
+    return {str(path.relative_to(package)): hash_file(path) for path in sorted(package.rglob("*.py"))}
 
 
 def _files(folder: Path) -> list[Path]:

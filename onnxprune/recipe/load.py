@@ -186,9 +186,9 @@ def _refuse_code(recipe: Recipe, label: str) -> None:
         "data.evaluation": recipe.data.evaluation, "data.metric": recipe.data.metric,
     }  # fmt: skip
     for name, stage in zip(recipe.stage_names, recipe.stages, strict=True):
-        for holder in (stage, getattr(stage, "tuning", None)):
+        for table, holder in (("", stage), (".tuning", getattr(stage, "tuning", None))):
             for key in ("data", "loss", "validation"):
-                named[f"stages.{name}.{key}"] = getattr(holder, key, None)
+                named[f"stages.{name}{table}.{key}"] = getattr(holder, key, None)
     for key, value in named.items():
         if isinstance(value, str) and (is_reference(value) or _is_program(value)):
             raise UsageError(

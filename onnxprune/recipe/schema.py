@@ -67,6 +67,9 @@ def _placed_source(value: Any, info: ValidationInfo) -> Any:
     return _placed(value, info)
 
 
+#: What tells paths among other texts.
+PATHS = (_placed, _placed_source)
+
 #: A file or a folder.
 RecipePath: TypeAlias = Annotated[str, BeforeValidator(_placed)]
 
@@ -317,7 +320,7 @@ class Recipe(_Section):
     title: str | None = Field(None, max_length=200, description="of the reports; the model's name by default")
     model: Model = Field(description="what is compressed")
     data: Data = Field(Data(), description="samples")
-    run: Run = Field(description="how the run works")
+    run: Run = Field(Run(), description="how the run works")
     stages: list[Annotated[Stage, Field(discriminator="kind")]] = Field(
         min_length=1, description="in their order"
     )

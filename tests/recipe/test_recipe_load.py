@@ -78,7 +78,10 @@ def test_what_is_recorded_holds_no_value_of_a_variable(recipe):
         ("stages.prune.target_macs=1.5", ("stages.1.target_macs = 1.5", "at most 1", "multiply-accumulates")),
         ("stages.prune.target_macs=0", ("stages.1.target_macs = 0", "more than 0")),
         ("stages.prune.target_macs=half", ("stages.1.target_macs = 'half'", "a number")),
-        ("stages.prune.recover=recon", ("stages.1.recover = 'recon'", "'bias', 'statistics' or 'reconstruct'")),
+        (
+            "stages.prune.recover=recon",
+            ("stages.1.recover = 'recon'", "'bias', 'statistics' or 'reconstruct'"),
+        ),
         ("stages.prune.align=x", ("stages.1.align = 'x'", "'auto' or must be a whole number")),
         ("stages.prune.allow_inexact=1", ("stages.1.allow_inexact = 1", "true or false")),
         ("stages.prune.target_latency=true", ("stages.1.target_latency = true", "number or must be text")),
@@ -107,7 +110,7 @@ def test_other_mistakes_are_counted(recipe):
     [
         ("nothing", "is not of the form key=value"),
         ("a..b=1", "is not of the form key=value"),
-        ("stages.tune.steps=1", "there is no 'tune'; there are: cleanup, prune"),
+        ("stages.tune.steps=1", "there is no 'tune' (did you mean 'prune'?); there are: cleanup, prune"),
         ("stages.7.amount=1", "there is no '7'"),
         ("model.path.x=1", "holds no keys"),
     ],
@@ -154,8 +157,8 @@ def test_quantization_comes_last(recipe, later):
 def test_stages_have_names_of_their_own(recipe):
     names = loaded(recipe, "stages.cleanup={kind='prune', amount=0.1}").recipe.stage_names
     assert names == ("prune-1", "prune-2")
-    twice = "stages=[{kind='cleanup', name='a'}, {kind='cleanup', name='a'}]"
-    assert "'a'" in loaded(recipe, twice).recipe.stage_names[0] or loaded(recipe, twice).recipe.stage_names
+    twice = "stages=[{kind='cleanup', name='a-1'}, {kind='cleanup', name='a'}, {kind='cleanup', name='a'}]"
+    assert "two are called 'a-1'" in refused(recipe, twice)
 
 
 @pytest.mark.parametrize(
