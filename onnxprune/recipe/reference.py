@@ -33,8 +33,8 @@ def reference() -> str:
     stages = [(f'`[[stages]]`, `kind = "{kind}"`', stage) for kind, stage in zip(KINDS, STAGES, strict=True)]
     tables: list[tuple[str, type[BaseModel]]] = [
         ("At the top", Recipe), ("`[model]`", Model), ("`[model.import]`", ImportOptions), ("`[data]`", Data),
-        ("`[run]`", Run), *stages, ("`[stages.tuning]` of `prune`", GradualOptions), ("`[gates]`", GateSettings),
-        ("`[output]`", Output),
+        ("`[run]`", Run), *stages, ("`[stages.tuning]` of `prune`", GradualOptions),
+        ("`[gates]`", GateSettings), ("`[output]`", Output),
     ]  # fmt: skip
     return "\n".join(line for title, model in tables for line in _table(title, model))
 
@@ -88,9 +88,8 @@ def _value(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 def _range(metadata: Sequence[Any]) -> str:
     bounds = []
     for entry in metadata:
-        for part in getattr(entry, "metadata", None) or [
-            entry
-        ]:  # a Field inside an Annotated holds its parts
+        parts = getattr(entry, "metadata", None) or [entry]  # a Field inside an Annotated holds several
+        for part in parts:
             for name, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
                 bound = getattr(part, name, None)
                 if bound is not None:

@@ -288,6 +288,16 @@ class Quantize(_Stage):
         None, ge=0, description="layers go back to float until the metric is within this of the original"
     )
     keep_float: list[str] = Field([], description="globs of layers that stay float")
+    per_channel: bool = Field(True, description="a scale for each output channel of a weight")
+    calibration: Literal["minmax", "percentile", "entropy"] = Field(
+        "minmax", description="how ranges of activations are taken from samples"
+    )
+    equalize: Literal["auto", "on", "off"] = Field(
+        "auto", description="even out the ranges of neighbouring layers, where it helps"
+    )
+    correct_bias: Literal["auto", "on", "off"] = Field(
+        "auto", description="let biases make up for the mean error of a layer, where it helps"
+    )
 
 
 Stage: TypeAlias = Cleanup | Prune | Apply | Finetune | Quantize

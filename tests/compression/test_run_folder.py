@@ -33,6 +33,12 @@ def make() -> Maker:
     return Maker()
 
 
+def replace_text(path: Path, before: str, after: str) -> None:
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
 def once(
     path: Path, make: Maker, depends_on: dict[str, object] | None = None, **options: bool
 ) -> module.Result:
@@ -86,7 +92,7 @@ def test_a_run_that_fails_forgets_nothing(tmp_path, make):
         lambda result: (result / "done.json").unlink(),
         lambda result: (result / "done.json").write_text("{}"),
         lambda result: (result / "done.json").write_text("[" * 100_000),
-        lambda result: (result / "done.json").write_text((result / "done.json").read_text().replace('": 1', '": 7')),
+        lambda result: replace_text(result / "done.json", '"number": 1', '"number": 7'),
         lambda result: shutil.copytree(result, result.with_name("f" * 32)),
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ COMMAND = "python -m onnxprune.recipe.reference"
 
 
 def test_the_document_holds_the_reference():
-    head, marker, written = DOCUMENT.read_text(encoding="utf-8").partition(f"printed by: {COMMAND} -->\n")
+    _, marker, written = DOCUMENT.read_text(encoding="utf-8").partition(f"printed by: {COMMAND} -->\n")
     assert marker
     assert written.strip() == reference().strip(), f"put what {COMMAND} prints at the end of {DOCUMENT.name}"
 
