@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import apply_plan, plan, prune, save_pruned
     from onnxprune.plans import load_plan, save_plan
     from onnxprune.pruning import PruneResult
+    from onnxprune.quantizing import QuantizeResult, quantize, save_quantized
     from onnxprune.runtime.execution import Execution
     from onnxprune.scores.magnitude import score
     from onnxprune.survey import Sensitivity, measure_sensitivity
@@ -44,6 +45,7 @@ _HOMES = {
     "Family": "onnxprune.family",
     "FinetuneResult": "onnxprune.finetuning",
     "PruneResult": "onnxprune.pruning",
+    "QuantizeResult": "onnxprune.quantizing",
     "Sensitivity": "onnxprune.survey",
     "Tuning": "onnxprune.tuning",
     "advise": "onnxprune.advice.run",
@@ -61,11 +63,13 @@ _HOMES = {
     "prune": "onnxprune.pipeline",
     "prune_family": "onnxprune.family",
     "prune_gradually": "onnxprune.gradual_pipeline",
+    "quantize": "onnxprune.quantizing",
     "save": "onnxprune.model.io",
     "save_family": "onnxprune.family",
     "save_finetuned": "onnxprune.finetuning",
     "save_plan": "onnxprune.plans",
     "save_pruned": "onnxprune.pipeline",
+    "save_quantized": "onnxprune.quantizing",
     "score": "onnxprune.scores.magnitude",
     "validate": "onnxprune.measure.accuracy",
     "verify": "onnxprune.verification",
@@ -77,6 +81,7 @@ __all__ = [
     "Family",
     "FinetuneResult",
     "PruneResult",
+    "QuantizeResult",
     "Sensitivity",
     "Tuning",
     "advise",
@@ -94,11 +99,13 @@ __all__ = [
     "prune",
     "prune_family",
     "prune_gradually",
+    "quantize",
     "save",
     "save_family",
     "save_finetuned",
     "save_plan",
     "save_pruned",
+    "save_quantized",
     "score",
     "validate",
     "verify",

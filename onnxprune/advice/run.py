@@ -34,12 +34,14 @@ from onnxprune.measure.inputs import random_inputs
 from onnxprune.measure.intervals import Estimate
 from onnxprune.measure.latency import LatencyResult, benchmark, decide, quick_ratio
 from onnxprune.measure.turns import LEAST_PAIRS, MOST_PAIRS
-from onnxprune.model.io import load
+from onnxprune.model.io import load, save
 from onnxprune.model.size import tensor_bytes
 from onnxprune.ops.kept import Kept
+from onnxprune.quantization.forms import in_int8
+from onnxprune.quantization.layers import find_layers, is_quantized
+from onnxprune.quantization.preparing import prepared
 from onnxprune.runtime import Execution, Kernel, Session, open_session, time_kernels
 from onnxprune.runtime.execution import DEFAULT
-from onnxprune.runtime.int8_trial import quantize
 from onnxprune.types import Report, Skipped
 from onnxprune.wishes import samples_of
 
@@ -262,7 +264,7 @@ class _Work:
         found = structured(self.subject, off_grid(analysis, grid), grid)
         if mending is not None:
             found = repaired(self.model, found, mending, self.clock, self.execution.threads, self.seed)
-        if not _is_quantized(self.model):
+        if not is_quantized(self.model):
             found.insert(
                 2, Candidate("quantize to INT8", "int8", None, {}, lambda: self.int8(folder, mending), False)
             )
@@ -276,7 +278,13 @@ class _Work:
             taken = feeds_by_batch(self.model, mending, batch=1)
             runs = [inputs for _, (_, inputs) in zip(range(_CALIBRATION_RUNS), taken, strict=False)]
         out = folder / "int8.onnx"
-        quantize(self.model, runs, out, timeout_seconds=_INT8_SHARE * self.clock.left_seconds)
+        work = prepared(self.model)
+        layers, _ = find_layers(work)
+        if not layers:
+            raise RuntimeFailure("no layer of the model can be quantized")
+        time_limit = _INT8_SHARE * self.clock.left_seconds
+        made = in_int8(work, [layer.name for layer in layers], runs, timeout_seconds=time_limit)
+        save(made, out)
         try:
             self.open(out, "the quantized model")
         except RuntimeFailure:
@@ -387,12 +395,3 @@ def _is_judged(trial: Trial) -> bool:
     """Tell whether what a candidate costs is worth knowing."""
     pointless = trial.verdict in ("slower", "no difference") or trial.candidate.pattern in ("2:4", FOLD)
     return not pointless
-
-
-def _is_quantized(model: ir.Model) -> bool:
-    """Tell whether a model computes in integers, or keeps its weights so, already."""
-    return any(
-        "Quantize" in node.op_type
-        or node.op_type.startswith(("QLinear", "MatMulInteger", "ConvInteger", "MatMulNBits"))
-        for node in model.graph
-    )

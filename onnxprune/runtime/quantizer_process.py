@@ -1,0 +1,120 @@
+"""The process that runs ONNX Runtime's quantization tools: one task, as JSON on stdin, and then it ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import onnxprune.runtime.library  # noqa: F401 - tells ONNX Runtime to be quiet and to send nothing
+
+Task = Mapping[str, Any]
+
+
+def main() -> None:
+    """Do the task."""
+    task = json.load(sys.stdin)
+    _TASKS[task["kind"]](task)
+
+
+def _static(task: Task) -> None:
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc] # untyped
+        def __init__(self) -> None:
+            self._arrays = np.load(task["feeds"], allow_pickle=False)
+            self.set_range(0, len(self))
+
+        def __len__(self) -> int:
+            return int(task["runs"])
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self._runs = iter(range(start_index, end_index))
+
+        def get_next(self) -> dict[str, npt.NDArray[Any]] | None:
+            run = next(self._runs, None)
+            if run is None:
+                return None
+            return {name: self._arrays[f"{run}_{place}"] for place, name in enumerate(task["names"])}
+
+    activations = quantization.QuantType.QInt8 if task["signed"] else quantization.QuantType.QUInt8
+    quantization.quantize_static(
+        task["model"],
+        task["out"],
+        Reader(),
+        per_channel=task["per_channel"],
+        activation_type=activations,
+        weight_type=quantization.QuantType.QInt8,
+        reduce_range=task["reduced"],
+        nodes_to_quantize=task["nodes"],
+        calibrate_method=quantization.CalibrationMethod[task["calibration"]],
+        use_external_data_format=task["large"],
+        extra_options={
+            "WeightSymmetric": True,
+            "CalibTensorRangeSymmetric": False,
+            # one run after the other: it would keep all inner values of all runs
+            "CalibStridedMinMax": 1,
+            # a layer can go back to float only where its activation is still there
+            "QDQKeepRemovableActivations": True,
+        },
+    )
+
+
+def _dynamic(task: Task) -> None:
+    from onnxruntime import quantization
+
+    quantization.quantize_dynamic(
+        task["model"],
+        task["out"],
+        per_channel=task["per_channel"],
+        weight_type=quantization.QuantType.QInt8,
+        nodes_to_quantize=task["nodes"],
+        use_external_data_format=task["large"],
+        extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True},
+    )
+
+
+def _four_bits(task: Task) -> None:
+    from onnxruntime.quantization import QuantFormat
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        MatMulNBitsQuantizer,
+    )
+
+    config = DefaultWeightOnlyQuantConfig(
+        block_size=task["block_size"],
+        is_symmetric=True,
+        quant_format=QuantFormat.QOperator,
+        op_types_to_quantize=("MatMul",),
+    )
+    quantizer = MatMulNBitsQuantizer(task["model"], algo_config=config, nodes_to_include=task["nodes"])
+    quantizer.process()
+    quantizer.model.save_model_to_file(task["out"], task["large"])
+
+
+def _float16(task: Task) -> None:
+    import onnx
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    converted = convert_float_to_float16(
+        onnx.load(task["model"]),
+        keep_io_types=True,
+        op_block_list=DEFAULT_OP_BLOCK_LIST,
+        node_block_list=task["keep_float"],
+    )
+    onnx.save(converted, task["out"], save_as_external_data=task["large"])
+
+
+_TASKS: dict[str, Callable[[Task], None]] = {
+    "static": _static,
+    "dynamic": _dynamic,
+    "int4": _four_bits,
+    "float16": _float16,
+}
+
+if __name__ == "__main__":
+    main()
