@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxprune.advice.run import Advice, advise
     from onnxprune.analyze import find_groups
+    from onnxprune.compression.run import CompressResult, compress
     from onnxprune.data import load_data
     from onnxprune.family import Family, prune_family, save_family
     from onnxprune.family_survey import measure_family
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 #: Every public name, and the module it lives in.
 _HOMES = {
     "Advice": "onnxprune.advice.run",
+    "CompressResult": "onnxprune.compression.run",
     "Execution": "onnxprune.runtime.execution",
     "Family": "onnxprune.family",
     "FinetuneResult": "onnxprune.finetuning",
@@ -49,6 +51,7 @@ _HOMES = {
     "Sensitivity": "onnxprune.survey",
     "Tuning": "onnxprune.tuning",
     "advise": "onnxprune.advice.run",
+    "compress": "onnxprune.compression.run",
     "apply_plan": "onnxprune.pipeline",
     "benchmark": "onnxprune.measure.latency",
     "find_groups": "onnxprune.analyze",
@@ -77,6 +80,7 @@ _HOMES = {
 
 __all__ = [
     "Advice",
+    "CompressResult",
     "Execution",
     "Family",
     "FinetuneResult",
@@ -87,6 +91,7 @@ __all__ = [
     "advise",
     "apply_plan",
     "benchmark",
+    "compress",
     "find_groups",
     "finetune",
     "import_model",

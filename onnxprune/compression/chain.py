@@ -19,6 +19,7 @@ from onnxprune.compression.stages import (
     nothing_done,
     run_stage,
 )
+from onnxprune.errors import NothingToPrune
 from onnxprune.recipe.schema import Stage
 from onnxprune.record import StageRecord
 from onnxprune.report.as_json import as_json
@@ -51,6 +52,7 @@ def run_stages(job: Job, folder: RunFolder) -> Chain:
 
     Raises:
         OnnxPruneError: what a stage raises.
+        NothingToPrune: no stage changed anything.
     """
     models = {"original": job.original}
     digests = {"original": job.original_digest}
@@ -67,6 +69,9 @@ def run_stages(job: Job, folder: RunFolder) -> Chain:
             digests[name] = digest_of(models[name])
         if (result.folder / PLAN_FOLDER).exists():
             plans[name] = result.folder / PLAN_FOLDER
+    if len(models) == 1:
+        reasons = [f"{skip.name}: {skip.reason}" for record in records for skip in record.skipped]
+        raise NothingToPrune("no stage found anything to do: the model is as it was", reasons)
     return Chain(models, digests, tuple(records), plans)
 
 

@@ -54,7 +54,6 @@ def measure(job: Job, chain: Chain, folder: RunFolder) -> Measured:
     }  # fmt: skip
 
     def make(_work: Work) -> dict[str, Any]:
-        job.told.step("measuring the original and what each stage gave")
         began = time.perf_counter()
         evidence = gather_evidence(
             chain.models,
@@ -66,9 +65,10 @@ def measure(job: Job, chain: Chain, folder: RunFolder) -> Measured:
             batch=run.batch,
             latency_batch=run.latency_batch,
             pairs=run.pairs,
-            input_shapes=run.input_shapes or None,
+            input_shapes={name: tuple(sizes) for name, sizes in run.input_shapes.items()} or None,
             memory=run.memory,
             seed=run.seed,
+            step=job.told.step,
             progress=job.share,
         )
         plain = _EVIDENCE.dump_python(evidence, mode="json", by_alias=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -17,7 +17,8 @@ from onnxprune.compression.measuring import Measured
 from onnxprune.compression.outputs import Placed
 from onnxprune.compression.stages import Job, digest_of
 from onnxprune.data import Dataset
-from onnxprune.gates.judge import compare_with_baseline
+from onnxprune.gates.baseline import compare_with_baseline
+from onnxprune.gates.judge import verdict_of
 from onnxprune.layer_changes import layer_changes
 from onnxprune.machine import graphics, processor
 from onnxprune.model.io import load, model_files
@@ -30,7 +31,6 @@ from onnxprune.record import (
     PointRecord,
     RecipeRecord,
     Record,
-    Verdict,
 )
 
 
@@ -74,7 +74,7 @@ def record_of(run: Run) -> Record:
         started=run.started.isoformat(timespec="seconds"),
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         title=recipe.title or Path(recipe.model.path).name,
-        verdict=_verdict(run.gates),
+        verdict=verdict_of(run.gates),
         accepted=run.accepted,
         output=str(run.placed.path),
         recipe=RecipeRecord(
@@ -98,11 +98,6 @@ def record_of(run: Run) -> Record:
         baseline=baseline,
         commands=tuple(_commands(run)),
     )
-
-
-def _verdict(gates: Sequence[GateRecord]) -> Verdict:
-    verdicts = {gate.verdict for gate in gates}
-    return "fail" if "fail" in verdicts else "inconclusive" if "inconclusive" in verdicts else "pass"
 
 
 def _environment() -> Environment:

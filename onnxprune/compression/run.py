@@ -17,10 +17,11 @@ from onnxprune.compression.recording import Run, record_of
 from onnxprune.compression.stages import Job, digest_of
 from onnxprune.compression.told import Told
 from onnxprune.errors import ModelError, RecipeError
-from onnxprune.gates.judge import judge
+from onnxprune.gates.judge import accepts, judge
+from onnxprune.gates.settings import check_settings
 from onnxprune.messages import visible
 from onnxprune.recipe.load import LoadedRecipe, load_recipe
-from onnxprune.record import GateRecord, Record, read_record
+from onnxprune.record import Record, read_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ def compress(
     loaded = load_recipe(recipe, overrides, trust_code=trust_code)
     outputs = Outputs(loaded)
     outputs.check()
+    data = loaded.recipe.data
+    check_settings(loaded.recipe.gates, has_data=data.evaluation is not None, metric=data.metric)
     earlier = _baseline(loaded, baseline)
     folder = RunFolder(Path(loaded.recipe.run.folder), resume=resume, fresh=fresh)
     with folder.locked():
@@ -89,16 +92,11 @@ def compress(
         if digest_of(original) != digest:
             raise ModelError(f"{visible(original)}: has changed while the run was working; run it again")
         told.step(f"writing {outputs.recipe.model}")
-        accepted = _accepted(gates, allowed=loaded.recipe.gates.inconclusive == "pass")
+        accepted = accepts(loaded.recipe.gates, gates)
         placed = outputs.place_model(chain.final, original, accepted=accepted)
         record = record_of(Run(loaded, started, job, chain, measured, gates, earlier, placed, accepted))
         written = outputs.write(record, placed, chain.plans)
     return CompressResult(record, accepted, placed.path, written, tuple(folder.damaged))
-
-
-def _accepted(gates: Sequence[GateRecord], *, allowed: bool) -> bool:
-    """Tell whether no gate failed, and none is inconclusive unless that is allowed."""
-    return all(gate.verdict == "pass" or (allowed and gate.verdict == "inconclusive") for gate in gates)
 
 
 def _baseline(loaded: LoadedRecipe, given: str | Path | None) -> tuple[str, Record] | None:

@@ -74,6 +74,7 @@ class Task:
         options: of the stage, as the recipe says them.
         model: the file that it works on.
         work: where its files go.
+        zeros: folder of the plan of the last stage that left zeros, or None.
         external_data, sparse_storage: how the file is stored; None for as it was.
     """
 
@@ -81,6 +82,7 @@ class Task:
     options: Stage
     model: Path
     work: Work
+    zeros: Path | None = None
     external_data: bool | None = None
     sparse_storage: bool | None = None
 
@@ -262,6 +264,11 @@ def _quantize(task: Task, options: Quantize) -> Report | None:
         metric=job.recipe.data.metric,
         max_drop=_allowed_drop(options, job),
         keep_float=options.keep_float,
+        per_channel=options.per_channel,
+        calibration=options.calibration,
+        equalize=options.equalize,
+        correct_bias=options.correct_bias,
+        plan=task.zeros,
         seed=job.recipe.run.seed,
         batch=job.recipe.run.batch,
         threads=job.recipe.run.threads,

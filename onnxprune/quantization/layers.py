@@ -16,8 +16,7 @@ LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 #: Operators that ONNX Runtime has for integers, which pay off only between quantized layers.
 FOLLOWERS = frozenset(
-    "Add AveragePool Clip Concat Flatten GlobalAveragePool LeakyRelu MaxPool Mul Pad Relu Reshape Resize "
-    "Sigmoid Slice Split Squeeze Transpose Unsqueeze".split()
+    ["Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"]
 )
 
 #: Operators that speak of integers already.

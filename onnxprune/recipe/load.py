@@ -19,9 +19,11 @@ from pydantic import ValidationError
 
 from onnxprune.errors import RecipeError, UsageError
 from onnxprune.messages import one_line, quoted, visible
+from onnxprune.patterns import parse_pattern
+from onnxprune.planning.recipes import STRUCTURED
 from onnxprune.recipe.errors import explain
 from onnxprune.recipe.overrides import override
-from onnxprune.recipe.schema import Place, Recipe
+from onnxprune.recipe.schema import Place, Prune, Recipe
 from onnxprune.user_code import is_reference
 
 if sys.version_info >= (3, 11):
@@ -173,6 +175,30 @@ def _check_order(recipe: Recipe, label: str) -> None:
             f"{label}: stages: {quoted(after)} comes after quantize, which must be last: what is pruned, "
             "repaired or tuned after it would no longer be on its grid"
         )
+    zeros = None
+    for name, stage in zip(names, recipe.stages, strict=True):
+        if not isinstance(stage, Prune):
+            continue
+        if not _leaves_zeros(stage.pattern):
+            if zeros is not None:
+                raise RecipeError(
+                    f"{label}: stages: {quoted(name)} cuts what {quoted(zeros)} left zeros in, which would break "
+                    "their pattern and let a repair fill them; put it before"
+                )
+        else:
+            zeros = name
+
+
+def _leaves_zeros(pattern: str) -> bool:
+    """Tell a pattern of zeros from one that shrinks shapes.
+
+    Raises:
+        UsageError: there is no such pattern.
+    """
+    if pattern in STRUCTURED or pattern == "layers":
+        return False
+    parse_pattern(pattern)
+    return True
 
 
 def _refuse_code(recipe: Recipe, label: str) -> None:

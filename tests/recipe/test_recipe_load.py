@@ -154,6 +154,18 @@ def test_quantization_comes_last(recipe, later):
     assert "'after' comes after quantize" in message
 
 
+@pytest.mark.parametrize("later", ["channels", "heads", "layers"])
+def test_zeros_come_after_cuts(recipe, later):
+    stages = f"stages=[{{kind='prune', pattern='2:4', name='zeros'}}, {{kind='prune', pattern='{later}', amount=0.1}}]"
+    message = refused(recipe, stages)
+    assert "'prune' cuts what 'zeros' left zeros in" in message
+    loaded(recipe, "stages=[{kind='prune', amount=0.1}, {kind='prune', pattern='2:4'}]")
+
+
+def test_an_unknown_pattern_is_refused_before_anything_runs(recipe):
+    assert "chanels" in refused(recipe, "stages.prune.pattern=chanels")
+
+
 def test_stages_have_names_of_their_own(recipe):
     names = loaded(recipe, "stages.cleanup={kind='prune', amount=0.1}").recipe.stage_names
     assert names == ("prune-1", "prune-2")
