@@ -45,15 +45,19 @@ class Subset:
         model: of the model that was validated.
         reference: of the reference; None without one, or where the metric compares with it.
         change: model minus reference, paired by sample; None as above.
+        risen, fallen: sums of what single samples gained and lost; for hits, how many samples became right
+            and wrong. None where there is no figure for each sample that lies between 0 and 1.
     """
 
     model: Estimate
     reference: Estimate | None
     change: Estimate | None
+    risen: float | None = None
+    fallen: float | None = None
 
 
-#: From indices of samples, and what to call them, to the metric on them.
-Judge: TypeAlias = Callable[[Indices, str], Subset]
+#: From indices of samples, what to call them and the confidence of intervals, to the metric on them.
+Judge: TypeAlias = Callable[[Indices, str, float], Subset]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,69 @@ def validate(
             that is not a number.
         RuntimeFailure: a model can't be opened or run.
     """
+    return run_on_data(
+        model, reference, data=data, metric=metric, output=output, batch=batch, provider=provider,
+        threads=threads, progress=progress,
+    ).result(seed=seed)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Figures of single samples, of which estimates of any confidence can be made.
+
+    Attributes:
+        data: the samples.
+        metric: its name.
+        higher_is_better: its direction; None where only the user knows.
+        output: name of the output that was judged.
+    """
+
+    data: Dataset
+    metric: str
+    higher_is_better: bool | None
+    output: str
+    figures: _Figures
+    has_reference: bool
+
+    def result(self, *, confidence: float = intervals.CONFIDENCE, seed: int = 0) -> AccuracyResult:
+        """Return the metric on all samples, by segment and near the boundary.
+
+        Args:
+            confidence: of all intervals.
+            seed: of the bootstrap.
+
+        Raises:
+            DataError: the metric of some samples is not a number.
+        """
+        judge = self.figures.judge(seed)
+        margins = self.figures.vector("margin")
+        near = None if margins is None else least_sure(margins)
+        return AccuracyResult(
+            metric=self.metric,
+            higher_is_better=self.higher_is_better,
+            compared_with=self.figures.compared_with,
+            output=self.output,
+            overall=judge(np.arange(len(self.data)), "all samples", confidence),
+            segments=_by_segment(self.data, judge, confidence),
+            near_boundary=None if near is None else judge(near, "samples near the boundary", confidence),
+            agreement=self.figures.agreement(seed, confidence) if self.has_reference else None,
+            data_digest=self.data.digest,
+        )
+
+
+def run_on_data(
+    model: Model,
+    reference: Model | None = None,
+    *,
+    data: Dataset,
+    metric: str = "top1",
+    output: str | None = None,
+    batch: int = 32,
+    provider: str = "cpu",
+    threads: int = 1,
+    progress: Callable[[float], None] | None = None,
+) -> Judged:
+    """Run what `validate` runs; arguments and errors are its own."""
     chosen = metrics.find_metric(metric)
     if batch < 1:
         raise UsageError(f"batch must be positive, not {batch}")
@@ -153,19 +220,8 @@ def validate(
         figures.add(part, results)
         if progress is not None:
             progress(part.stop / len(data))
-    judge = figures.judge(seed)
-    margins = figures.vector("margin")
-    return AccuracyResult(
-        metric=metric,
-        higher_is_better=chosen.higher_is_better if isinstance(chosen, Metric) else None,
-        compared_with=figures.compared_with,
-        output=name,
-        overall=judge(np.arange(len(data)), "all samples"),
-        segments=_by_segment(data, judge),
-        near_boundary=None if margins is None else judge(least_sure(margins), "samples near the boundary"),
-        agreement=figures.agreement(seed) if reference is not None else None,
-        data_digest=data.digest,
-    )
+    direction = chosen.higher_is_better if isinstance(chosen, Metric) else None
+    return Judged(data, metric, direction, name, figures, reference is not None)
 
 
 def least_sure(margins: Vector) -> Indices:
@@ -220,17 +276,16 @@ class _Figures:
         """Return the function that estimates the metric on a subset of all samples."""
         if isinstance(self._metric, UserMetric):
             return _judge_with(self._metric, self._joined_outputs(), self._data.labels, seed)
-        values = self._required("value")
-        shares = self._metric.classifies and bool(np.isin(values, (0, 1)).all())
-        return _judge_vectors(values, self.vector("reference value"), shares, seed)
+        values, reference = self._required("value"), self.vector("reference value")
+        return _judge_vectors(values, reference, self._metric.classifies, seed)
 
-    def agreement(self, seed: int) -> Agreement:
+    def agreement(self, seed: int, confidence: float) -> Agreement:
         """Return how close the outputs of the two models are."""
         same_class = self.vector("same class")
         return Agreement(
-            argmax=None if same_class is None else _estimate(same_class, _is_shares(same_class), seed),
-            cosine=intervals.mean(self._required("cosine"), seed),
-            mse=intervals.mean(self._required("squared error"), seed),
+            argmax=None if same_class is None else intervals.mean_share(same_class, seed, confidence),
+            cosine=intervals.mean(self._required("cosine"), seed, confidence),
+            mse=intervals.mean(self._required("squared error"), seed, confidence),
             largest_difference=self._largest_difference,
         )
 
@@ -266,22 +321,25 @@ def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
 
 
 def _judge_vectors(values: Vector, reference: Vector | None, shares: bool, seed: int) -> Judge:
-    """Judge by one figure per sample."""
+    """Judge by one figure per sample; ``shares`` lie between 0 and 1."""
     for vector, label in ((values, "model"), (reference, "reference")):
         if vector is not None and not np.isfinite(vector).all():
             bad = int(np.flatnonzero(~np.isfinite(vector))[0])
             raise DataError(f"{label}: the metric of sample {bad} is {vector[bad]}")
+    alone = intervals.mean_share if shares else intervals.mean
 
-    def judge(indices: Indices, _where: str) -> Subset:
+    def judge(indices: Indices, _where: str, confidence: float) -> Subset:
         chosen = values[indices]
+        own = alone(chosen, seed, confidence)
         if reference is None:
-            return Subset(_estimate(chosen, shares, seed), None, None)
+            return Subset(own, None, None)
         beside = reference[indices]
-        paired = shares and _is_shares(beside)
-        change = (
-            intervals.paired_difference(chosen, beside) if paired else intervals.mean(chosen - beside, seed)
-        )
-        return Subset(_estimate(chosen, shares, seed), _estimate(beside, paired, seed), change)
+        before = alone(beside, seed, confidence)
+        if not shares:
+            return Subset(own, before, intervals.mean(chosen - beside, seed, confidence))
+        change = intervals.change_of_shares(chosen, beside, seed, confidence)
+        gains = chosen - beside
+        return Subset(own, before, change, float(gains.clip(0).sum()), float((-gains).clip(0).sum()))
 
     return judge
 
@@ -302,7 +360,7 @@ def _judge_with(
             f"{metric.name}: returned {shapes} for {count} samples; return a number or one per sample"
         )
 
-    def judge(indices: Indices, where: str) -> Subset:
+    def judge(indices: Indices, where: str, confidence: float) -> Subset:
         def value(model: int, positions: Indices) -> float:
             chosen = indices[positions]
             part = {name: array[chosen] for name, array in outputs[model].items()}
@@ -312,13 +370,15 @@ def _judge_with(
             return figure
 
         size = len(indices)
-        alone = intervals.of_subsets(lambda positions: value(0, positions), size)
+        alone = intervals.of_subsets(lambda positions: value(0, positions), size, confidence)
         if len(outputs) == 1:
             return Subset(alone, None, None)
         return Subset(
             alone,
-            intervals.of_subsets(lambda positions: value(1, positions), size),
-            intervals.of_subsets(lambda positions: value(0, positions) - value(1, positions), size),
+            intervals.of_subsets(lambda positions: value(1, positions), size, confidence),
+            intervals.of_subsets(
+                lambda positions: value(0, positions) - value(1, positions), size, confidence
+            ),
         )
 
     return judge
@@ -332,19 +392,14 @@ def _call(metric: UserMetric, outputs: Mapping[str, Array], labels: Array | None
     return figure
 
 
-def _estimate(values: Vector, shares: bool, seed: int) -> Estimate:
-    return intervals.proportion(values) if shares else intervals.mean(values, seed)
-
-
-def _is_shares(values: Vector) -> bool:
-    return bool(np.isin(values, (0, 1)).all())
-
-
-def _by_segment(data: Dataset, judge: Judge) -> dict[str, Subset]:
+def _by_segment(data: Dataset, judge: Judge, confidence: float) -> dict[str, Subset]:
     if data.segments is None:
         return {}
     names = [str(name) for name in np.unique(data.segments)]
-    return {name: judge(np.flatnonzero(data.segments == name), f"segment {quoted(name)}") for name in names}
+    return {
+        name: judge(np.flatnonzero(data.segments == name), f"segment {quoted(name)}", confidence)
+        for name in names
+    }
 
 
 def _holds_scores(metric: Metric | UserMetric, output: Array, labels: Array | None) -> bool:

@@ -153,7 +153,10 @@ def benchmark(
         ModelError, RuntimeFailure: a model can't be read, opened or run.
     """
     others = () if b is None else (b,)
-    timed = _time(a, others, execution, io_binding, batch, pairs, seed, feeds, input_shapes, progress)
+    timed = time_in_turns(
+        a, others, execution=execution, io_binding=io_binding, batch=batch, pairs=pairs, seed=seed,
+        feeds=feeds, input_shapes=input_shapes, progress=progress,
+    )  # fmt: skip
     return timed.beside(None if b is None else 1)
 
 
@@ -175,17 +178,27 @@ def benchmark_each(
     All sessions are open at once, with one more of the first model, the control. Arguments and errors are
     those of `benchmark`; rounds are whole cycles of orders, of which there are twice as many as sessions.
     """
-    timed = _time(a, others, execution, io_binding, batch, pairs, seed, feeds, input_shapes, progress)
-    return tuple(timed.beside(key) for key in timed.times.wall if key not in (0, _CONTROL))
+    timed = time_in_turns(
+        a, others, execution=execution, io_binding=io_binding, batch=batch, pairs=pairs, seed=seed,
+        feeds=feeds, input_shapes=input_shapes, progress=progress,
+    )  # fmt: skip
+    return tuple(timed.beside(key) for key in timed.others)
 
 
-#: The session of the control; the models that are compared are 1, 3, 4, ...
-_CONTROL = 2
+#: The session of the control.
+CONTROL = 2
 
 
 @dataclass(frozen=True, slots=True)
-class _Timed:
-    """Sessions that took turns, and how."""
+class Timed:
+    """Sessions that took turns, and how.
+
+    Attributes:
+        times: raw times by session: 0 is model a, `CONTROL` the control, and the models that are compared
+            are `others`.
+        seed: of the bootstrap.
+        execution, on_device, input_shapes: as in `LatencyResult`.
+    """
 
     times: TurnTimes
     seed: int
@@ -193,9 +206,14 @@ class _Timed:
     on_device: str | None
     input_shapes: Mapping[str, tuple[int, ...]]
 
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The sessions of the models that are compared, in their order."""
+        return tuple(key for key in self.times.wall if key not in (0, CONTROL))
+
     def beside(self, key: int | None) -> LatencyResult:
         """Return the figures of one session beside model a; of model a alone for None."""
-        chosen = {0: 0, _CONTROL: _CONTROL} | ({} if key is None else {1: key})
+        chosen = {0: 0, CONTROL: CONTROL} | ({} if key is None else {1: key})
         times = TurnTimes(
             {place: self.times.wall[of] for place, of in chosen.items()},
             {place: self.times.cpu[of] for place, of in chosen.items()},
@@ -210,19 +228,20 @@ class _Timed:
         )
 
 
-def _time(
+def time_in_turns(
     a: Model,
     others: Sequence[Model],
-    execution: Execution,
-    io_binding: bool,
-    batch: int | None,
-    pairs: int,
-    seed: int,
-    feeds: Feeds | None,
-    input_shapes: Mapping[str, tuple[int, ...]] | None,
-    progress: Callable[[float], None] | None,
-) -> _Timed:
-    """Let a model, others and a control take turns: see `benchmark`."""
+    *,
+    execution: Execution = DEFAULT,
+    io_binding: bool = True,
+    batch: int | None = None,
+    pairs: int = 60,
+    seed: int = 0,
+    feeds: Feeds | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> Timed:
+    """Let a model, others and a control take turns, and return raw times: arguments as in `benchmark`."""
     if not LEAST_PAIRS <= pairs <= MOST_PAIRS:
         raise UsageError(f"pairs must lie between {LEAST_PAIRS} and {MOST_PAIRS}, not {pairs}")
     if feeds is None:
@@ -230,16 +249,16 @@ def _time(
     elif batch is not None or input_shapes is not None:
         raise UsageError("give either feeds, or a batch or input shapes for random ones")
     sessions = {0: _opened(a, "model a", execution)}
-    for key, other in zip((1, *range(_CONTROL + 1, len(others) + 2)), others, strict=False):
+    for key, other in zip((1, *range(CONTROL + 1, len(others) + 2)), others, strict=False):
         sessions[key] = _opened(other, f"model {'b' if key == 1 else key}", execution)
         _check_same_inputs(sessions[0], sessions[key])
-    sessions[_CONTROL] = _opened(a, "model a", execution)
+    sessions[CONTROL] = _opened(a, "model a", execution)
     with pinned(execution):
         runs = {key: session.runner(feeds, on_device=io_binding) for key, session in sessions.items()}
         times = take_turns(runs, pairs, progress=progress)
     on_device = sessions[0].device if io_binding else None
     shapes = {name: tuple(array.shape) for name, array in feeds.items()}
-    return _Timed(times, seed, execution, on_device, shapes)
+    return Timed(times, seed, execution, on_device, shapes)
 
 
 def quick_ratio(
@@ -327,13 +346,23 @@ def summarize(
     )
 
 
+def reach_of(low: float, high: float) -> float:
+    """Return the natural logarithm of the largest ratio that may be noise: `SESSION_SPREAD` at least.
+
+    Args:
+        low: lower end of the control's interval; positive.
+        high: upper end of it.
+    """
+    return max(abs(math.log(low)), abs(math.log(high)), math.log1p(SESSION_SPREAD))
+
+
 def decide(ratio: Estimate, control: Estimate) -> Verdict:
     """Judge a ratio by its interval and by how far the control's interval reaches from 1, up or down.
 
     "faster" and "slower" need an interval that lies wholly outside the control's reach, and `SESSION_SPREAD`.
     "no difference" needs both to be narrower than `RESOLUTION`; otherwise it could not have been seen.
     """
-    reach = max(abs(math.log(control.low)), abs(math.log(control.high)), math.log1p(SESSION_SPREAD))
+    reach = reach_of(control.low, control.high)
     if math.log(ratio.high) < -reach:
         return "faster"
     if math.log(ratio.low) > reach:

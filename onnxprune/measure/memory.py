@@ -2,8 +2,8 @@
 
 The parent starts this module with its own interpreter, hands it the inputs and reads one JSON line back.
 Figures are growth of the resident set over what the interpreter, ONNX Runtime and the inputs take; they
-repeat within about 3 MiB. The kernel's record of the peak is reset between the phases, so that loading (with
-its temporary copies) and running are told apart.
+repeat within about `REPEATS_WITHIN_MIB`. The kernel's record of the peak is reset between the phases, so that
+loading (with its temporary copies) and running are told apart.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 TIMEOUT_SECONDS = 600.0
 RUNS = 3
+
+#: How far figures of two measurements of one model lie apart.
+REPEATS_WITHIN_MIB = 3.0
 
 _MIB = 1 << 20
 _STATUS = Path("/proc/self/status")

@@ -72,7 +72,14 @@ class TurnTimes:
         return float(np.quantile(self.wall[key], quantile)) * 1000
 
 
-def ratio_of(times: TurnTimes, quantile: float = 0.5, *, key: int = 1, seed: int = 0) -> Estimate:
+def ratio_of(
+    times: TurnTimes,
+    quantile: float = 0.5,
+    *,
+    key: int = 1,
+    seed: int = 0,
+    confidence: float = intervals.CONFIDENCE,
+) -> Estimate:
     """Return the time of a session / the time of model a at a quantile, with its bootstrap interval.
 
     At the median it is the median over the rounds of the ratio of the medians of two turns, from which drift
@@ -84,6 +91,7 @@ def ratio_of(times: TurnTimes, quantile: float = 0.5, *, key: int = 1, seed: int
         quantile: in (0, 1); 0.95 for the 95th percentile.
         key: of the session; 1 for model b, 2 for the control.
         seed: of the bootstrap.
+        confidence: of the interval.
 
     Raises:
         UsageError: the quantile is not in (0, 1).
@@ -92,8 +100,8 @@ def ratio_of(times: TurnTimes, quantile: float = 0.5, *, key: int = 1, seed: int
         raise UsageError(f"a quantile lies between 0 and 1, not {quantile}")
     own, base = times.wall[key], times.wall[0]
     if quantile == 0.5:
-        return intervals.median(np.median(own, axis=1) / np.median(base, axis=1), seed)
-    return intervals.ratio_of_quantiles(own, base, quantile, seed)
+        return intervals.median(np.median(own, axis=1) / np.median(base, axis=1), seed, confidence)
+    return intervals.ratio_of_quantiles(own, base, quantile, seed, confidence)
 
 
 def take_turns(

@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.errors import ModelError
+from onnxprune.messages import visible
+from onnxprune.model.io import model_files
 from onnxprune.model.places import Body, bodies, places
 from onnxprune.model.storage import write_tensor
 
 #: Integer tensors up to this size and rank 1 are shapes, axes and indices: they belong to the structure.
 _SHAPE_ELEMENTS = 64
 
+_READ_BYTES = 1 << 20
+
 _FLOAT_CONSTANTS = ("value_float", "value_floats")
+
+
+def files_digest(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256, in hexadecimal, of a model's file and of its data files one after another.
+
+    Raises:
+        ModelError: the model can't be read.
+    """
+    digest = hashlib.sha256()
+    for file in model_files(path):
+        try:
+            with file.open("rb") as stream:
+                while piece := stream.read(_READ_BYTES):
+                    digest.update(piece)
+        except OSError as error:
+            raise ModelError(f"{visible(file)}: can't be read: {error.strerror}; check the disk") from error
+    return digest.hexdigest()
 
 
 def weights_digest(model: ir.Model) -> str:

@@ -79,6 +79,16 @@ def _zeros_like(tensor: ir.TensorProtocol, zero_point: ZeroPoint, shape: tuple[i
         ) from None
 
 
+def share_of_zeros(weights: Sequence[FoundWeight]) -> float:
+    """Return the share of zeros among weights, each stored tensor counted once; 0 where there are none."""
+    stored = {id(weight.stored): weight for weight in weights}
+    kept = size = 0
+    for weight in stored.values():
+        kept += int(np.count_nonzero(nonzero(weight.tensor, weight.zero_point)))
+        size += math.prod(weight.shape)
+    return 1 - kept / size if size else 0.0
+
+
 def count_zeros(weights: Sequence[FoundWeight], declared: Pattern | None) -> list[WeightZeros]:
     """Return zeros and pattern of every weight; a declared N:M pattern is tried before the usual ones."""
     patterns = [parse_pattern(name) for name in _KNOWN_RUNS]

@@ -55,27 +55,97 @@ def test_one_value():
     assert intervals.median(np.array([2.0])) == intervals.Estimate(2, 2, 2, 1)
 
 
-class TestPairedDifference:
+class TestChangeOfShares:
     def test_covers_the_truth(self):
         generator = np.random.default_rng(2)
         covered = []
         for _ in range(500):
             reference = (generator.random(300) < 0.9).astype(float)
             hits = np.where(generator.random(300) < 0.05, 1 - reference, reference)  # 5 % change their mind
-            estimate = intervals.paired_difference(hits, reference)
+            estimate = intervals.change_of_shares(hits, reference)
             covered.append(estimate.low <= 0.05 * (0.1 - 0.9) <= estimate.high)
         assert 0.92 <= np.mean(covered) <= 0.98
 
     def test_no_change_still_has_a_width(self):
         hits = np.ones(100)
-        estimate = intervals.paired_difference(hits, hits)
+        estimate = intervals.change_of_shares(hits, hits)
         assert estimate.value == 0
-        assert estimate.low == -estimate.high
-        assert 0.01 < estimate.high < 0.03
+        assert -estimate.low == pytest.approx(estimate.high)
+        assert 0.03 < estimate.high < 0.05
 
     def test_sign(self):
-        assert intervals.paired_difference(np.ones(50), np.zeros(50)).value == 1
-        assert intervals.paired_difference(np.zeros(50), np.ones(50)).value == -1
+        assert intervals.change_of_shares(np.ones(50), np.zeros(50)).value == 1
+        assert intervals.change_of_shares(np.zeros(50), np.ones(50)).value == -1
+
+    def test_a_few_samples_that_changed_in_part_prove_no_more_than_whole_ones(self):
+        reference = np.full(60, 0.75)
+        values = reference.copy()
+        values[:3] = 0.5
+        estimate = intervals.change_of_shares(values, reference)
+        assert estimate.value == pytest.approx(-0.0125)
+        assert estimate.low < -0.05
+        assert estimate.high > 0.03
+
+    def test_many_that_changed_a_little_are_told_by_the_bootstrap(self):
+        reference = np.full(400, 0.75)
+        values = reference + np.random.default_rng(0).normal(-0.01, 0.02, 400)
+        estimate = intervals.change_of_shares(values, reference)
+        assert estimate.high - estimate.low == pytest.approx(4 * 0.02 / 20, rel=0.15)
+
+
+class TestMeanShare:
+    def test_equal_figures_have_a_width(self):
+        assert intervals.mean_share(np.full(10, 0.9)).low < 0.7
+
+    def test_hits_have_wilsons_interval(self):
+        hits = np.repeat([1.0, 0.0], [8, 2])
+        assert intervals.mean_share(hits) == intervals.proportion(hits)
+
+    def test_shares_that_vary_have_the_bootstraps(self):
+        shares = np.random.default_rng(0).uniform(0.85, 0.95, 200)
+        estimate = intervals.mean_share(shares)
+        assert estimate == intervals.mean(shares)
+        assert estimate.high - estimate.low < 0.01
+
+
+@pytest.mark.parametrize(
+    "estimate_of",
+    [
+        lambda values, confidence: intervals.mean(values, 0, confidence),
+        lambda values, confidence: intervals.median(values, 0, confidence),
+        lambda values, confidence: intervals.proportion((values > 3).astype(float), confidence),
+        lambda values, confidence: intervals.change_of_shares(
+            (values > 3).astype(float), (values > 4).astype(float), 0, confidence
+        ),
+        lambda values, confidence: intervals.of_subsets(
+            lambda indices: float(values[indices].mean()), len(values), confidence
+        ),
+        lambda values, confidence: intervals.quantile_of_rounds(values[:, None], 0.5, confidence),
+    ],
+)
+def test_more_confidence_is_wider(estimate_of):
+    values = np.random.default_rng(0).normal(3, 1, 200)
+    widths = [(e := estimate_of(values, confidence)).high - e.low for confidence in (0.8, 0.95, 0.999)]
+    assert widths[0] < widths[1] < widths[2]
+
+
+class TestQuantileOfRounds:
+    @pytest.mark.parametrize(("quantile", "rounds"), [(0.5, 30), (0.5, 101), (0.95, 100), (0.95, 400)])
+    def test_covers_the_truth(self, quantile, rounds):
+        generator = np.random.default_rng(5)
+        estimates = [
+            intervals.quantile_of_rounds(generator.random((rounds, 1)), quantile) for _ in range(2000)
+        ]
+        assert np.mean([estimate.low <= quantile <= estimate.high for estimate in estimates]) >= 0.945
+
+    def test_the_ranks_are_those_of_the_binomial(self):
+        # the table of nonparametric intervals of the median: the 6th and the 15th of 20
+        estimate = intervals.quantile_of_rounds(np.arange(1.0, 21)[:, None], 0.5)
+        assert (estimate.low, estimate.high) == pytest.approx((6, 15))
+
+    def test_too_few_rounds_bound_no_95th_percentile(self):
+        assert intervals.quantile_of_rounds(np.arange(70.0)[:, None], 0.95) is None
+        assert intervals.quantile_of_rounds(np.arange(73.0)[:, None], 0.95) is not None
 
 
 class TestOfSubsets:
