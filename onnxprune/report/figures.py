@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from onnxprune.messages import visible
 from onnxprune.record import GateRecord, Interval, ModelRecord, Record
-from onnxprune.report.table import cell, estimate, size_text
+from onnxprune.report.table import cell, decimals_for, estimate, size_text
 
 #: Verdicts as people read them; each begins with another word, so that colour is never all that tells.
 VERDICTS = {"pass": "Passed", "fail": "Failed", "inconclusive": "Inconclusive"}
@@ -36,9 +36,15 @@ def ratio_text(after: float, before: float) -> str:
     return f"{after / before:.2f}×" if before else ""
 
 
-def interval_text(interval: Interval | None) -> str:
+def interval_text(interval: Interval | None, decimals: int | None = None) -> str:
     """Return an estimate with its interval, or a dash where nothing was measured."""
-    return "–" if interval is None else estimate(interval.value, interval.low, interval.high)
+    return "–" if interval is None else estimate(interval.value, interval.low, interval.high, decimals)
+
+
+def common_decimals(intervals: Iterable[Interval | None]) -> int | None:
+    """Return the decimals for a column of estimates: those that the narrowest interval needs."""
+    widths = [interval.high - interval.low for interval in intervals if interval is not None]
+    return max(map(decimals_for, widths), default=None)
 
 
 def figure_text(name: str, value: Any) -> str:

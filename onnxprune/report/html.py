@@ -29,6 +29,7 @@ from onnxprune.report.figures import (
 from onnxprune.report.page import rows
 from onnxprune.report.page.curves import by_sensitivity, curves_picture
 from onnxprune.report.page.network import macs_picture, width_picture
+from onnxprune.report.page.svg import MINUS
 from onnxprune.report.page.times import times_picture
 from onnxprune.report.page.trade_off import trade_off_picture, trade_off_points
 from onnxprune.report.page.whiskers import gate_picture
@@ -78,7 +79,7 @@ def _context(record: Record) -> dict[str, Any]:
         "marks": _MARKS,
         "verdicts": VERDICTS,
         "verdict_line": verdict_line(record).capitalize(),
-        "output_line": "The model is at" if record.verdict == "pass" else "Not accepted; the model was kept aside at",
+        "accepted": record.verdict == "pass",
         "finished": time_text(record.finished),
         "started": time_text(record.started),
         "took": _took(record),
@@ -129,22 +130,37 @@ def _tiles(record: Record) -> Iterator[dict[str, str]]:
     first, last = record.models[0], record.models[-1]
     if first.size_bytes and last.size_bytes:
         sizes = f"{size_text(first.size_bytes)} → {size_text(last.size_bytes)}"
-        yield {"name": "Size", "gain": f"{first.size_bytes / last.size_bytes:.1f}× smaller", "detail": sizes}
+        yield {
+            "name": "Size",
+            "gain": f"{first.size_bytes / last.size_bytes:.1f}×",
+            "unit": "smaller",
+            "detail": sizes,
+        }
     ratio = last.latency_ratio
     if ratio is not None and ratio.value > 0:
-        faster = f"{1 / ratio.value:.2f}× as fast"
-        yield {"name": "Time of one run", "gain": faster, "detail": f"ratio {interval_text(ratio)}"}
+        detail = f"ratio {interval_text(ratio)}"
+        yield {
+            "name": "Time of one run",
+            "gain": f"{1 / ratio.value:.2f}×",
+            "unit": "as fast",
+            "detail": detail,
+        }
     if first.macs:
         counts = f"{count_text(first.macs)} → {count_text(last.macs)}"
-        yield {"name": "MACs", "gain": f"{last.macs / first.macs:.2f}×", "detail": counts}
+        yield {"name": "MACs", "gain": f"{last.macs / first.macs:.2f}×", "unit": "", "detail": counts}
     if first.params:
         counts = f"{count_text(first.params)} → {count_text(last.params)}"
-        yield {"name": "Parameters", "gain": f"{last.params / first.params:.2f}×", "detail": counts}
+        yield {
+            "name": "Parameters",
+            "gain": f"{last.params / first.params:.2f}×",
+            "unit": "",
+            "detail": counts,
+        }
     change = accuracy_change(record)
     if change is not None and first.accuracy and last.accuracy:
         moved = last.accuracy.value - first.accuracy.value
-        gain = f"{moved:+.4f}".replace("-", "−")
-        yield {"name": f"Accuracy ({metric_name(record)})", "gain": gain, "detail": change}
+        gain = f"{moved:+.4f}".replace("-", MINUS)
+        yield {"name": f"Accuracy ({metric_name(record)})", "gain": gain, "unit": "", "detail": change}
 
 
 def _by_verdict(record: Record) -> list[Any]:

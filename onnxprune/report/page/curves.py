@@ -10,11 +10,14 @@ from markupsafe import Markup
 from onnxprune.record import CurveRecord
 from onnxprune.report.page.svg import Element, Scale, add, markup, picture
 
-_WIDTH, _HEIGHT = 440.0, 300.0
+_WIDTH, _HEIGHT = 400.0, 290.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 26.0, 14.0, 44.0
 
 #: Curves that are numbered; they differ in their dashes too.
 MARKED = 5
+
+#: Pixels from one line of text to the next.
+_LINE = 13.0
 
 #: Below this share of the largest loss, a loss is drawn at the bottom: the difference is of no interest.
 _LEAST = 1e-3
@@ -40,23 +43,29 @@ def curves_picture(curves: Sequence[CurveRecord]) -> Markup:
     _axes(root, x, y, metric)
     for number in reversed(range(len(curves))):
         _curve(root, curves[number], number, x, y)
+    _numbers(root, [curve for curve in curves[:MARKED] if curve.loss], x, y)
     return markup(root)
 
 
+def _numbers(root: Element, curves: Sequence[CurveRecord], x: Scale, y: Scale) -> None:
+    """Write the numbers of the marked curves beside their ends, each below the one before."""
+    ends = [(_place(curve.amount[-1], curve.loss[-1], x, y), n) for n, curve in enumerate(curves, 1)]
+    lowest = -_LINE
+    for (across, up), number in sorted(ends, key=lambda end: end[0][1]):
+        lowest = max(up + 4, lowest + _LINE)
+        add(root, "text", "number", str(number), x=across + 6, y=lowest)
+
+
+def _place(amount: float, loss: float, x: Scale, y: Scale) -> tuple[float, float]:
+    return x(amount), y(math.log10(loss)) if loss > 0 else y(y.low)
+
+
 def _curve(root: Element, curve: CurveRecord, number: int, x: Scale, y: Scale) -> None:
-    places = [
-        (x(amount), y(math.log10(loss)) if loss > 0 else y(y.low))
-        for amount, loss in zip(curve.amount, curve.loss, strict=False)
-    ]
-    if not places:
-        return
+    places = [_place(amount, loss, x, y) for amount, loss in zip(curve.amount, curve.loss, strict=False)]
     class_ = f"curve marked dash-{number}" if number < MARKED else "curve"
     group = add(root, "g", class_)
     add(group, "title", text=curve.name)
     add(group, "polyline", points=" ".join(f"{across:.1f},{up:.1f}" for across, up in places))
-    if number < MARKED:
-        across, up = places[-1]
-        add(group, "text", "number", str(number + 1), x=across + 6, y=up + 4)
 
 
 def _axes(root: Element, x: Scale, y: Scale, metric: str) -> None:

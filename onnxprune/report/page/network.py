@@ -38,8 +38,8 @@ def _bars(
 ) -> Markup:
     before, after = (sum(size[which] for size in sizes) for which in (0, 1))
     gone = sum(not layer.width_left for layer in layers)
-    told = f"{len(layers)} layers from input to output: {count_text(before)} {unit} before, {count_text(after)} after"
-    told += f"; {gone} layers are gone." if gone else "."
+    told = f"{len(layers)} layers from input to output: {count_text(before)} {unit} before, "
+    told += f"{count_text(after)} after; {gone} layers are gone." if gone else f"{count_text(after)} after."
     root = picture(key, title, f"{told} The table of layers has every figure.", len(layers), _HEIGHT, "bars")
     root.set("preserveAspectRatio", "none")
     root.set("width", str(_LEAST_PIXELS * len(layers)))

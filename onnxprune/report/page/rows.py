@@ -8,9 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from onnxprune.record import CheckRecord, Environment, Interval, LayerRecord, Record, SubsetRecord
+from onnxprune.record import CheckRecord, Environment, Interval, LayerRecord, Record, SubsetRecord, Verdict
 from onnxprune.report.figures import (
     VERDICTS,
+    common_decimals,
     count_text,
     figure_text,
     interval_text,
@@ -21,9 +22,12 @@ from onnxprune.report.figures import (
 )
 from onnxprune.report.page.curves import MARKED, by_sensitivity
 from onnxprune.report.page.network import row_bar
+from onnxprune.report.page.svg import MINUS
 from onnxprune.report.page.trade_off import trade_off_points
 from onnxprune.report.page.whiskers import axis, scale_of, subset_whiskers, whisker
 from onnxprune.report.table import heading, size_text
+
+_NO_PICTURE = Markup()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Cell:
 
     text: str = ""
     small: str = ""
-    picture: Markup = Markup()
+    picture: Markup = _NO_PICTURE
     numeric: bool = False
 
 
@@ -96,17 +100,15 @@ def models_table(record: Record) -> Table | None:
     original = record.models[0]
     accuracy = scale_of((model.accuracy for model in record.models), 110)
     time = scale_of((model.latency_ratio for model in record.models[1:]), 110)
-    rows = []
+    digits = common_decimals(model.accuracy for model in record.models)
+    rows: list[list[str | Cell]] = []
     for model in record.models:
         row = {name: Cell(*pair) for name, pair in model_row(model, original).items()}
         if accuracy:
-            row[metric_name(record)] = _estimate(model.accuracy, whisker(model.accuracy, accuracy))
+            row[metric_name(record)] = _estimate(model.accuracy, digits, whisker(model.accuracy, accuracy))
         if time:
-            row["time ratio"] = (
-                Cell("1")
-                if model is original
-                else _estimate(model.latency_ratio, whisker(model.latency_ratio, time))
-            )
+            ratio = _estimate(model.latency_ratio, None, whisker(model.latency_ratio, time))
+            row["time ratio"] = Cell("1") if model is original else ratio
         if any(each.latency_ms is not None for each in record.models):
             p95 = f"p95 {milliseconds(model.latency_p95_ms)}" if model.latency_p95_ms is not None else ""
             row["ms, median"] = Cell(milliseconds(model.latency_ms), p95)
@@ -114,33 +116,46 @@ def models_table(record: Record) -> Table | None:
     return _table(["after", *row], rows, numeric=1)
 
 
-def _estimate(interval: Interval | None, picture: Markup = Markup()) -> Cell:
-    figure, _, ends = interval_text(interval).partition(" (")
+def _estimate(interval: Interval | None, decimals: int | None, picture: Markup = _NO_PICTURE) -> Cell:
+    figure, _, ends = interval_text(interval, decimals).replace("-", MINUS).partition(" (")
     return Cell(figure, ends.rstrip(")"), picture)
 
 
 def layers_table(layers: Sequence[LayerRecord]) -> Table:
     """Return every layer with what has become of it."""
     widest = max((layer.width for layer in layers), default=1) or 1
-    rows = []
-    for place, layer in enumerate(layers):
-        left = f"{layer.width} → {layer.width_left}" if layer.width_left else f"{layer.width} → gone"
+    heads = [
+        Cell(name, numeric=column in (1, 3, 4, 5, 6))
+        for column, name in enumerate(
+            ("layer", "no.", "channels", "parameters", "MACs", "zeros", "bits", "why nothing was removed")
+        )
+    ]
+    rows: list[list[str | Cell]] = []
+    for number, layer in enumerate(layers, 1):
+        stays = layer.width_left > 0
         rows.append(
             [
                 Cell(layer.name, layer.op_type),
-                Cell(str(place + 1)),
-                Cell(left if layer.width_left != layer.width else str(layer.width), picture=row_bar(layer, widest)),
-                Cell(count_text(layer.params_left), ratio_text(layer.params_left, layer.params)),
-                Cell(count_text(layer.macs_left), ratio_text(layer.macs_left, layer.macs)),
-                f"{layer.sparsity:.1%}" if layer.width_left else "–",
-                str(layer.bits) if layer.width_left else "–",
+                str(number),
+                Cell(_change(layer.width, layer.width_left), picture=row_bar(layer, widest)),
+                Cell(count_text(layer.params_left), _share(layer.params_left, layer.params)),
+                Cell(count_text(layer.macs_left), _share(layer.macs_left, layer.macs)),
+                f"{layer.sparsity:.1%}" if stays else "",
+                str(layer.bits) if stays else "",
                 layer.reason or "",
             ]
-        )  # fmt: skip
-    heads = [Cell(name, numeric=0 < column < 7) for column, name in enumerate(
-        ("layer", "no.", "channels", "parameters left", "MACs left", "zeros", "bits", "why nothing was removed")
-    )]  # fmt: skip
+        )
     return _table(heads, rows)
+
+
+def _change(before: int, after: int) -> str:
+    if before == after:
+        return f"{before:,}"
+    return f"{before:,} → {after:,}" if after else f"{before:,} → gone"
+
+
+def _share(after: int, before: int) -> str:
+    return "" if after in (0, before) else ratio_text(after, before)
 
 
 def subsets_table(subsets: Sequence[SubsetRecord]) -> Table:
@@ -149,14 +164,15 @@ def subsets_table(subsets: Sequence[SubsetRecord]) -> Table:
     heads: list[str | Cell] = ["samples", Cell("how many", numeric=True)]
     heads += [Cell(picture=axis(scale)) if scale else "", Cell("original", numeric=True)]
     heads += [Cell("final", numeric=True), Cell("change", numeric=True)]
+    digits = common_decimals(subset.final for subset in subsets)
     rows = [
         [
-            Cell(subset.name, "" if subset.kind == "all" else subset.kind),
+            Cell(subset.name, "segment" if subset.kind == "segment" else ""),
             Cell(f"{subset.final.count:,}"),
             Cell(picture=subset_whiskers(subset, scale)) if scale else Cell(),
-            _estimate(subset.original),
-            _estimate(subset.final),
-            _estimate(subset.change),
+            _estimate(subset.original, digits),
+            _estimate(subset.final, digits),
+            _estimate(subset.change, digits),
         ]
         for subset in subsets
     ]
@@ -165,14 +181,11 @@ def subsets_table(subsets: Sequence[SubsetRecord]) -> Table:
 
 def memory_table(record: Record) -> Table:
     """Return the memory of each model in MiB."""
-
-    def mib(figure: float | None) -> str:
-        return "–" if figure is None else f"{figure:.1f}"
-
-    rows = [
-        [Cell(entry.name, entry.reason or ""), *map(mib, (entry.load_peak_mib, entry.steady_mib, entry.run_peak_mib))]
-        for entry in record.memory
-    ]  # fmt: skip
+    rows: list[list[str | Cell]] = []
+    for entry in record.memory:
+        figures = (entry.load_peak_mib, entry.steady_mib, entry.run_peak_mib)
+        texts = ["–" if figure is None else f"{figure:.1f}" for figure in figures]
+        rows.append([Cell(entry.name, entry.reason or ""), *texts])
     return _table(["MiB", "loading, peak", "loaded", "running, peak"], rows, numeric=1)
 
 
@@ -180,15 +193,13 @@ def points_table(record: Record) -> Table:
     """Return the candidates, numbered as in their picture."""
     points = trade_off_points(record)
     what = points[0].cost_of if points else "time"
-    rows = tuple(
-        _row(
-            [Cell(f"{number}. {point.name}", "chosen" if point.chosen else ""), f"{point.cost:.3g}", f"{point.accuracy:.4g}"],
-            "chosen" if point.chosen else "",
-        )
-        for number, point in enumerate(points, 1)
-    )  # fmt: skip
+    rows = []
+    for number, point in enumerate(points, 1):
+        chosen = "chosen" if point.chosen else ""
+        name = Cell(f"{number}. {point.name}", chosen)
+        rows.append(_row([name, f"{point.cost:.3g}", f"{point.accuracy:.4g}"], chosen))
     heads = [Cell("candidate"), Cell(f"{what} ratio", numeric=True), Cell(metric_name(record), numeric=True)]
-    return Table(tuple(heads), rows)
+    return Table(tuple(heads), tuple(rows))
 
 
 def curves_table(record: Record) -> Table:
@@ -205,10 +216,10 @@ def curves_table(record: Record) -> Table:
 
 def checks_table(checks: Sequence[CheckRecord]) -> Table:
     """Return checks with what decided them."""
-    rows = [
-        _row([check.name, VERDICTS["pass" if check.passed else "fail"], check.detail], "" if check.passed else "fail")
-        for check in checks
-    ]  # fmt: skip
+    rows = []
+    for check in checks:
+        verdict: Verdict = "pass" if check.passed else "fail"
+        rows.append(_row([check.name, VERDICTS[verdict], check.detail], "" if check.passed else "fail"))
     return Table((Cell("check"), Cell("result"), Cell("what decided it")), tuple(rows))
 
 
@@ -232,11 +243,10 @@ def files_table(record: Record) -> Table:
     """Return all that was read and written, and all models, with their digests."""
     rows = [[file.path, file.role, size_text(file.size_bytes), file.sha256] for file in record.files]
     known = {file.sha256 for file in record.files}
-    rows += [
-        [f"the model after {model.name}" if number else "the original", "model", size_text(model.size_bytes), model.sha256]
-        for number, model in enumerate(record.models)
-        if model.sha256 not in known
-    ]  # fmt: skip
+    for number, model in enumerate(record.models):
+        if model.sha256 not in known:
+            name = f"the model after {model.name}" if number else "the original"
+            rows.append([name, "model", size_text(model.size_bytes), model.sha256])
     return _table(["file", "role", "size", "sha256"], rows)
 
 

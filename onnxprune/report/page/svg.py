@@ -1,7 +1,7 @@
-"""SVG that stands inside a page: elements, pictures with a text for who can't see them, and axes.
+"""SVG inside a page: elements, pictures with a text for who can't see them, and axes.
 
-Colours, lines and fonts are classes of the page's style: a page under a strict content-security policy takes no
-style from attributes. Texts may come from model files; building elements, not strings, is what escapes them.
+Colours, lines and fonts are classes of the page's style: a page under a strict content-security policy takes
+no style from attributes. Texts may come from model files; building elements, not strings, is what escapes them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from onnxprune.messages import visible
 Element = ElementTree.Element
 
 _LONGEST_TEXT = 400
+
+#: Of figures; a hyphen is narrower than a plus.
+MINUS = "\u2212"
 
 
 def add(parent: Element, tag: str, class_: str = "", text: str = "", **attributes: object) -> Element:
@@ -42,7 +45,8 @@ def picture(key: str, title: str, description: str, width: float, height: float,
         key: unique in the page; its elements are found by it.
         title: what it shows, in a few words.
         description: what is to be seen in it.
-        width, height: of its own units, one of which is a CSS pixel at its natural size.
+        width: in units of its own; one is a CSS pixel where the picture has its natural size.
+        height: likewise.
         class_: of the page's style.
     """
     root = Element("svg", {"class": class_, "role": "img", "aria-labelledby": f"{key}-title {key}-text"})
@@ -106,5 +110,5 @@ def _round_step(least: float) -> float:
 def tick_text(figure: float, step: float = 0.0) -> str:
     """Return a figure of an axis with the digits that its step needs."""
     if step:
-        return f"{figure:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}".replace("-", "−")
-    return f"{figure:.4g}".replace("-", "−")
+        return f"{figure:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}".replace("-", MINUS)
+    return f"{figure:.4g}".replace("-", MINUS)

@@ -12,10 +12,10 @@ from onnxprune.report.figures import milliseconds
 from onnxprune.report.page.svg import Element, Scale, add, markup, picture, tick_text
 from onnxprune.report.table import shortened
 
-_WIDTH, _ROW, _HILL, _AXIS = 440.0, 62.0, 34.0, 34.0
+_WIDTH, _ROW, _HILL, _AXIS = 400.0, 62.0, 34.0, 34.0
 _BINS = 140
 
-#: Times above this quantile of a model are outside the axis: one run that was disturbed would squeeze the rest.
+#: Times above this quantile of a model are off the axis: one run that was disturbed would squeeze the rest.
 _SHOWN = 0.99
 
 
@@ -56,7 +56,7 @@ def _axis(root: Element, scale: Scale, height: float) -> None:
     for tick in ticks:
         add(root, "line", "grid", x1=scale(tick), x2=scale(tick), y1=0.0, y2=bottom)
         place = min(max(scale(tick), 12.0), _WIDTH - 12)
-        add(root, "text", "tick middle", tick_text(tick, step), x=place, y=bottom + 14)
+        add(root, "text", "tick middle", tick_text(tick, step), x=place, y=bottom + 15)
     add(root, "text", "label middle", "milliseconds for one run", x=_WIDTH / 2, y=height - 4)
 
 

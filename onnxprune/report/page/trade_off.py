@@ -9,7 +9,7 @@ from markupsafe import Markup
 from onnxprune.record import PointRecord, Record
 from onnxprune.report.page.svg import Element, Scale, add, fitted, markup, picture, tick_text
 
-_WIDTH, _HEIGHT = 440.0, 300.0
+_WIDTH, _HEIGHT = 400.0, 290.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 14.0, 14.0, 44.0
 _RADIUS = 8.5
 

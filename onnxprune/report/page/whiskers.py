@@ -9,7 +9,7 @@ from markupsafe import Markup
 from onnxprune.record import GateRecord, Interval, SubsetRecord
 from onnxprune.report.page.svg import Element, Scale, add, fitted, markup, ornament, tick_text
 
-_WIDTH, _MARGIN = 190.0, 8.0
+_WIDTH, _MARGIN = 260.0, 8.0
 _LOW_HEIGHT, _HIGH_HEIGHT = 16.0, 26.0
 _GATE_WIDTH = 130.0
 
@@ -27,6 +27,7 @@ def whisker(interval: Interval | None, scale: Scale | None) -> Markup:
     if interval is None or scale is None:
         return Markup()
     root = ornament(scale.end + _MARGIN, _LOW_HEIGHT, "whisker")
+    add(root, "line", "grid", x1=0.0, x2=scale.end + _MARGIN, y1=_LOW_HEIGHT / 2, y2=_LOW_HEIGHT / 2)
     _draw(root, interval, scale, _LOW_HEIGHT / 2, "final")
     return markup(root)
 
