@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -84,9 +85,21 @@ def seconds_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def time_text(moment: str) -> str:
-    """Return a time in UTC as people read it; anything else as it is."""
-    return visible(moment.replace("T", " ").removesuffix("Z").removesuffix("+00:00")) + " UTC"
+def moment_of(text: str) -> datetime.datetime | None:
+    """Return a time of a record in UTC; None for a text that is no time."""
+    try:
+        moment = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=datetime.timezone.utc)
+    return moment.astimezone(datetime.timezone.utc)
+
+
+def time_text(text: str) -> str:
+    """Return a time as people read it; what is no time as it is."""
+    moment = moment_of(text)
+    return visible(text) if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def verdict_line(record: Record) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import datetime
 import hashlib
 from collections.abc import Iterator
 from importlib import metadata, resources
@@ -13,15 +12,15 @@ import jinja2
 from markupsafe import Markup
 
 from onnxprune.messages import visible
-from onnxprune.record import Record, StageRecord
+from onnxprune.record import AccuracyRecord, Record, StageRecord
 from onnxprune.report.figures import (
     VERDICTS,
     accuracy_change,
     count_text,
-    figure_text,
     interval_text,
     measured_text,
     metric_name,
+    moment_of,
     seconds_text,
     time_text,
     verdict_line,
@@ -39,6 +38,9 @@ from onnxprune.types import Skipped
 
 #: Beside the words of `VERDICTS`; a shape for each, so that colour is not all that tells.
 _MARKS = {"pass": "✓", "fail": "✕", "inconclusive": "?"}
+
+#: Segments that are all shown at once; of more, these that lost the most, and the rest behind a fold.
+_MOST_SUBSETS, _WORST_SUBSETS = 24, 10
 
 _LONGEST_TEXT = 1000
 _LONGEST_LINE = 1000
@@ -207,6 +209,7 @@ def _measured(record: Record) -> dict[str, Any]:
     direction = accuracy.higher_is_better if accuracy else True
     return {
         "subsets": rows.subsets_table(accuracy.subsets) if accuracy and accuracy.subsets else None,
+        "worst_subsets": _worst_subsets(accuracy) if accuracy else None,
         "accuracy_facts": _accuracy_facts(record),
         "times_picture": times_picture(record.models),
         "control": interval_text(latency.control_ratio) if latency else "",
@@ -217,6 +220,17 @@ def _measured(record: Record) -> dict[str, Any]:
         "curves_picture": curves_picture(by_sensitivity(record.sensitivity)),
         "curves": rows.curves_table(record),
     }
+
+
+def _worst_subsets(accuracy: AccuracyRecord) -> rows.Table | None:
+    """Return what stands above the fold where there are many segments: those that lost the most."""
+    if len(accuracy.subsets) <= _MOST_SUBSETS:
+        return None
+    sign = -1 if accuracy.higher_is_better is False else 1
+    whole = [subset for subset in accuracy.subsets if subset.kind != "segment"]
+    segments = [subset for subset in accuracy.subsets if subset.kind == "segment"]
+    segments.sort(key=lambda subset: sign * (subset.change.value if subset.change else subset.final.value))
+    return rows.subsets_table([*whole, *segments[:_WORST_SUBSETS]])
 
 
 def _accuracy_facts(record: Record) -> str:
@@ -269,14 +283,8 @@ def _absent(record: Record) -> Iterator[str]:
 
 
 def _took(record: Record) -> str:
-    try:
-        first, last = (
-            datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
-            for text in (record.started, record.finished)
-        )
-        return seconds_text((last - first).total_seconds())
-    except (ValueError, TypeError):  # the text is no time, or only one of them has a zone
-        return figure_text("", None)
+    first, last = moment_of(record.started), moment_of(record.finished)
+    return "–" if first is None or last is None else seconds_text((last - first).total_seconds())
 
 
 def _lines(text: str) -> Markup:

@@ -11,7 +11,10 @@ from onnxprune.report.figures import count_text
 from onnxprune.report.page.svg import add, markup, ornament, picture
 
 _HEIGHT = 100.0
-_BAR = 0.86  # of the room for one layer, the rest is a gap
+
+#: Share of the room of a layer that its bar takes; where there are many, gaps would be all that is seen.
+_BAR, _BAR_OF_MANY = 0.86, 1.0
+_MANY = 100
 
 #: Pixels that a layer gets at least: a wide network scrolls inside its frame on a narrow screen.
 _LEAST_PIXELS = 3
@@ -43,6 +46,7 @@ def _bars(
     root = picture(key, title, f"{told} The table of layers has every figure.", len(layers), _HEIGHT, "bars")
     root.set("preserveAspectRatio", "none")
     root.set("width", str(_LEAST_PIXELS * len(layers)))
+    thickness = _BAR if len(layers) <= _MANY else _BAR_OF_MANY
     top = max((max(size) for size in sizes), default=1) or 1
     for place, (layer, (was, left)) in enumerate(zip(layers, sizes, strict=True)):
         bar = add(root, "g")
@@ -51,7 +55,7 @@ def _bars(
         for class_, size in (("was", was), ("left", left)):
             height = _HEIGHT * size / top
             if height:
-                add(bar, "rect", class_, x=float(place), y=_HEIGHT - height, width=_BAR, height=height)
+                add(bar, "rect", class_, x=float(place), y=_HEIGHT - height, width=thickness, height=height)
     return markup(root)
 
 

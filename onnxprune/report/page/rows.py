@@ -252,7 +252,10 @@ def files_table(record: Record) -> Table:
 
 def environment_table(environment: Environment) -> Table:
     """Return hardware, system and versions."""
-    pairs = {heading(name): figure_text(name, value) for name, value in environment.hardware.items()}
+    pairs = {
+        heading(name).removesuffix(" bytes"): figure_text(name, value)
+        for name, value in environment.hardware.items()
+    }
     rows = [["system", environment.system], *([name, value] for name, value in pairs.items())]
     rows += [[name, version] for name, version in environment.packages.items()]
     return _table(["what", "which"], rows)

@@ -1,7 +1,8 @@
 """SVG inside a page: elements, pictures with a text for who can't see them, and axes.
 
 Colours, lines and fonts are classes of the page's style: a page under a strict content-security policy takes
-no style from attributes. Texts may come from model files; building elements, not strings, is what escapes them.
+no style from attributes. Texts may come from model files; building elements, not strings, is what escapes
+them.
 """
 
 from __future__ import annotations
