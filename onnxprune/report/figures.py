@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import datetime
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from onnxprune.messages import visible
 from onnxprune.record import GateRecord, Interval, ModelRecord, Record
-from onnxprune.report.table import cell, estimate, size_text
+from onnxprune.report.table import cell, decimals_for, estimate, size_text
 
 #: Verdicts as people read them; each begins with another word, so that colour is never all that tells.
 VERDICTS = {"pass": "Passed", "fail": "Failed", "inconclusive": "Inconclusive"}
@@ -36,9 +37,15 @@ def ratio_text(after: float, before: float) -> str:
     return f"{after / before:.2f}×" if before else ""
 
 
-def interval_text(interval: Interval | None) -> str:
+def interval_text(interval: Interval | None, decimals: int | None = None) -> str:
     """Return an estimate with its interval, or a dash where nothing was measured."""
-    return "–" if interval is None else estimate(interval.value, interval.low, interval.high)
+    return "–" if interval is None else estimate(interval.value, interval.low, interval.high, decimals)
+
+
+def common_decimals(intervals: Iterable[Interval | None]) -> int | None:
+    """Return the decimals for a column of estimates: those that the narrowest interval needs."""
+    widths = [interval.high - interval.low for interval in intervals if interval is not None]
+    return max(map(decimals_for, widths), default=None)
 
 
 def figure_text(name: str, value: Any) -> str:
@@ -78,9 +85,21 @@ def seconds_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def time_text(moment: str) -> str:
-    """Return a time in UTC as people read it; anything else as it is."""
-    return visible(moment.replace("T", " ").removesuffix("Z").removesuffix("+00:00")) + " UTC"
+def moment_of(text: str) -> datetime.datetime | None:
+    """Return a time of a record in UTC; None for a text that is no time."""
+    try:
+        moment = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=datetime.timezone.utc)
+    return moment.astimezone(datetime.timezone.utc)
+
+
+def time_text(text: str) -> str:
+    """Return a time as people read it; what is no time as it is."""
+    moment = moment_of(text)
+    return visible(text) if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def verdict_line(record: Record) -> str:

@@ -6,14 +6,13 @@ be decided counts as failed, of the type ``inconclusive``.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from onnxprune.messages import visible
 from onnxprune.record import CheckRecord, GateRecord, Record
-from onnxprune.report.figures import VERDICTS, figure_text, gain_line, measured_text, verdict_line
+from onnxprune.report.figures import VERDICTS, figure_text, gain_line, measured_text, moment_of, verdict_line
 
 _LONGEST = 2000
 
@@ -66,9 +65,9 @@ def _suite(
     suite.set("errors", "0")
     suite.set("skipped", "0")
     suite.set("time", _time(seconds))
-    moment = _moment(record.started)
-    if moment is not None:
-        suite.set("timestamp", moment)
+    moment = moment_of(record.started)
+    if moment is not None:  # the schemas want it without a zone
+        suite.set("timestamp", f"{moment:%Y-%m-%dT%H:%M:%S}")
     held = list(properties)
     if held:
         holder = ElementTree.SubElement(suite, "properties")
@@ -115,14 +114,3 @@ def _properties(record: Record) -> list[tuple[str, str]]:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.3f}"
-
-
-def _moment(text: str) -> str | None:
-    """Return a time in the form that the schemas want, which know of no zones; None for no such time."""
-    try:
-        moment = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    if moment.tzinfo is not None:
-        moment = moment.astimezone(datetime.timezone.utc)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from onnxprune.record import Record
 from onnxprune.report.figures import (
     all_checks,
+    common_decimals,
     figure_text,
     gain_line,
     interval_text,
@@ -105,10 +106,11 @@ def _stages(record: Record) -> list[str]:
     with_accuracy = any(model.accuracy for model in record.models)
     with_time = any(model.latency_ms is not None or model.latency_ratio for model in record.models)
     rows, headings = [], ["after"]
+    digits = common_decimals(model.accuracy for model in record.models)
     for model in record.models:
         figures = {name: " ".join(filter(None, pair)) for name, pair in model_row(model, original).items()}
         if with_accuracy:
-            figures[prose(metric_name(record))] = interval_text(model.accuracy)
+            figures[prose(metric_name(record))] = interval_text(model.accuracy, digits)
         if with_time:
             figures["ms"] = milliseconds(model.latency_ms)
             figures["time ratio"] = "1" if model is original else interval_text(model.latency_ratio)

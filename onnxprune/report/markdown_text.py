@@ -47,8 +47,8 @@ def prose(text: str, longest: int = 300) -> str:
 def code(text: str, longest: int = 120) -> str:
     """Return a name as a span of code, which may stand in a cell of a table.
 
-    Nothing inside such a span is markup, but for the bar that ends a cell; the fence is longer than any run of
-    backticks in the name. ``##`` would start a command in the logs of some build servers, so it is broken.
+    Nothing inside such a span is markup, but for the bar that ends a cell; the fence is longer than any run
+    of backticks in the name. ``##`` would start a command in the logs of some build servers, so it is broken.
     """
     shown = visible(text, longest).replace("##", "#\\x23").strip()
     if not shown:

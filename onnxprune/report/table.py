@@ -116,10 +116,14 @@ def _mapping(value: Mapping[str, Any]) -> str:
     )
 
 
-def estimate(value: float, low: float, high: float) -> str:
-    """Return a figure and its interval, with two digits of the interval's width."""
-    width = high - low
-    decimals = min(max(1 - math.floor(math.log10(width)), 0), 9) if width > 0 else 4
+def decimals_for(width: float) -> int:
+    """Return how many decimals show two digits of the width of an interval."""
+    return min(max(1 - math.floor(math.log10(width)), 0), 9) if width > 0 else 4
+
+
+def estimate(value: float, low: float, high: float, decimals: int | None = None) -> str:
+    """Return a figure and its interval, with two digits of the interval's width, or as given."""
+    decimals = decimals_for(high - low) if decimals is None else decimals
     return f"{value:.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})"
 
 
