@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from onnxprune.measure.accuracy import validate
     from onnxprune.measure.latency import benchmark
     from onnxprune.model.io import load, save
-    from onnxprune.pipeline import apply_plan, plan, prune, save_pruned
-    from onnxprune.plans import load_plan, save_plan
+    from onnxprune.pipeline import plan, prune, save_pruned
+    from onnxprune.plans import Drift, compare_plans, load_plan, save_plan
     from onnxprune.pruning import PruneResult
+    from onnxprune.repruning import apply_plan
     from onnxprune.runtime.execution import Execution
     from onnxprune.scores.magnitude import score
     from onnxprune.survey import Sensitivity, measure_sensitivity
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 #: Every public name, and the module it lives in.
 _HOMES = {
     "Advice": "onnxprune.advice.run",
+    "Drift": "onnxprune.plans",
     "Execution": "onnxprune.runtime.execution",
     "Family": "onnxprune.family",
     "FinetuneResult": "onnxprune.finetuning",
@@ -47,8 +49,9 @@ _HOMES = {
     "Sensitivity": "onnxprune.survey",
     "Tuning": "onnxprune.tuning",
     "advise": "onnxprune.advice.run",
-    "apply_plan": "onnxprune.pipeline",
+    "apply_plan": "onnxprune.repruning",
     "benchmark": "onnxprune.measure.latency",
+    "compare_plans": "onnxprune.plans",
     "find_groups": "onnxprune.analyze",
     "finetune": "onnxprune.finetuning",
     "import_model": "onnxprune.importers",
@@ -73,6 +76,7 @@ _HOMES = {
 
 __all__ = [
     "Advice",
+    "Drift",
     "Execution",
     "Family",
     "FinetuneResult",
@@ -82,6 +86,7 @@ __all__ = [
     "advise",
     "apply_plan",
     "benchmark",
+    "compare_plans",
     "find_groups",
     "finetune",
     "import_model",
