@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from onnxprune.measure.accuracy import validate
     from onnxprune.measure.latency import benchmark
     from onnxprune.model.io import load, save
-    from onnxprune.pipeline import apply_plan, plan, prune, save_pruned
-    from onnxprune.plans import load_plan, save_plan
+    from onnxprune.pipeline import plan, prune, save_pruned
+    from onnxprune.plans import Drift, compare_plans, load_plan, save_plan
     from onnxprune.pruning import PruneResult
     from onnxprune.quantizing import QuantizeResult, quantize, save_quantized
+    from onnxprune.repruning import apply_plan
     from onnxprune.runtime.execution import Execution
     from onnxprune.scores.magnitude import score
     from onnxprune.survey import Sensitivity, measure_sensitivity
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Advice": "onnxprune.advice.run",
     "CompressResult": "onnxprune.compression.run",
+    "Drift": "onnxprune.plans",
     "Execution": "onnxprune.runtime.execution",
     "Family": "onnxprune.family",
     "FinetuneResult": "onnxprune.finetuning",
@@ -52,8 +54,9 @@ _HOMES = {
     "Tuning": "onnxprune.tuning",
     "advise": "onnxprune.advice.run",
     "compress": "onnxprune.compression.run",
-    "apply_plan": "onnxprune.pipeline",
+    "apply_plan": "onnxprune.repruning",
     "benchmark": "onnxprune.measure.latency",
+    "compare_plans": "onnxprune.plans",
     "find_groups": "onnxprune.analyze",
     "finetune": "onnxprune.finetuning",
     "import_model": "onnxprune.importers",
@@ -81,6 +84,7 @@ _HOMES = {
 __all__ = [
     "Advice",
     "CompressResult",
+    "Drift",
     "Execution",
     "Family",
     "FinetuneResult",
@@ -92,6 +96,7 @@ __all__ = [
     "apply_plan",
     "benchmark",
     "compress",
+    "compare_plans",
     "find_groups",
     "finetune",
     "import_model",

@@ -13,25 +13,15 @@ import onnx_ir as ir
 
 from onnxprune.calibration.activations import BATCH, LIMIT_BYTES
 from onnxprune.data import DataReader, Dataset
-from onnxprune.errors import PlanError, UsageError, VerificationError
-from onnxprune.model.digest import structure_digest
+from onnxprune.errors import UsageError, VerificationError
 from onnxprune.model.io import save
 from onnxprune.planning.latency.wish import TIME_LIMIT_SECONDS
-from onnxprune.planning.notes import unused_samples
-from onnxprune.planning.recipes import STRUCTURED
-from onnxprune.planning.watch import Watch
 from onnxprune.plans import save_plan
 from onnxprune.pruners import pruner_for
-from onnxprune.pruning import PruneResult, Repair
-from onnxprune.pruning_channels import apply_to_channels
-from onnxprune.pruning_layers import apply_to_layers
-from onnxprune.pruning_weights import apply_to_weights
-from onnxprune.types import Check, Plan, Report, Skipped
+from onnxprune.pruning import PruneResult
+from onnxprune.types import Check, Plan, Report
 from onnxprune.verification import verify
-from onnxprune.wishes import USUAL, prepared, running_of, samples_of
-
-#: What is said of a plan that was made while the model was tuned.
-_WHILE_TUNING = ("schedule", "rewound", "tuning")
+from onnxprune.wishes import prepared
 
 
 def prune(
@@ -176,71 +166,6 @@ def options_of_prune(model: ir.Model, options: Mapping[str, Any]) -> dict[str, A
         raise UsageError(f"{error}; the options are those of prune") from None
     bound.apply_defaults()
     return {name: value for name, value in bound.arguments.items() if name != "model"}
-
-
-def apply_plan(
-    model: ir.Model,
-    plan: Plan,
-    *,
-    data: Dataset | DataReader | str | Path | None = None,
-    recover: str | None = None,
-    batch: int = BATCH,
-    memory_limit: int = LIMIT_BYTES,
-    threads: int = 1,
-    progress: Callable[[float], None] | None = None,
-) -> PruneResult:
-    """Remove from a copy of a model what a plan says: the same model, or a re-trained one of the same graph.
-
-    Args:
-        model: not changed.
-        plan: from `prune` or `load_plan`.
-        data: real inputs for the proof, for models that do not run on random ones, and for the repair; see
-            `prune`.
-        recover: as for `prune`, in one round; by default what the plan was made with, where data is given.
-        batch: see `prune`.
-        memory_limit: see `prune`.
-        threads: see `prune`.
-        progress: called while the model is repaired, with the share that is done, in (0, 1].
-
-    Raises:
-        PlanError: the plan was made for another graph, or contradicts itself.
-        UsageError: a repair without data.
-        DataError: the data is damaged, or does not fit the model.
-        ProofError: the cut model differs from its exact twin.
-    """
-    watch = Watch(progress=progress, running=running_of(batch, memory_limit, threads))
-    samples = samples_of(data, model, plan.seed, plan.recipe.get("input_shapes"))
-    usual = plan.recipe.get("recover", "none")
-    wish = Repair(recover or (usual if samples is not None else "none"))
-    wish.check(samples, plan.pattern)
-    with watch.stage("match"):
-        digest = structure_digest(model)
-        if digest != plan.structure_digest:
-            raise PlanError(
-                f"the plan is for another graph (structure {plan.structure_digest[:12]}, this model has "
-                f"{digest[:12]}); apply needs the same export, weights may differ: prune anew instead"
-            )
-    if recover is None and wish.method != usual:
-        unrepaired = Skipped(
-            "repair", f"not repaired: the plan was made with --recover {usual}, which takes --data"
-        )
-        plan = replace(plan, skipped=(*plan.skipped, unrepaired))
-    if "tuning" in plan.recipe:
-        untuned = Skipped("tuning", "not tuned: the plan was made while the model was; finetune does it")
-        plan = replace(plan, skipped=(*plan.skipped, untuned))
-    notes = [note for note in unused_samples(model, samples) if note not in plan.skipped]
-    plan = replace(plan, skipped=(*plan.skipped, *notes))
-    if plan.masks and plan.recipe.get("score") == "obs" and wish.method == "none":
-        reason = "not adjusted: score 'obs' did that when the plan was made; --data and --recover repair"
-        plan = replace(plan, skipped=(*plan.skipped, Skipped("weights that stay", reason)))
-    recipe = {name: value for name, value in plan.recipe.items() if name not in (*USUAL, *_WHILE_TUNING)}
-    done = {} if wish.method == "none" else {"recover": wish.method}
-    plan = replace(plan, recipe={**recipe, **done})  # what was done to this model
-    if plan.pattern == "layers":
-        return apply_to_layers(model, plan, samples, wish, watch)
-    if plan.pattern in STRUCTURED:
-        return apply_to_channels(model, plan, samples, wish, watch)
-    return apply_to_weights(model, plan, samples, wish, watch)
 
 
 def save_pruned(

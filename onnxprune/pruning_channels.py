@@ -15,10 +15,11 @@ from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune
 from onnxprune.ops.kept import Kept
 from onnxprune.ops.sums import Sums
+from onnxprune.planning.again import channels_on, tell_names
+from onnxprune.planning.anew import channels_anew, scored_anew
 from onnxprune.planning.channels import Decision, decide, tell_importance
 from onnxprune.planning.gathering import analyze_for, gather
 from onnxprune.planning.latency.decide import decide_in_time, measure
-from onnxprune.planning.positions import check_groups
 from onnxprune.planning.recipes import DEAD, TARGET_LATENCY, budgets_of
 from onnxprune.planning.rounds import plan_more_channels, recipes_by_round
 from onnxprune.planning.watch import Watch
@@ -94,18 +95,27 @@ class ChannelPruner:
 
 
 def apply_to_channels(
-    model: ir.Model, plan: Plan, samples: Dataset | None, wish: Repair, watch: Watch
+    model: ir.Model, plan: Plan, samples: Dataset | None, wish: Repair, watch: Watch, *, refresh: bool = False
 ) -> PruneResult:
-    """Remove the channels of a plan.
+    """Remove the channels of a plan, or as many others, chosen anew.
 
     Raises:
-        PlanError: the model has other groups.
+        PlanError: the model has another graph, or other groups.
+        UsageError, DataError: the plan's score lacks what it is measured on.
     """
-    with watch.stage("analyze"):
-        analysis = analyze_for({**plan.recipe, "pattern": plan.pattern}, model)
-    check_groups(analysis, plan)
-    with watch.stage("find constants"):
-        sums = Sums(analysis.model.graph, analysis.channels)
+    if refresh:
+        gathered = gather(model, scored_anew(plan), samples, plan.seed, watch)
+        analysis, sums = gathered.analysis, gathered.sums
+    else:
+        with watch.stage("analyze"):
+            analysis = analyze_for({**plan.recipe, "pattern": plan.pattern}, model)
+        with watch.stage("find constants"):
+            sums = Sums(analysis.model.graph, analysis.channels)
+    with watch.stage("match"):
+        plan, names = channels_on(analysis, plan)
+    tell_names(watch, names)
+    if refresh:
+        plan = channels_anew(gathered, plan)
     removed = plan.removed
     state = _Cutting(plan.seed, samples, wish, watch)
     pruned = state.repair(analysis, plan, state.cut(analysis, sums, removed))

@@ -11,6 +11,8 @@ import onnx_ir as ir
 
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, UsageError
+from onnxprune.planning.again import layers_on, tell_names
+from onnxprune.planning.anew import layers_anew
 from onnxprune.planning.layers import Layers, decide_layers, find_layers, gather_layers, planned_branches
 from onnxprune.planning.recipes import TARGETS, share_of
 from onnxprune.planning.rounds import recipes_by_round
@@ -70,11 +72,26 @@ class LayerPruner:
 
 
 def apply_to_layers(
-    model: ir.Model, plan: Plan, samples: Dataset | None, wish: Repair, watch: Watch
+    model: ir.Model, plan: Plan, samples: Dataset | None, wish: Repair, watch: Watch, *, refresh: bool = False
 ) -> PruneResult:
-    """Remove the residual branches of a plan."""
-    with watch.stage("find branches"):
-        layers = find_layers(model, plan.recipe.get("input_shapes"))
+    """Remove the residual branches of a plan, or as many others of each kind, chosen anew.
+
+    Raises:
+        PlanError: the model has another graph, or other branches.
+        UsageError, DataError: the plan's score lacks what it is measured on.
+    """
+    if refresh:
+        recipe = {**plan.recipe, "pattern": plan.pattern}
+        gathered = gather_layers(model, recipe, samples, plan.seed, watch)
+        layers = gathered.layers
+    else:
+        with watch.stage("find branches"):
+            layers = find_layers(model, plan.recipe.get("input_shapes"))
+    with watch.stage("match"):
+        plan, names = layers_on(layers, plan)
+    tell_names(watch, names)
+    if refresh:
+        plan = layers_anew(gathered, plan)
     removal = _Removal(samples, wish, plan.seed, watch)
     removal.remove(plan, layers, 1)
     return removal.result(plan.recipe)

@@ -12,6 +12,8 @@ import onnx_ir as ir
 from onnxprune.data import Dataset
 from onnxprune.model.copies import copy_of
 from onnxprune.model.prepare import name_nodes
+from onnxprune.planning.again import masks_on, tell_names
+from onnxprune.planning.anew import masks_anew
 from onnxprune.planning.masks import GatheredWeights, decide_masks, gather_weights
 from onnxprune.planning.rounds import recipes_by_round
 from onnxprune.planning.watch import Watch
@@ -68,12 +70,23 @@ class WeightPruner:
 
 
 def apply_to_weights(
-    model: ir.Model, plan: Plan, samples: Dataset | None, wish: Repair, watch: Watch
+    model: ir.Model, plan: Plan, samples: Dataset | None, wish: Repair, watch: Watch, *, refresh: bool = False
 ) -> PruneResult:
-    """Set the weights of a plan to zero."""
+    """Set the weights of a plan to zero, or as many others of each tensor, chosen anew.
+
+    Raises:
+        PlanError: the model has another graph, or other shapes.
+        UsageError, DataError: the plan's score lacks what it is measured on.
+    """
+    with watch.stage("match"):
+        plan, names = masks_on(model, plan)
+    tell_names(watch, names)
     original = _named(model) if wish.method != "none" else model
     repairs = Repairs(wish, Trials(plan.seed, samples), watch)
-    masked = _mask(original, original, plan, {}, repairs)
+    weights: Mapping[str, npt.NDArray[Any]] = {}
+    if refresh:
+        plan, weights = masks_anew(original, plan, samples, watch, model)
+    masked = _mask(original, original, plan, weights, repairs)
     return PruneResult(masked, plan, repairs.report(plan))
 
 

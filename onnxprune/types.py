@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.outlines import Outline
+
 IntArray: TypeAlias = npt.NDArray[np.int32]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
@@ -365,6 +367,9 @@ class Plan:
         seed: of every random choice.
         versions: of the packages that matter.
         skipped: weights and groups that were left alone, with reasons.
+        graph: what stands where in the graph that the names belong to: the prepared working copy, or where
+            weights become zero the model with every constant as an initializer. None in plans of earlier
+            versions, which apply only where all names are the same.
     """
 
     pattern: str
@@ -377,6 +382,7 @@ class Plan:
     seed: int
     versions: Mapping[str, str]
     skipped: tuple[Skipped, ...] = ()
+    graph: Outline | None = None
 
     @property
     def removed(self) -> dict[str, IntArray]:

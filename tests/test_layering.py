@@ -15,8 +15,8 @@ SOURCES = {"onnxprune": ROOT / "onnxprune", "onnxprune_cli": ROOT / "cli"}
 #: only the stages (the widest layer) do not import each other.
 LAYERS = (
     ("errors",),
-    ("cholesky", "data", "machine", "messages", "npz", "patterns", "record", "registry", "resident",
-     "schedule", "types", "user_code"),
+    ("cholesky", "data", "machine", "messages", "npz", "outlines", "patterns", "record", "registry",
+     "resident", "schedule", "types", "user_code"),
     ("model",),
     ("ops",),
     ("calibration", "cost", "executor", "feeds", "parts", "result_cache", "runtime"),
@@ -29,7 +29,7 @@ LAYERS = (
     ("pruners", "wishes"),
     ("gradual",),
     ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "pipeline", "quantizing",
-     "survey"),
+     "repruning", "survey"),
     ("advice", "gates"),
     ("recipe",),
     ("compression",),

@@ -39,6 +39,7 @@ def choose_branches(
     limits: Limits,
     *,
     amount: float | None = None,
+    counts: Mapping[str, int] | None = None,
     budgets: Sequence[Budget] = (),
     cost: Callable[[Sequence[int], Metric], float] | None = None,
     why_not: Callable[[Sequence[int]], str | None] = lambda _: None,
@@ -50,6 +51,7 @@ def choose_branches(
         scores: float64 [branch], higher is kept longer.
         limits: see `Limits`.
         amount: share of the branches to remove, in [0, 1).
+        counts: how many branches go by kind, instead of an amount or budgets.
         budgets: keep at most these shares of metrics, instead of an amount. Branches then go in order of
             their score per share that they take of what is to be saved.
         cost: the share of a metric that is left once branches (by number) are removed.
@@ -62,11 +64,14 @@ def choose_branches(
         UsageError: neither or both of amount and budgets, a value out of range, an unknown scope.
         LimitMissed: no choice within the limits meets the budgets; the message says what was reached.
     """
-    check_wishes(amount, budgets, limits.scope, SCOPES, limits.floor, "kind")
+    if counts is None:
+        check_wishes(amount, budgets, limits.scope, SCOPES, limits.floor, "kind")
     reasons = _protected(branches, limits.protect)
     open_ = [number for number in range(len(branches)) if number not in reasons]
     room = _Room([branch.kind for branch in branches], limits.floor, why_not)
-    if amount is not None:
+    if counts is not None:
+        removed = _by_count(open_, scores, room, counts)
+    elif amount is not None:
         removed = _by_amount(open_, scores, room, amount, limits.scope)
     elif cost is not None:
         removed, missed = _meet(open_, scores, room, budgets, cost)
@@ -114,6 +119,18 @@ class _Room:
         self.left[kind] -= 1
         self.gone.append(number)
         return True
+
+
+def _by_count(
+    numbers: Sequence[int], scores: FloatArray, room: _Room, counts: Mapping[str, int]
+) -> list[int]:
+    """Take so many branches of each kind, as far as the limits let them go."""
+    left = dict(counts)
+    for number in sorted(numbers, key=scores.__getitem__):  # ties go in order of the graph
+        kind = room.kinds[number]
+        if left.get(kind, 0) and room.take(number):
+            left[kind] -= 1
+    return room.gone
 
 
 def _by_amount(

@@ -82,6 +82,36 @@ def choose_channels(
     )
 
 
+def choose_again(
+    groups: Sequence[ChannelGroup],
+    scores: Scores,
+    options: Options,
+    counts: Mapping[str, int],
+    *,
+    first: Mapping[str, BoolArray],
+    last: Mapping[str, BoolArray],
+) -> dict[str, IntArray | str]:
+    """Choose so many channels of each group, the least important ones, whatever else would be chosen.
+
+    Args:
+        groups: all groups of the model.
+        scores: of the groups that are not frozen.
+        options: of which floor and alignment play no part.
+        counts: how many channels go, by the names of groups that lose any.
+        first: as for `choose_channels`.
+        last: as for `choose_channels`.
+
+    Returns:
+        int32 channel numbers by group name, or the reason why a group's channels can't be chosen.
+    """
+    found: dict[str, IntArray | str] = {}
+    reasons = {group.name: reason_to_skip(group, options) for group in groups}
+    able = [group for group in groups if group.name in counts and reasons[group.name] is None]
+    for ranked in rank(able, scores, options, first, last, {}, {}):
+        found[ranked.name] = np.sort(ranked.order[: counts[ranked.name]])
+    return {**{name: str(reasons[name]) for name in counts if name not in found}, **found}
+
+
 def share_kept(
     groups: Sequence[ChannelGroup],
     scores: Scores,

@@ -95,14 +95,16 @@ def structure_digest(model: ir.Model) -> str:
             return known
         numbers[value] = len(numbers)
         if value.is_initializer() and value.const_value is not None:
-            return numbers[value], _describe(value.const_value)
+            return numbers[value], describe_tensor(value.const_value)
         return numbers[value]
 
     lines: list[str] = []
     for body in bodies(model):
         if isinstance(body, ir.Function):
             lines.append(repr(("function", body.identifier(), sorted(body.opset_imports.items()))))
-            lines += [repr((name, _attribute(default))) for name, default in sorted(body.attributes.items())]
+            lines += [
+                repr((name, describe_attribute(default))) for name, default in sorted(body.attributes.items())
+            ]
         elif body is model.graph:
             lines.append(repr(("graph", sorted(body.opset_imports.items()))))
             lines += [_interface(value) for value in (*body.inputs, *body.outputs)]
@@ -113,7 +115,9 @@ def structure_digest(model: ir.Model) -> str:
             attributes = [
                 (
                     name,
-                    "numbers" if _is_constant(node) and name in _FLOAT_CONSTANTS else _attribute(attribute),
+                    "numbers"
+                    if _is_constant(node) and name in _FLOAT_CONSTANTS
+                    else describe_attribute(attribute),
                 )
                 for name, attribute in sorted(node.attributes.items())
             ]
@@ -156,7 +160,7 @@ def _dims(shape: Any) -> tuple[int | str, ...]:
     return tuple(dim if isinstance(dim, int) else str(dim.value) for dim in shape)
 
 
-def _describe(tensor: ir.TensorProtocol) -> object:
+def describe_tensor(tensor: ir.TensorProtocol) -> tuple[object, ...]:
     """Return type, shape and, for what looks like a shape, the contents of a tensor."""
     dims = _dims(tensor.shape)
     if tensor.dtype == ir.DataType.INT64 and len(dims) <= 1 and tensor.size <= _SHAPE_ELEMENTS:
@@ -164,7 +168,7 @@ def _describe(tensor: ir.TensorProtocol) -> object:
     return int(tensor.dtype), dims
 
 
-def _attribute(attribute: ir.Attr) -> object:
+def describe_attribute(attribute: ir.Attr) -> object:
     """Return what an attribute says, without the contents of tensors; graphs are described on their own."""
     if attribute.is_ref():
         return attribute.type.name, attribute.ref_attr_name
@@ -172,9 +176,9 @@ def _attribute(attribute: ir.Attr) -> object:
     if attribute.value is None:
         return kind.name
     if kind == ir.AttributeType.TENSOR:
-        return _describe(attribute.as_tensor())
+        return describe_tensor(attribute.as_tensor())
     if kind == ir.AttributeType.TENSORS:
-        return [_describe(tensor) for tensor in attribute.as_tensors()]
+        return [describe_tensor(tensor) for tensor in attribute.as_tensors()]
     if kind in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
         return kind.name
     if kind in (ir.AttributeType.TYPE_PROTO, ir.AttributeType.TYPE_PROTOS):

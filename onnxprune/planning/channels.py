@@ -103,6 +103,7 @@ def decide(
         seed=gathered.seed,
         versions=versions(),
         skipped=(*_skipped(choices), *notes, *gathered.notes),
+        graph=gathered.graph,
     )
     return Decision(plan, gathered, importance_of(gathered, removed) if candidates.scores.channels else None)
 

@@ -16,8 +16,10 @@ from onnxprune.analyze import Analysis, analyze
 from onnxprune.cost import cost_of
 from onnxprune.data import Dataset
 from onnxprune.model.digest import structure_digest, weights_digest
+from onnxprune.model.outline import outline_of
 from onnxprune.model.prepare import prepare
 from onnxprune.ops.sums import Sums
+from onnxprune.outlines import Outline
 from onnxprune.planning.channel_trials import Candidates, measure_channels, without_unmeasured
 from onnxprune.planning.curves import AMOUNTS, Measured, Setting, curve_rows
 from onnxprune.planning.earlier import earlier_model
@@ -48,6 +50,7 @@ class Gathered:
         curves: what each group costs alone, where the scope goes by it.
         whole: cost of the model.
         already: int32 channel numbers by group name: what is masked already, which counts, and stays gone.
+        graph: outline of the prepared copy, where all names of groups stand.
         structure_digest: of the model that was given.
         weights_digest: of the same.
         notes: what is to be said beside every plan.
@@ -61,6 +64,7 @@ class Gathered:
     curves: Mapping[str, Curve] | None
     whole: Cost
     already: Mapping[str, IntArray]
+    graph: Outline
     structure_digest: str
     weights_digest: str
     notes: tuple[Skipped, ...]
@@ -126,6 +130,7 @@ def gather(
         curves=None if measured is None else measured.curves,
         whole=cost_of(analysis.model.graph, analysis.channels),
         already=gone or {},
+        graph=outline_of(analysis.model.graph),
         structure_digest=structure,
         weights_digest=weights,
         notes=notes,

@@ -18,6 +18,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, PlanError
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.functions import without_functions
+from onnxprune.model.outline import outline_of
 from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.channels import Channels
@@ -131,12 +132,15 @@ def gather_layers(
     return GatheredLayers(layers, scores, structure, weights, notes, seed, watch)
 
 
-def decide_layers(gathered: GatheredLayers, recipe: Mapping[str, Any]) -> Plan:
+def decide_layers(
+    gathered: GatheredLayers, recipe: Mapping[str, Any], counts: Mapping[str, int] | None = None
+) -> Plan:
     """Choose the residual branches that go.
 
     Args:
         gathered: from `gather_layers`; it serves any number of decisions.
         recipe: as it was gathered for, with the amount or targets of this decision.
+        counts: how many branches of each kind go, in place of the amount or targets.
 
     Raises:
         UsageError, NothingToPrune, LimitMissed: as `onnxprune.prune`.
@@ -150,6 +154,7 @@ def decide_layers(gathered: GatheredLayers, recipe: Mapping[str, Any]) -> Plan:
             scores,
             limits,
             amount=recipe.get("amount"),
+            counts=counts,
             budgets=budgets_of(recipe),
             cost=trial.share_left,
             why_not=trial.why_not,
@@ -169,6 +174,7 @@ def decide_layers(gathered: GatheredLayers, recipe: Mapping[str, Any]) -> Plan:
         seed=gathered.seed,
         versions=versions(),
         skipped=(*_skipped(layers, removed, stay, recipe), *gathered.notes),
+        graph=outline_of(layers.model.graph),
     )
 
 

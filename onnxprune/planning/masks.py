@@ -16,10 +16,12 @@ from onnxprune.cost import cost_of
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
-from onnxprune.model.prepare import prepare
+from onnxprune.model.outline import outline_of
+from onnxprune.model.prepare import prepare, written_out
 from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.ops.channels import Channels
 from onnxprune.ops.weights import find_weights
+from onnxprune.outlines import Outline
 from onnxprune.patterns import parse_pattern
 from onnxprune.planning.curves import AMOUNTS, Measured, Setting, curve_rows
 from onnxprune.planning.earlier import check_earlier, earlier_model
@@ -56,7 +58,8 @@ class GatheredWeights:
         measured: what each tensor costs alone, where the scope goes by it.
         gone: what is zero already, by tensor name: it counts, and stays gone.
         cost: of the model.
-        structure_digest: of the model that plans are for.
+        graph: outline of the model that plans are for.
+        structure_digest: of the same.
         weights_digest: of the same.
         unreachable: what can't become zero, with reasons.
         data: what scores are measured on.
@@ -70,6 +73,7 @@ class GatheredWeights:
     measured: Measured | None
     gone: Mapping[str, Mask]
     cost: Cost
+    graph: Outline
     structure_digest: str
     weights_digest: str
     unreachable: Sequence[Skipped]
@@ -130,6 +134,7 @@ def gather_weights(
             measured=measured,
             gone=gone or {},
             cost=_cost(model, recipe.get("input_shapes")),
+            graph=outline_of(written_out(given or model).graph),
             structure_digest=structure_digest(given or model),
             weights_digest=weights_digest(given or model),
             unreachable=[*unreachable, *spared],
@@ -139,7 +144,9 @@ def gather_weights(
         )
 
 
-def decide_masks(gathered: GatheredWeights, recipe: Mapping[str, Any]) -> tuple[Plan, Mapping[str, Array]]:
+def decide_masks(
+    gathered: GatheredWeights, recipe: Mapping[str, Any], shares: Mapping[str, float] | None = None
+) -> tuple[Plan, Mapping[str, Array]]:
     """Choose the weights that become zero.
 
     A score that is measured on data may weigh a dead input as little as a weight that is gone; then a little
@@ -148,6 +155,7 @@ def decide_masks(gathered: GatheredWeights, recipe: Mapping[str, Any]) -> tuple[
     Args:
         gathered: from `gather_weights`; it serves any number of decisions.
         recipe: as it was gathered for, with the amount of this decision.
+        shares: what single tensors give, where that is known; the scope then decides nothing.
 
     Returns:
         The plan, and what masked tensors hold instead of their weights, by name, where the score makes the
@@ -159,7 +167,8 @@ def decide_masks(gathered: GatheredWeights, recipe: Mapping[str, Any]) -> tuple[
     """
     model, data, watch, measured = gathered.model, gathered.data, gathered.watch, gathered.measured
     with watch.stage("choose masks"):
-        shares = None if measured is None else share_out(measured.curves, recipe["amount"])
+        if shares is None and measured is not None:
+            shares = share_out(measured.curves, recipe["amount"])
         found = masks_for(
             model, gathered.uses, recipe, data, gathered.seed,
             ranking=gathered.ranking, shares=shares, gone=gathered.gone,
@@ -190,6 +199,7 @@ def decide_masks(gathered: GatheredWeights, recipe: Mapping[str, Any]) -> tuple[
         seed=gathered.seed,
         versions=versions(),
         skipped=skipped,
+        graph=gathered.graph,
     )
     return plan, found.weights
 

@@ -1,4 +1,7 @@
-"""Plans on disk: ``NAME.plan/plan.json``, which people and diffs can read, and ``masks.safetensors``.
+"""Plans on disk: a folder ``NAME.plan``, of which people and diffs can read all but the masks.
+
+What is decided stands in ``plan.json``, masks in ``masks.safetensors``, the outline of the graph, by which a
+plan finds its place in a model with other names, in ``graph.json``.
 
 ``plan.json`` lists for every member of every group the tensor, the axis and the removed positions, so that a
 third party can audit a cut without onnxprune. A folder is written beside its place and moved there whole.
@@ -12,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -21,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onnxprune.errors import OutputError, PlanError
 from onnxprune.messages import one_line
+from onnxprune.outlines import Outline
+from onnxprune.plans import graph_file
 from onnxprune.types import (
     BranchKind,
     Cost,
@@ -90,6 +95,9 @@ class _Cost(_Strict):
     size_bytes: int
 
 
+_Kind = TypeVar("_Kind", "_File", graph_file.GraphFile)
+
+
 class _File(_Strict):
     schema_number: int = Field(alias="schema")
     pattern: str
@@ -125,6 +133,8 @@ def save_plan(plan: Plan, folder: str | Path) -> Path:
         if plan.masks:
             masks = {name: mask.bits for name, mask in plan.masks.items()}
             _write(scratch / "masks.safetensors", safetensors.numpy.save(masks))
+        if plan.graph is not None:
+            _write(scratch / "graph.json", graph_file.to_text(plan.graph).encode())
         scratch.chmod(0o777 & ~_umask())
         _replace_folder(scratch, target)
     except OSError as error:
@@ -142,24 +152,7 @@ def load_plan(folder: str | Path) -> Plan:
     """
     source = Path(folder)
     path = source / "plan.json"
-    try:
-        if path.stat().st_size > _LARGEST_JSON_BYTES:
-            raise PlanError(f"{path}: is larger than any plan; is it the right file?")
-        file = _File.model_validate(_parse(path.read_bytes()))
-    except OSError as error:
-        raise PlanError(
-            f"{path}: cannot be read ({error.strerror}); a plan is a folder that prune wrote"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        if not isinstance(error, ValidationError):
-            raise PlanError(f"{path}: is no JSON: {one_line(error)}") from None
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise PlanError(f"{path}: {where}: {first['msg']}") from None
-    if file.schema_number != SCHEMA:
-        raise PlanError(
-            f"{path}: has schema {file.schema_number}, this version reads {SCHEMA}; make the plan anew"
-        )
+    file = _read(path, _File, SCHEMA)
     if not {"before", "after"} <= file.predicted.keys():
         raise PlanError(f"{path}: predicted: needs before and after")
     return Plan(
@@ -173,7 +166,40 @@ def load_plan(folder: str | Path) -> Plan:
         seed=file.seed,
         versions=file.versions,
         skipped=tuple(Skipped(entry.name, entry.reason) for entry in file.skipped),
+        graph=_load_graph(source / "graph.json"),
     )
+
+
+def _load_graph(path: Path) -> Outline | None:
+    """Return the outline of the graph, None where an earlier version wrote the plan."""
+    return _read(path, graph_file.GraphFile, graph_file.SCHEMA).outline() if path.exists() else None
+
+
+def _read(path: Path, kind: type[_Kind], schema: int) -> _Kind:
+    """Read a JSON document of a plan.
+
+    Raises:
+        PlanError: it is missing, damaged, or of another schema; the message names the key.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_JSON_BYTES:
+            raise PlanError(f"{path}: is larger than any plan; is it the right file?")
+        file = kind.model_validate(_parse(path.read_bytes()))
+    except OSError as error:
+        raise PlanError(
+            f"{path}: cannot be read ({error.strerror}); a plan is a folder that prune wrote"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, ValidationError):
+            raise PlanError(f"{path}: is no JSON: {one_line(error)}") from None
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise PlanError(f"{path}: {where}: {first['msg']}") from None
+    if file.schema_number != schema:
+        raise PlanError(
+            f"{path}: has schema {file.schema_number}, this version reads {schema}; make the plan anew"
+        )
+    return file
 
 
 def _parse(contents: bytes) -> Any:
