@@ -1,8 +1,8 @@
 """A pass for Microsoft Olive: prune, prove and verify between Olive's own passes.
 
-Olive imports this module by the path that a package configuration gives; ``python -m onnxprune.integrations.olive
-packages.json`` writes that file, with everything that Olive itself knows. Nothing else imports this module, because
-it needs ``olive``.
+Olive imports this module by the path that a package configuration gives, and
+``python -m onnxprune.integrations.olive packages.json`` writes that file, with everything that Olive itself
+knows. Nothing else imports this module, because it needs ``olive``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from importlib import metadata
 from inspect import signature
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from olive.data.config import DataConfig
 from olive.exception import OlivePassError
@@ -37,11 +37,11 @@ OPTIONS: dict[str, Any] = {
     "target_macs": float,
     "target_params": float,
     "target_size": float,
-    "target_latency": Union[float, str],
+    "target_latency": float | str,
     "score": str,
     "before": str,
     "scope": str,
-    "align": Union[int, str],
+    "align": int | str,
     "protect": list[str],
     "allow_inexact": bool,
     "floor": float,
@@ -71,16 +71,16 @@ _STORAGE = {
 class OnnxPrune(Pass):  # type: ignore[misc] # untyped where olive is not installed
     """Prune an ONNX model; the result is proved and verified, and has its plan and report beside it.
 
-    The options are those of `onnxprune.prune`. ``data_config`` takes the place of ``data``: its samples come without
-    labels, as Olive's calibration has them.
+    The options are those of `onnxprune.prune`. ``data_config`` takes the place of ``data``: its samples come
+    without labels, as Olive's calibration has them.
 
-    What can't be done ends the workflow: Olive ends at a `ValueError`, while it passes over most other errors and
-    then ends well without a model. With ``may_fail``, a target that can't be met is an `OlivePassError`, which ends
-    the point of a search only.
+    What can't be done ends the workflow: Olive ends at a `ValueError`, while it passes over most other errors
+    and then ends well without a model. With ``may_fail``, a target that can't be met is an `OlivePassError`,
+    which ends the point of a search only.
     """
 
     @classmethod
-    def _default_config(cls, accelerator_spec: Any) -> dict[str, PassConfigParam]:
+    def _default_config(cls, accelerator_spec: Any) -> dict[str, PassConfigParam]:  # noqa: ARG003 # Olive's
         usual = {name: parameter.default for name, parameter in signature(prune).parameters.items()}
         config = {
             name: PassConfigParam(
@@ -91,7 +91,7 @@ class OnnxPrune(Pass):  # type: ignore[misc] # untyped where olive is not instal
             for name, type_ in OPTIONS.items()
         }
         config["data_config"] = PassConfigParam(
-            type_=Union[DataConfig, dict], default_value=None, description="Samples, in place of data."
+            type_=DataConfig | dict, default_value=None, description="Samples, in place of data."
         )
         for name, description in _STORAGE.items():
             config[name] = PassConfigParam(type_=bool, default_value=None, description=description)
@@ -129,9 +129,7 @@ class OnnxPrune(Pass):  # type: ignore[misc] # untyped where olive is not instal
             raise (OlivePassError if passed_over else ValueError)(str(error)) from error
 
 
-def _pruned(
-    model: Any, given: dict[str, Any], data_config: Any, output_model_path: str
-) -> ONNXModelHandler:
+def _pruned(model: Any, given: dict[str, Any], data_config: Any, output_model_path: str) -> ONNXModelHandler:
     """Prune, prove, write and verify; return a handler of the file, its plan and its report beside it."""
     if not isinstance(model, ONNXModelHandler):
         raise ModelError(f"OnnxPrune takes ONNX models, not {type(model).__name__}: convert it first")

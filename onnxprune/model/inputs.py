@@ -133,7 +133,7 @@ def _channels(inputs: Sequence[ir.Value]) -> dict[str, int]:
             tensor = None if weight is None else stored_tensor(weight)
             symbol = symbol_of(value, 1) if value.shape is not None and len(value.shape) > 1 else None
             if tensor is not None and symbol is not None:
-                sizes[symbol] = int(tensor.shape[1]) * node.attributes.get_int("group", 1)
+                sizes[symbol] = tensor.shape.numpy()[1] * node.attributes.get_int("group", 1)
     return sizes
 
 
