@@ -32,7 +32,7 @@ LAYERS = (
      "repruning", "survey"),
     ("advice", "gates"),
     ("recipe",),
-    ("compression",),
+    ("compression", "integrations"),
     ("onnxprune",),  # the public API
     ("onnxprune_cli",),
 )  # fmt: skip
@@ -47,6 +47,7 @@ CONFINED = {
     "click": ("onnxprune_cli",),
     "rich": ("onnxprune_cli", "report"),
     "matplotlib": ("report",),
+    "olive": ("integrations.olive",),
     "pydantic": ("gates", "plans", "recipe", "record"),
 }
 
@@ -128,6 +129,8 @@ def test_every_part_has_its_layer():
         ("onnxprune.tuning.loop", "from onnxprune.scores import magnitude"),
         ("onnxprune.pruning", "from onnxprune.gradual import prune_gradually"),
         ("onnxprune.pipeline", "import click"),
+        ("onnxprune.pipeline", "from olive.passes import Pass"),
+        ("onnxprune.pipeline", "from onnxprune.integrations import olive"),
     ],
 )
 def test_a_forbidden_import_is_seen(module, text):

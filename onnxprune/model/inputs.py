@@ -8,6 +8,7 @@ from itertools import product
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.model.stored import stored_tensor
 
 #: Sizes tried for symbolic axes, in this order.
 _BATCHES = (2, 1)
@@ -60,13 +61,14 @@ def candidate_shapes(
             )
     seen = set()
     for sequence, batch, spatial in product(_SEQUENCES, _BATCHES, _SPATIAL):
-        sizes: dict[str, int] = {}  # the same symbol has the same size everywhere
-        chosen = {
-            str(value.name): _concrete_shape(
-                value, overrides.get(str(value.name)), (batch, spatial, sequence), sizes
-            )
-            for value in inputs
-        }
+        sizes = _channels(inputs)  # the same symbol has the same size everywhere
+        for _ in range(2):  # a sum of symbols may stand before them: a mask before the cache it covers
+            chosen = {
+                str(value.name): _concrete_shape(
+                    value, overrides.get(str(value.name)), (batch, spatial, sequence), sizes
+                )
+                for value in inputs
+            }
         key = tuple(chosen.items())
         if key not in seen:
             seen.add(key)
@@ -104,8 +106,35 @@ def _concrete_shape(
         else:
             size = spatial if len(value.shape) >= 4 else sequence
         symbol = symbol_of(value, axis)
-        shape.append(sizes.setdefault(symbol, size) if symbol is not None and override is None else size)
+        if symbol is not None and override is None:
+            summed = _sum(symbol, sizes)
+            size = sizes.setdefault(symbol, size) if summed is None else summed
+        shape.append(size)
     return tuple(shape)
+
+
+def _sum(symbol: str, sizes: Mapping[str, int]) -> int | None:
+    """Return the size of an axis that is named as a sum, such as ``past + new``; None if it is not."""
+    parts = [part.strip() for part in symbol.split("+")]
+    terms = [int(part) if part.isdecimal() else sizes.get(part) for part in parts]
+    if len(parts) == 1 or None in terms:
+        return None
+    return sum(term for term in terms if term is not None)
+
+
+def _channels(inputs: Sequence[ir.Value]) -> dict[str, int]:
+    """Return the sizes of symbolic channel axes that convolutions of stored weights take, by symbol."""
+    sizes = {}
+    for value in inputs:
+        for node, position in value.uses():
+            if node.op_type != "Conv" or node.domain not in ("", "ai.onnx") or position != 0:
+                continue
+            weight = node.inputs[1]
+            tensor = None if weight is None else stored_tensor(weight)
+            symbol = symbol_of(value, 1) if value.shape is not None and len(value.shape) > 1 else None
+            if tensor is not None and symbol is not None:
+                sizes[symbol] = tensor.shape.numpy()[1] * node.attributes.get_int("group", 1)
+    return sizes
 
 
 def symbol_of(value: ir.Value, axis: int) -> str | None:

@@ -67,6 +67,25 @@ def test_the_same_symbol_has_the_same_size_everywhere() -> None:
     assert shapes["x"] == shapes["z"]
 
 
+def test_an_axis_named_as_a_sum_has_the_size_of_its_parts() -> None:
+    """A mask over what a cache holds and what is new, as exporters of decoders name it."""
+    model = graph(
+        "a = Concat<axis = 1>(p, x) y = Add(a, m)",
+        inputs="float[N,all] m, float[N,new] x, float[N,past] p",
+    )
+    model.graph.inputs[0].shape = ir.Shape(["N", "past + new"])  # ONNX text has no such names
+    shapes = input_shapes(model)
+    assert shapes["m"][1] == shapes["x"][1] + shapes["p"][1]
+
+
+def test_a_convolution_says_how_many_channels_an_input_has() -> None:
+    model = graph(
+        "y = Conv<group = 2>(x, w)", inputs="float[N,channels,H,W] x", constants={"w": (8, 5, 2, 2)}
+    )
+    assert input_shapes(model)["x"][1] == 10
+    assert not concretise(model).dims[model.graph.inputs[0]][1].is_constant
+
+
 def test_axes_without_names_are_symbolic_too() -> None:
     model = graph("y = Relu(x)", inputs="float[?,3] x")
     shapes = concretise(model)
