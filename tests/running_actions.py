@@ -1,4 +1,4 @@
-"""Runs a composite action of GitHub as its runner would: step by step, in bash, with an environment made for it."""
+"""Runs a composite action of GitHub as its runner would: step by step, in bash, in a prepared environment."""
 
 from __future__ import annotations
 
