@@ -134,9 +134,8 @@ def run(folder: Path, *training: str) -> list[Row]:
         shutil.copyfile(HERE / name, folder / name)
 
     first, _ = compress(folder, "the recipe", "recipe.toml", expected=0)
-    accepted = digests(folder)
-
     again, _ = compress(folder, "once more", "recipe.toml", expected=0)
+    accepted = digests(folder)
     if again.reused != "2 of 2":
         raise Wrong(f"once more: {again.reused} stages were reused, though nothing had changed")
 
@@ -147,9 +146,8 @@ def run(folder: Path, *training: str) -> list[Row]:
         raise Wrong(f"a gate tightened: the gate is not named in {said.splitlines()[-1]!r}")
     if not (folder / "small.rejected.onnx").exists():
         raise Wrong("a gate tightened: the model was not kept aside")
-    changed = [
-        name for name in ("small.onnx", "small.plan/plan.json") if digests(folder)[name] != accepted[name]
-    ]
+    now = digests(folder)
+    changed = [name for name in ACCEPTED if now[name] != accepted[name]]
     if changed:
         raise Wrong(f"a gate tightened: what had been accepted has changed: {', '.join(changed)}")
 
