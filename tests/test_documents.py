@@ -36,6 +36,7 @@ DOCUMENTS = {
         ".",
         "docs",
         "samples",
+        "samples/ci",
         "samples/digits",
         "samples/gradual",
         "samples/text-direction",
