@@ -17,10 +17,11 @@ from onnxprune.compression.told import Told
 from onnxprune.cost import cost_of
 from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.model.io import load
-from onnxprune.pipeline import apply_plan, prune
+from onnxprune.pipeline import prune
 from onnxprune.plans import load_plan
 from onnxprune.recipe.load import load_recipe
 from onnxprune.recipe.schema import Apply, Prune, Quantize, Stage
+from onnxprune.repruning import apply_plan
 from onnxprune.types import Cost, Report
 
 #: Bytes of one weight in each form of numbers.

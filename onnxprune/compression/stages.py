@@ -15,11 +15,12 @@ from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.finetuning import finetune, save_finetuned
 from onnxprune.gradual_pipeline import prune_gradually
 from onnxprune.model.io import load, model_files
-from onnxprune.pipeline import apply_plan, prune, save_pruned
+from onnxprune.pipeline import prune, save_pruned
 from onnxprune.plans import load_plan
 from onnxprune.pruning import PruneResult
 from onnxprune.quantizing import quantize, save_quantized
 from onnxprune.recipe.schema import Apply, Finetune, GradualOptions, Prune, Quantize, Recipe, Stage
+from onnxprune.repruning import apply_plan
 from onnxprune.tuning import Tuning
 from onnxprune.types import Report, Skipped
 
@@ -228,6 +229,8 @@ def _apply(task: Task, options: Apply) -> Report | None:
         data=task.job.samples(options.data),
         recover=options.recover,
         refresh=options.refresh,
+        reallocate=options.reallocate,
+        max_drift=options.max_drift,
         progress=task.job.share,
         **task.running,
     )

@@ -257,7 +257,11 @@ class Apply(_Stage):
 
     kind: Literal["apply"]
     plan: RecipePath = Field(description="folder of the plan")
-    refresh: bool = Field(False, description="score anew, within the same budget")
+    refresh: bool = Field(
+        False, description="score anew: the same numbers of channels, perhaps others of them"
+    )
+    reallocate: bool = Field(False, description="decide anew by the plan's recipe, how many go where as well")
+    max_drift: float | None = Field(None, ge=0, le=1, description="most of what goes that may have moved")
     data: Source | None = Field(None, description="samples, in place of data.calibration")
     recover: Literal["none", "bias", "statistics", "reconstruct"] | None = Field(
         None, description="repair; by default what the plan was made with"
