@@ -13,6 +13,7 @@ from onnxprune.compression.stages import (
     MODEL_FILE,
     PLAN_FOLDER,
     Job,
+    Start,
     Task,
     depends_on,
     digest_of,
@@ -20,6 +21,7 @@ from onnxprune.compression.stages import (
     run_stage,
 )
 from onnxprune.errors import NothingToPrune
+from onnxprune.plans import load_plan
 from onnxprune.recipe.schema import Stage
 from onnxprune.record import StageRecord
 from onnxprune.report.as_json import as_json
@@ -54,37 +56,45 @@ def run_stages(job: Job, folder: RunFolder) -> Chain:
         OnnxPruneError: what a stage raises.
         NothingToPrune: no stage changed anything.
     """
-    models = {"original": job.original}
-    digests = {"original": job.original_digest}
+    start = Start(job.original, job.original_digest)
+    models, digests = {"original": start.model}, {"original": start.digest}
     records: list[StageRecord] = []
     plans: dict[str, Path] = {}
     names, stages = job.recipe.stage_names, job.recipe.stages
     for number, (name, options) in enumerate(zip(names, stages, strict=True), start=1):
         job.told.step(f"stage {number} of {len(stages)}: {name}")
-        current, digest = list(models.values())[-1], list(digests.values())[-1]
-        result = _result(job, folder, options, (current, digest), last=number == len(stages))
+        result = _result(job, folder, options, start, last=number == len(stages))
         records.append(_recorded(name, options, result))
-        if (result.folder / MODEL_FILE).exists():
-            models[name] = result.folder / MODEL_FILE
-            digests[name] = digest_of(models[name])
+        after = following(start, result)
+        if after.model != start.model:
+            models[name], digests[name] = after.model, after.digest
         if (result.folder / PLAN_FOLDER).exists():
             plans[name] = result.folder / PLAN_FOLDER
+        start = after
     if len(models) == 1:
         reasons = [f"{skip.name}: {skip.reason}" for record in records for skip in record.skipped]
         raise NothingToPrune("no stage found anything to do: the model is as it was", reasons)
     return Chain(models, digests, tuple(records), plans)
 
 
-def _result(job: Job, folder: RunFolder, options: Stage, start: tuple[Path, str], *, last: bool) -> Result:
-    model, digest = start
+def following(start: Start, result: Result) -> Start:
+    """Return what the next stage starts from."""
+    model, plan = result.folder / MODEL_FILE, result.folder / PLAN_FOLDER
+    if not model.exists():  # there was nothing to do
+        return start
+    zeros = plan if plan.exists() and load_plan(plan).masks else start.zeros
+    return Start(model, digest_of(model), zeros)
+
+
+def _result(job: Job, folder: RunFolder, options: Stage, start: Start, *, last: bool) -> Result:
     storage = storage_of(job, last=last)
 
     def make(work: Work) -> dict[str, Any]:
         began = time.perf_counter()
-        report = run_stage(Task(job, options, model, work, *storage)) or nothing_done(options)
+        report = run_stage(Task(job, options, start, work, *storage)) or nothing_done(options)
         return {"report": as_json(report), "seconds": time.perf_counter() - began}
 
-    return folder.result({**depends_on(options, job, digest), "storage": storage}, make)
+    return folder.result({**depends_on(options, job, start), "storage": storage}, make)
 
 
 def storage_of(job: Job, *, last: bool) -> tuple[bool | None, bool | None]:

@@ -9,10 +9,16 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune.analyze import analyze
-from onnxprune.compression.chain import storage_of
+from onnxprune.compression.chain import following, storage_of
 from onnxprune.compression.folder import Result, RunFolder
 from onnxprune.compression.outputs import Outputs
-from onnxprune.compression.stages import MODEL_FILE, Job, depends_on, digest_of, options_of_prune
+from onnxprune.compression.stages import (
+    Job,
+    Start,
+    depends_on,
+    digest_of,
+    options_of_prune,
+)
 from onnxprune.compression.told import Told
 from onnxprune.cost import cost_of
 from onnxprune.errors import NothingToPrune, RecipeError
@@ -61,19 +67,18 @@ def preview(
     job = Job(wanted, original, digest_of(original), folder.cache, told)
     model = load(original)
     rows = [_row("original", "", _cost(model))]
-    digest: str | None = job.original_digest
+    start: Start | None = Start(original, job.original_digest)
     for name, options in zip(wanted.stage_names, wanted.stages, strict=True):
         told.step(f"predicting {name}")
-        earlier = None if digest is None else _earlier(job, folder, options, digest)
-        digest = None
-        if earlier is not None:
-            path = earlier.folder / MODEL_FILE
-            model = load(path) if path.exists() else model
-            digest = digest_of(path) if path.exists() else job.original_digest
+        earlier = None if start is None else _earlier(job, folder, options, start)
+        if start is not None and earlier is not None:
+            start = following(start, earlier)
+            model = load(start.model)
             rows.append(_row(name, "is there already", _cost(model)))
-            continue
-        model, cost, what = _predicted(job, model, options)
-        rows.append(_row(name, what, cost))
+        else:
+            start = None  # what comes after it can't be there either
+            model, cost, what = _predicted(job, model, options)
+            rows.append(_row(name, what, cost))
     gates = [{"gate": name, "limit": getattr(wanted.gates, name)} for name in wanted.gates.asked()]
     written = {"model": wanted.output.model, "plan": wanted.output.plan, **outputs.reports}
     sections = {
@@ -83,9 +88,9 @@ def preview(
     return Report(f"compress {loaded.path or 'recipe'} (dry run: nothing was written)", sections)
 
 
-def _earlier(job: Job, folder: RunFolder, options: Stage, digest: str) -> Result | None:
+def _earlier(job: Job, folder: RunFolder, options: Stage, start: Start) -> Result | None:
     last = options is job.recipe.stages[-1]
-    return folder.find({**depends_on(options, job, digest), "storage": storage_of(job, last=last)})
+    return folder.find({**depends_on(options, job, start), "storage": storage_of(job, last=last)})
 
 
 def _predicted(job: Job, model: ir.Model, options: Stage) -> tuple[ir.Model, Cost, str]:

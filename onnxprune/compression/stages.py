@@ -67,23 +67,36 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """What a stage starts from.
+
+    Attributes:
+        model: the file.
+        digest: hash of its bytes.
+        zeros: folder of the plan of the last stage that left zeros, or None.
+    """
+
+    model: Path
+    digest: str
+    zeros: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
-    """One stage, and what it starts from.
+    """One stage that is to be run.
 
     Attributes:
         job: of the run.
         options: of the stage, as the recipe says them.
-        model: the file that it works on.
+        start: what it works on.
         work: where its files go.
-        zeros: folder of the plan of the last stage that left zeros, or None.
         external_data, sparse_storage: how the file is stored; None for as it was.
     """
 
     job: Job
     options: Stage
-    model: Path
+    start: Start
     work: Work
-    zeros: Path | None = None
     external_data: bool | None = None
     sparse_storage: bool | None = None
 
@@ -104,13 +117,13 @@ class Task:
         return {"batch": run.batch, "memory_limit": run.memory_limit, "threads": run.threads}
 
 
-def depends_on(options: Stage, job: Job, model_digest: str) -> dict[str, Any]:
+def depends_on(options: Stage, job: Job, start: Start) -> dict[str, Any]:
     """Return all that the result of a stage depends on, as plain JSON values."""
     run = job.recipe.run
     shared = {"seed": run.seed, "threads": run.threads, "batch": run.batch, "memory_limit": run.memory_limit,
               "input_shapes": run.input_shapes}  # fmt: skip
     found: dict[str, Any] = {
-        "stage": options.model_dump(mode="json", exclude={"name"}), "run": shared, "model": model_digest
+        "stage": options.model_dump(mode="json", exclude={"name"}), "run": shared, "model": start.digest
     }  # fmt: skip
     if options.kind != "cleanup":
         samples = job.samples(options.data)
@@ -130,8 +143,14 @@ def depends_on(options: Stage, job: Job, model_digest: str) -> dict[str, Any]:
     if isinstance(validation, str):
         found["validation"] = job.dataset(validation).digest
     if isinstance(options, Apply):
-        found["plan"] = {path.name: hash_file(path) for path in sorted(Path(options.plan).glob("*"))}
+        found["plan"] = _digest_of_plan(Path(options.plan))
+    if isinstance(options, Quantize) and start.zeros is not None:
+        found["zeros"] = _digest_of_plan(start.zeros)
     return found
+
+
+def _digest_of_plan(folder: Path) -> dict[str, str]:
+    return {path.name: hash_file(path) for path in sorted(folder.glob("*")) if path.is_file()}
 
 
 def digest_of(model: Path) -> str:
@@ -164,7 +183,7 @@ def run_stage(task: Task) -> Report | None:
 def _cleanup(task: Task) -> Report | None:
     try:
         result = prune(
-            load(task.model), pattern="dead", input_shapes=task.job.recipe.run.input_shapes or None
+            load(task.start.model), pattern="dead", input_shapes=task.job.recipe.run.input_shapes or None
         )
     except NothingToPrune:
         return None
@@ -176,7 +195,7 @@ def _prune(task: Task, options: Prune) -> Report | None:
     given = options_of_prune(options, job)
     try:
         if options.tuning is None:
-            result = prune(load(task.model), **given, progress=job.share)
+            result = prune(load(task.start.model), **given, progress=job.share)
         else:
             result = _prune_gradually(task, options.tuning, given)
     except NothingToPrune as reasons:
@@ -209,7 +228,7 @@ def _prune_gradually(task: Task, tuning: GradualOptions, given: Mapping[str, Any
     own = {name: getattr(tuning, name) for name in ("schedule", "initial", "frequency", "freeze")}
     own |= {"rounds": tuning.rounds} if "rounds" not in left else {}
     return prune_gradually(
-        load(task.model),
+        load(task.start.model),
         settings=Tuning(**tuning.settings(), seed=task.job.recipe.run.seed),
         warm_up=tuning.pruning_warm_up,
         rewind=tuning.rewind,
@@ -224,7 +243,7 @@ def _prune_gradually(task: Task, tuning: GradualOptions, given: Mapping[str, Any
 
 def _apply(task: Task, options: Apply) -> Report | None:
     result = apply_plan(
-        load(task.model),
+        load(task.start.model),
         load_plan(options.plan),
         data=task.job.samples(options.data),
         recover=options.recover,
@@ -244,7 +263,7 @@ def _finetune(task: Task, options: Finetune) -> Report | None:
         raise UsageError("stage finetune needs samples: give data.calibration")
     checkpoint = task.work.checkpoint
     result = finetune(
-        task.model,
+        task.start.model,
         data=samples,
         settings=Tuning(**options.settings(), seed=job.recipe.run.seed),
         teacher=job.original if options.teacher == "original" else None,
@@ -254,13 +273,13 @@ def _finetune(task: Task, options: Finetune) -> Report | None:
         resume=checkpoint.exists(),
         progress=lambda standing: job.told.progress(standing.share, str(standing)),
     )
-    return save_finetuned(result, task.output, against=task.model, **task.storage)
+    return save_finetuned(result, task.output, against=task.start.model, **task.storage)
 
 
 def _quantize(task: Task, options: Quantize) -> Report | None:
     job = task.job
     result = quantize(
-        task.model,
+        task.start.model,
         form=options.form,
         data=job.samples(options.data),
         reference=job.original,
@@ -271,14 +290,14 @@ def _quantize(task: Task, options: Quantize) -> Report | None:
         calibration=options.calibration,
         equalize=options.equalize,
         correct_bias=options.correct_bias,
-        plan=task.zeros,
+        plan=task.start.zeros,
         seed=job.recipe.run.seed,
         batch=job.recipe.run.batch,
         threads=job.recipe.run.threads,
         input_shapes=job.recipe.run.input_shapes or None,
         progress=job.share,
     )
-    return save_quantized(result, task.output, against=task.model, **task.storage)
+    return save_quantized(result, task.output, against=task.start.model, **task.storage)
 
 
 def _allowed_drop(options: Quantize, job: Job) -> float | None:
@@ -288,7 +307,11 @@ def _allowed_drop(options: Quantize, job: Job) -> float | None:
 
 def _saved(task: Task, result: PruneResult) -> Report:
     return save_pruned(
-        result, task.output, against=task.model, plan_folder=task.work.place / PLAN_FOLDER, **task.storage
+        result,
+        task.output,
+        against=task.start.model,
+        plan_folder=task.work.place / PLAN_FOLDER,
+        **task.storage,
     )
 
 

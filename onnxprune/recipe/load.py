@@ -182,8 +182,8 @@ def _check_order(recipe: Recipe, label: str) -> None:
         if not _leaves_zeros(stage.pattern):
             if zeros is not None:
                 raise RecipeError(
-                    f"{label}: stages: {quoted(name)} cuts what {quoted(zeros)} left zeros in, which would break "
-                    "their pattern and let a repair fill them; put it before"
+                    f"{label}: stages: {quoted(name)} cuts what {quoted(zeros)} left zeros in, which would "
+                    "break their pattern and let a repair fill them; put it before"
                 )
         else:
             zeros = name

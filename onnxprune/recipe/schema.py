@@ -257,9 +257,7 @@ class Apply(_Stage):
 
     kind: Literal["apply"]
     plan: RecipePath = Field(description="folder of the plan")
-    refresh: bool = Field(
-        False, description="score anew: the same numbers of channels, perhaps others of them"
-    )
+    refresh: bool = Field(False, description="score anew: as many channels as before, perhaps others")
     reallocate: bool = Field(False, description="decide anew by the plan's recipe, how many go where as well")
     max_drift: float | None = Field(None, ge=0, le=1, description="most of what goes that may have moved")
     data: Source | None = Field(None, description="samples, in place of data.calibration")
