@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnxprune.allocate.options import SENSITIVITY
 from onnxprune.calibration.noise import is_noise
 from onnxprune.compression.folder import Work, hash_file, key_of
 from onnxprune.compression.told import Told
@@ -19,8 +20,11 @@ from onnxprune.pipeline import prune, save_pruned
 from onnxprune.plans import load_plan
 from onnxprune.pruning import PruneResult
 from onnxprune.quantizing import quantize, save_quantized
+from onnxprune.recipe.order import leaves_zeros
 from onnxprune.recipe.schema import Apply, Finetune, GradualOptions, Prune, Quantize, Recipe, Stage
 from onnxprune.repruning import apply_plan
+from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
+from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
 from onnxprune.tuning import Tuning
 from onnxprune.types import Report, Skipped
 
@@ -209,13 +213,29 @@ def _prune(task: Task, options: Prune) -> Report | None:
 def options_of_prune(options: Prune, job: Job) -> dict[str, Any]:
     """Return what `onnxprune.prune` takes for a stage."""
     run = job.recipe.run
+    uses_data = options.data is not None or options.tuning is not None or _uses_data(options)
     return {
         **options.model_dump(exclude={*_LABELS, "optional", "tuning", "data"}),
-        "data": job.samples(options.data), "seed": run.seed, "input_shapes": run.input_shapes or None,
+        "data": job.samples(options.data) if uses_data else None,
+        "seed": run.seed, "input_shapes": run.input_shapes or None,
         "cache": job.cache, "jobs": run.jobs, "latency_batch": run.latency_batch, "provider": run.provider,
         "provider_options": run.provider_options, "batch": run.batch, "memory_limit": run.memory_limit,
         "threads": run.threads,
     }  # fmt: skip
+
+
+def _uses_data(options: Prune) -> bool:
+    """Tell whether a stage has use for the samples that the recipe offers to all.
+
+    Zeros that go by weights alone have none, and `onnxprune.prune` refuses samples that change nothing. Cuts
+    are proved on them.
+    """
+    return (
+        not leaves_zeros(options.pattern)
+        or options.recover != "none"
+        or options.score in {*DATA_WEIGHT_SCORERS, *GRADIENT_WEIGHT_SCORERS}
+        or options.scope in (SENSITIVITY, "owl")
+    )
 
 
 def _prune_gradually(task: Task, tuning: GradualOptions, given: Mapping[str, Any]) -> PruneResult:

@@ -19,11 +19,10 @@ from pydantic import ValidationError
 
 from onnxprune.errors import RecipeError, UsageError
 from onnxprune.messages import one_line, quoted, visible
-from onnxprune.patterns import parse_pattern
-from onnxprune.planning.recipes import STRUCTURED
 from onnxprune.recipe.errors import explain
+from onnxprune.recipe.order import check_order
 from onnxprune.recipe.overrides import override
-from onnxprune.recipe.schema import Place, Prune, Recipe
+from onnxprune.recipe.schema import Place, Recipe
 from onnxprune.user_code import is_reference
 
 if sys.version_info >= (3, 11):
@@ -91,7 +90,7 @@ def load_recipe(
         recipe = Recipe.model_validate(values, context=place)
     except ValidationError as error:
         raise RecipeError(f"{label}: {explain(error)}") from None
-    _check_order(recipe, label)
+    check_order(recipe, label)
     if not trust_code:
         _refuse_code(recipe, label)
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -156,49 +155,6 @@ def _check_plain(value: Any, label: str, depth: int = 0) -> None:
         raise RecipeError(f"{label}: holds {value}, which is no finite number")
     elif value is not None and not isinstance(value, (str, bool, int, float)):
         raise RecipeError(f"{label}: holds {one_line(value)}, a {type(value).__name__}; write it as text")
-
-
-def _check_order(recipe: Recipe, label: str) -> None:
-    """Refuse stages that would undo or misread each other.
-
-    Raises:
-        RecipeError: naming the stage.
-    """
-    names = recipe.stage_names
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise RecipeError(f"{label}: stages: two are called {quoted(twice)}; give each a name of its own")
-    kinds = [stage.kind for stage in recipe.stages]
-    if "quantize" in kinds[:-1]:
-        after = names[kinds.index("quantize") + 1]
-        raise RecipeError(
-            f"{label}: stages: {quoted(after)} comes after quantize, which must be last: what is pruned, "
-            "repaired or tuned after it would no longer be on its grid"
-        )
-    zeros = None
-    for name, stage in zip(names, recipe.stages, strict=True):
-        if not isinstance(stage, Prune):
-            continue
-        if not _leaves_zeros(stage.pattern):
-            if zeros is not None:
-                raise RecipeError(
-                    f"{label}: stages: {quoted(name)} cuts what {quoted(zeros)} left zeros in, which would "
-                    "break their pattern and let a repair fill them; put it before"
-                )
-        else:
-            zeros = name
-
-
-def _leaves_zeros(pattern: str) -> bool:
-    """Tell a pattern of zeros from one that shrinks shapes.
-
-    Raises:
-        UsageError: there is no such pattern.
-    """
-    if pattern in STRUCTURED or pattern == "layers":
-        return False
-    parse_pattern(pattern)
-    return True
 
 
 def _refuse_code(recipe: Recipe, label: str) -> None:

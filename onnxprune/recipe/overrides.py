@@ -67,10 +67,12 @@ def _position(stages: list[Any], name: str, entry: str) -> int:
     """Return the place in a list that a number, a name or a kind means."""
     if name.isdecimal() and int(name) < len(stages):
         return int(name)
-    for key in ("name", "kind"):
-        found = [
-            place for place, stage in enumerate(stages) if isinstance(stage, dict) and stage.get(key) == name
-        ]
+    tables = {place: stage for place, stage in enumerate(stages) if isinstance(stage, dict)}
+    for keys in (("name", "kind"), ("kind",)):  # a stage without a name goes by its kind
+        called = {
+            place: next((stage[key] for key in keys if key in stage), None) for place, stage in tables.items()
+        }
+        found = [place for place, label in called.items() if label == name]
         if len(found) == 1:
             return found[0]
         if found:
@@ -78,7 +80,7 @@ def _position(stages: list[Any], name: str, entry: str) -> int:
             raise UsageError(
                 f"--set {quoted(entry)}: {quoted(name)} means several ({numbers}); say its number"
             )
-    known = [str(stage.get("name") or stage.get("kind")) for stage in stages if isinstance(stage, dict)]
+    known = [str(stage.get("name") or stage.get("kind")) for stage in tables.values()]
     raise UsageError(
         f"--set {quoted(entry)}: there is no {quoted(name)}{did_you_mean(name, known)}; there are: "
         f"{', '.join(known) or 'none'}"

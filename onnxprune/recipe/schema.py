@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from onnxprune.gates.settings import GateSettings
+from onnxprune.measure.turns import LEAST_PAIRS, MOST_PAIRS
 from onnxprune.user_code import is_reference
 
 #: Grows when a key changes its meaning or goes.
@@ -127,7 +128,9 @@ class Run(_Section):
     jobs: int = Field(1, ge=0, description="processes that measure sensitivity; 0 for one per core")
     provider: str = Field("cpu", description="where latency is measured")
     provider_options: dict[str, str] = Field({}, description="of the provider, as ONNX Runtime calls them")
-    pairs: Count = Field(60, description="rounds of the interleaved measurement of latency")
+    pairs: int = Field(
+        100, ge=LEAST_PAIRS, le=MOST_PAIRS, description="rounds of the interleaved measurement of latency"
+    )
     latency_batch: Count | None = Field(
         None, description="batch size that is timed, where it is free; 1 by default"
     )
