@@ -230,8 +230,8 @@ class LayerRecord(_Part):
         macs, macs_left: of one sample.
         sparsity: share of zeros among the weights that are left.
         bits: of one weight as it is stored in the final model.
-        reason: why it was left alone, where a stage says so of its channels or weights, or where nothing at all
-            was removed from it; None otherwise.
+        reason: why it was left alone, where a stage says so of its channels or weights, or where nothing
+            at all was removed from it; None otherwise.
     """
 
     name: str
