@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": ("onnxprune_cli.verify", "verify"),
     "bench": ("onnxprune_cli.bench", "bench"),
     "validate": ("onnxprune_cli.validate", "validate"),
+    "report": ("onnxprune_cli.report", "report"),
 }
 
 

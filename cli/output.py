@@ -58,6 +58,12 @@ class Output:
         elif not self.quiet:
             self._show_tables(report)
 
+    def print(self, text: str) -> None:
+        """Print a text as it is, unless nothing is to be printed."""
+        self.progress.close()
+        if not self.quiet:
+            self._write(text)
+
     def list_reasons(self, error: LimitMissed | NothingToPrune) -> None:
         """Print why not more could be pruned, unless the error itself becomes the JSON document."""
         from onnxprune.types import Report, Skipped

@@ -230,7 +230,8 @@ class LayerRecord(_Part):
         macs, macs_left: of one sample.
         sparsity: share of zeros among the weights that are left.
         bits: of one weight as it is stored in the final model.
-        reason: why nothing was removed from it, where nothing was; None otherwise.
+        reason: why it was left alone, where a stage says so of its channels or weights, or where nothing
+            at all was removed from it; None otherwise.
     """
 
     name: str
@@ -343,7 +344,7 @@ class Record(_Part):
         commands: shell commands that reproduce the run, in their order.
     """
 
-    schema_number: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_number: Literal[1] = Field(default=1, alias="schema")
     kind: Literal["compress"] = "compress"
     version: str
     started: str

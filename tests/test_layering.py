@@ -28,8 +28,8 @@ LAYERS = (
     ("pruning_channels", "pruning_layers", "pruning_weights"),
     ("pruners", "wishes"),
     ("gradual",),
-    ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "pipeline", "quantizing",
-     "repruning", "survey"),
+    ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "layer_changes", "pipeline",
+     "quantizing", "repruning", "survey"),
     ("advice", "gates"),
     ("recipe",),
     ("compression", "integrations"),
@@ -45,10 +45,12 @@ CONFINED = {
     "onnxscript": ("importers",),
     "onnxruntime": ("runtime",),
     "click": ("onnxprune_cli",),
+    "jinja2": ("report.html",),
+    "markupsafe": ("report",),
     "rich": ("onnxprune_cli", "report"),
     "matplotlib": ("report",),
     "olive": ("integrations.olive",),
-    "pydantic": ("gates", "plans", "recipe", "record"),
+    "pydantic": ("compression", "gates", "plans", "recipe", "record"),
 }
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 HEAVY = (
+    "jinja2",
     "matplotlib",
     "ml_dtypes",
     "numpy",
@@ -21,7 +22,9 @@ HEAVY = (
     "torch",
 )
 
-COMMANDS = ("import", "inspect", "sensitivity", "prune", "apply", "finetune", "verify", "bench", "validate")
+COMMANDS = (
+    "import", "inspect", "sensitivity", "prune", "apply", "finetune", "verify", "bench", "validate", "report",
+)  # fmt: skip
 
 
 def heavy_after(code: str) -> list[str]:

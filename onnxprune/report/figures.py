@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from onnxprune.messages import visible
-from onnxprune.record import GateRecord, Interval, ModelRecord, Record
+from onnxprune.record import CheckRecord, GateRecord, Interval, ModelRecord, Record
 from onnxprune.report.table import cell, decimals_for, estimate, size_text
 
 #: Verdicts as people read them; each begins with another word, so that colour is never all that tells.
@@ -116,7 +116,7 @@ def verdict_line(record: Record) -> str:
     return "; ".join(parts) or "no gates were set, and nothing was checked"
 
 
-def all_checks(record: Record) -> list[Any]:
+def all_checks(record: Record) -> list[CheckRecord]:
     """Return the checks of all stages and of the result, in their order."""
     return [*(check for stage in record.stages for check in stage.checks), *record.checks]
 

@@ -199,7 +199,7 @@ def _network(record: Record) -> dict[str, Any]:
         "macs_picture": macs_picture(layers),
         "widest": max(layer.width for layer in layers),
         "most_macs": count_text(max(layer.macs for layer in layers)),
-        "untouched": sum(layer.width == layer.width_left for layer in layers),
+        "untouched": sum(layer.params == layer.params_left for layer in layers),
     }
 
 

@@ -16,8 +16,8 @@ from onnxprune.errors import DataError, LimitMissed, NothingToPrune, OutputError
 from onnxprune.record import Record, read_record
 
 PLANS = {f"small.{stage}.plan/{name}" for stage in ("prune", "zeros") for name in ("plan.json", "graph.json")}
-OUTPUTS = {"small.onnx", "small.zeros.plan/masks.safetensors", *PLANS, "report.json", "report.html", "report.md",
-           "report.xml", "accepted.json"}  # fmt: skip
+REPORTS = {"report.json", "report.html", "report.md", "report.xml", "accepted.json"}
+OUTPUTS = {"small.onnx", "small.zeros.plan/masks.safetensors", *PLANS, *REPORTS}
 INPUTS = {"model.onnx", "calibration.npz", "evaluation.npz", "recipe.toml"}
 
 
@@ -56,7 +56,7 @@ def test_the_record_says_what_happened(finished):
     assert record.accepted
     assert record.verdict == "pass"
     assert [stage.name for stage in record.stages] == ["cleanup", "prune", "zeros"]
-    assert [model.name for model in record.models][0] == "original"
+    assert record.models[0].name == "original"
     assert record.models[-1].size_bytes == finished.output.stat().st_size
     assert record.models[-1].params < record.models[0].params
     assert record.models[-1].sparsity > record.models[0].sparsity

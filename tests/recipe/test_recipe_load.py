@@ -156,8 +156,8 @@ def test_quantization_comes_last(recipe, later):
 
 @pytest.mark.parametrize("later", ["channels", "heads", "layers"])
 def test_zeros_come_after_cuts(recipe, later):
-    stages = f"stages=[{{kind='prune', pattern='2:4', name='zeros'}}, {{kind='prune', pattern='{later}', amount=0.1}}]"
-    message = refused(recipe, stages)
+    zeros, cut = "{kind='prune', pattern='2:4', name='zeros'}", f"{{kind='prune', pattern='{later}'}}"
+    message = refused(recipe, f"stages=[{zeros}, {cut}]")
     assert "'prune' cuts what 'zeros' left zeros in" in message
     loaded(recipe, "stages=[{kind='prune', amount=0.1}, {kind='prune', pattern='2:4'}]")
 

@@ -127,7 +127,7 @@ def layers_table(layers: Sequence[LayerRecord]) -> Table:
     heads = [
         Cell(name, numeric=column in (1, 3, 4, 5, 6))
         for column, name in enumerate(
-            ("layer", "no.", "channels", "parameters", "MACs", "zeros", "bits", "why nothing was removed")
+            ("layer", "no.", "channels", "parameters", "MACs", "zeros", "bits", "why it was left alone")
         )
     ]
     rows: list[list[str | Cell]] = []
