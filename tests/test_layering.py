@@ -29,7 +29,7 @@ LAYERS = (
     ("pruners", "wishes"),
     ("gradual",),
     ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "pipeline", "quantizing",
-     "survey"),
+     "quantizing_forms", "quantizing_int8", "quantizing_judge", "survey"),
     ("advice", "gates"),
     ("recipe",),
     ("compression",),

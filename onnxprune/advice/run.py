@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.advice.accuracy import Accuracy, divided, judge, metric_for
+from onnxprune.advice.accuracy import Accuracy, divided, judge
 from onnxprune.advice.actions import Action, Words, actions_of
 from onnxprune.advice.candidates import FOLD, Candidate, Made, Subject, structured, zeros
 from onnxprune.advice.grid import grid_of, off_grid, stuck_off_grid
@@ -33,6 +33,7 @@ from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
 from onnxprune.measure.inputs import random_inputs
 from onnxprune.measure.intervals import Estimate
 from onnxprune.measure.latency import LatencyResult, benchmark, decide, quick_ratio
+from onnxprune.measure.fitting import metric_for
 from onnxprune.measure.turns import LEAST_PAIRS, MOST_PAIRS
 from onnxprune.model.io import load, save
 from onnxprune.model.size import tensor_bytes

@@ -74,9 +74,7 @@ def find_layers(model: ir.Model) -> tuple[list[Layer], list[Skipped]]:
         weight = node.inputs[1]
         assert weight is not None
         shape = tuple(int(size) for size in weight.const_value.shape.numpy())  # type: ignore[union-attr]
-        layers.append(
-            Layer(str(node.name), node.op_type, str(weight.name), shape, str(node.outputs[0].name))
-        )
+        layers.append(Layer(str(node.name), node.op_type, str(weight.name), shape, str(node.outputs[0].name)))
     return layers, skipped
 
 

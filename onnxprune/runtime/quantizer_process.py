@@ -53,13 +53,12 @@ def _static(task: Task) -> None:
         nodes_to_quantize=task["nodes"],
         calibrate_method=quantization.CalibrationMethod[task["calibration"]],
         use_external_data_format=task["large"],
+        calibration_cache_path=task["ranges"],
         extra_options={
             "WeightSymmetric": True,
             "CalibTensorRangeSymmetric": False,
             # one run after the other: it would keep all inner values of all runs
             "CalibStridedMinMax": 1,
-            # a layer can go back to float only where its activation is still there
-            "QDQKeepRemovableActivations": True,
         },
     )
 
