@@ -52,7 +52,7 @@ COMPUTING = "Of int8: integer, float (8 bits are how weights are stored), or aut
 @options.sparse_storage()
 @reporting
 def quantize(out: Output, model: Path, output: Path, **choices: Any) -> None:
-    """Write MODEL with weights of fewer bits: int8 by ranges of activations from --data, dynamic, int4 or float16.
+    """Write MODEL with weights of fewer bits: int8 with ranges from --data, dynamic, int4 or float16.
 
     Batch norms are folded first, zeros and N:M patterns stay and are verified, and layers stay in float where
     the accuracy bound asks for it. The report has a row for each layer and says what each step gave.

@@ -1,4 +1,4 @@
-"""A model in fewer bits: int8 or int4 weights, or float16, with the zeros that pruning left where they are."""
+"""A model in fewer bits: int8 or int4 weights, or float16, with the zeros that pruning left in place."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def quantize(
         found = samples_of(data, given, seed, input_shapes)
         if form == "int8" and found is None and computing != "float":
             raise UsageError(
-                "int8 takes the ranges of activations from samples: give data, or choose the form dynamic, or "
-                "computing float"
+                "int8 takes the ranges of activations from samples: give data, or choose the form dynamic, "
+                "or computing float"
             )
         samples = divide(given, found, samples_of(evaluation, given, seed, input_shapes))
     with watch.stage("prepare"):

@@ -99,7 +99,12 @@ def _int8(
     place, found, maker = int8(work, layers, data, judge, wish.settings)
     model = found.candidate.made
     rows = _rows(
-        layers, found.places, wish, _errors(work, model, layers, data, wish), found.effects, found.reasons
+        layers,
+        found.places,
+        wish,
+        _errors(found.candidate.work, model, layers, data, wish),
+        found.effects,
+        found.reasons,
     )
     title = "int8" if place == INTEGER else "int8 weights, computed in float"
     summary: dict[str, Any] = {f"time beside float, {name}": round(t, 3) for name, t in maker.times.items()}
@@ -155,7 +160,7 @@ def _four_bits(
 
 
 def _half(
-    work: ir.Model, layers: Sequence[Layer], data: Dataset | None, judge: Judge | None, wish: Wish
+    work: ir.Model, layers: Sequence[Layer], _: Dataset | None, judge: Judge | None, wish: Wish
 ) -> Made:
     from fnmatch import fnmatchcase
 

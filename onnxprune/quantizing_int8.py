@@ -1,4 +1,4 @@
-"""Int8 weights: which form is fastest here, which steps bring its outputs closer, which layers stay in float."""
+"""Int8 weights: which form is faster here, which steps bring its outputs closer, what stays in float."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Int8:
             return INTEGER, integer
         reason = (
             f"all layers compute in float, their weights stored in 8 bits: in integers a run takes "
-            f"{ratio:.2f} of the time here (ONNX Runtime on this processor); computing='integer' does it anyway"
+            f"{ratio:.2f} of the time here; computing='integer' does it anyway"
         )
         self.notes.append(Skipped("integers", reason))
         return STORED, self.make_all(work, STORED)

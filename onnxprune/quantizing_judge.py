@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.data import Dataset, fixed_batch
 from onnxprune.calibration.activations import inputs_of
+from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import DataError
 from onnxprune.measure.accuracy import validate
 from onnxprune.measure.fitting import metric_for

@@ -30,10 +30,10 @@ from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.calibration.noise import notes_on_noise
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
+from onnxprune.measure.fitting import metric_for
 from onnxprune.measure.inputs import random_inputs
 from onnxprune.measure.intervals import Estimate
 from onnxprune.measure.latency import LatencyResult, benchmark, decide, quick_ratio
-from onnxprune.measure.fitting import metric_for
 from onnxprune.measure.turns import LEAST_PAIRS, MOST_PAIRS
 from onnxprune.model.io import load, save
 from onnxprune.model.size import tensor_bytes

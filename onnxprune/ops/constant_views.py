@@ -249,7 +249,7 @@ def _dequantize(node: ir.Node, view: ConstantView) -> ConstantView:
     return replace(view, quantized=True, zero_point=ZeroPoint(stored.stored, own, block_size))
 
 
-def _scale(node: ir.Node, view: ConstantView) -> ConstantView:
+def _scale(_: ir.Node, view: ConstantView) -> ConstantView:
     """A zero stays a zero: a scale is a factor."""
     return replace(view, quantized=True)
 

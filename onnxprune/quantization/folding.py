@@ -60,7 +60,8 @@ def _fold_behind(graph: ir.Graph, node: ir.Node, names: Names) -> bool:
     if layer is None or not _can_take(layer, computed[0]):
         return False
     weight, bias = layer.inputs[1], layer.inputs[2] if len(layer.inputs) > 2 else None
-    assert weight is not None
+    if weight is None:
+        return False
     kernel = tensor_of(weight).numpy()
     axis = output_axis(layer)
     affine = _AFFINE[node.op_type](node, kernel.shape[axis], kernel.ndim)
@@ -107,7 +108,7 @@ def _take_over(graph: ir.Graph, node: ir.Node, result: ir.Value) -> None:
     result.name = name
 
 
-def _batch_norm(node: ir.Node, channels: int, rank: int) -> _Affine | None:
+def _batch_norm(node: ir.Node, channels: int, _: int) -> _Affine | None:
     """(x - mean) / sqrt(variance + epsilon) * gamma + beta"""
     tensors = [None if value is None else stored_tensor(value) for value in node.inputs[1:5]]
     known = [tensor.numpy().astype(np.float64) for tensor in tensors if tensor is not None]

@@ -16,6 +16,7 @@ from onnxprune.model.io import load, save
 from onnxprune.model.stored import stored_values
 from onnxprune.quantization.compact import compact
 from onnxprune.quantization.layers import Layer, with_followers
+from onnxprune.quantization.preparing import restore_interface
 from onnxprune.quantization.stored_weights import store_in_int8
 from onnxprune.runtime.quantizer import (
     convert_float16,
@@ -81,7 +82,9 @@ def with_stored_int8(work: ir.Model, layers: Sequence[Layer], *, per_channel: bo
     """Return a model that computes in float, with the weights of layers stored in int8; see `in_int8`."""
     copy = work.clone()
     store_in_int8(copy, layers, per_channel=per_channel)
-    return compact(copy, _kept_names(work))
+    made = compact(copy, _kept_names(work))
+    restore_interface(made, work)
+    return made
 
 
 def store_in(made: ir.Model, work: ir.Model, layers: Sequence[Layer], *, per_channel: bool) -> ir.Model:
@@ -92,7 +95,7 @@ def store_in(made: ir.Model, work: ir.Model, layers: Sequence[Layer], *, per_cha
 
 
 def saturates() -> bool:
-    """Return whether 8-bit products can overflow on this processor: x86 with AVX2 or AVX-512, without VNNI."""
+    """Return whether 8-bit products can overflow on this processor: x86 with AVX2, without VNNI."""
     flags = processor().partition("flags: ")[2].split(";")[0].split()
     return bool(flags) and "avx2" in flags and not {"avx_vnni", "avx512_vnni"} & set(flags)
 
@@ -107,7 +110,9 @@ def _made(work: ir.Model, make: Callable[[Path, Path], None]) -> ir.Model:
         plain, out = Path(folder, "plain.onnx"), Path(folder, "made.onnx")
         save(work, plain)
         make(plain, out)
-        return in_memory(compact(load(out), _kept_names(work)))
+        made = in_memory(compact(load(out), _kept_names(work)))
+    restore_interface(made, work)
+    return made
 
 
 def in_memory(model: ir.Model) -> ir.Model:

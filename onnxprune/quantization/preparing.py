@@ -61,13 +61,28 @@ def raise_opset(model: ir.Model) -> None:
 
     try:
         proto = version_converter.convert_version(ir.to_proto(model), LEAST_OPSET)
-    # the converter throws whatever its adapters meet, RuntimeError and ValueError among them
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - it throws whatever its adapters meet
         raise ModelError(
-            f"operators of version {opset_of(model)} can't be made those of version {LEAST_OPSET}, which int8 "
-            f"needs ({one_line(error)}); export the model with opset {LEAST_OPSET} or later"
+            f"operators of version {opset_of(model)} can't be made those of {LEAST_OPSET}, which int8 needs "
+            f"({one_line(error)}); export the model with opset {LEAST_OPSET} or later"
         ) from None
+    before = model.clone()
     model.graph = ir.from_proto(proto).graph
+    restore_interface(model, before)
+
+
+def restore_interface(model: ir.Model, original: ir.Model) -> None:
+    """Say again what a model takes and gives, and what was noted of it, where a tool has changed that."""
+    for ours, theirs in ((model.graph.inputs, original.graph.inputs),
+                         (model.graph.outputs, original.graph.outputs)):  # fmt: skip
+        known = {value.name: value for value in theirs}
+        for value in ours:
+            if value.name in known:
+                value.shape, value.type = known[value.name].shape, known[value.name].type
+                value.doc_string = known[value.name].doc_string
+    model.metadata_props.clear()
+    model.metadata_props.update(original.metadata_props)
+    model.graph.name, model.doc_string = original.graph.name, original.doc_string
 
 
 def _fold_constants(model: ir.Model) -> None:

@@ -1,9 +1,9 @@
 """Which layers become int8, and how: steps that help are kept, and layers go back until the bound is met.
 
 Only what is measured decides. A step is kept if the outputs on samples that were not calibrated on come
-closer to those in float. Layers are put back in the order of what each alone changes at the outputs, as few
-as it takes, found by bisection: first they compute in float again, with their weights still in 8 bits; if that
-is not enough for all of them, weights stay in float too.
+closer to those in float. Layers are put back in the order of what each alone changes at the outputs, as
+few as it takes, found by bisection: first they compute in float again, with their weights still in 8 bits; if
+that is not enough for all of them, weights stay in float too.
 """
 
 from __future__ import annotations

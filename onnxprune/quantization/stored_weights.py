@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.model.names import Names, add_constant
+from onnxprune.model.stored import tensor_of
 from onnxprune.quantization.folding import output_axis
 from onnxprune.quantization.layers import Layer
 
@@ -79,9 +80,8 @@ def store_in_int8(model: ir.Model, layers: Collection[Layer], *, per_channel: bo
 
 def _restored(graph: ir.Graph, node: ir.Node, value: ir.Value, axis: int | None, names: Names) -> ir.Value:
     """Put Cast and Mul between a weight, which becomes int8, and the node; return what they compute."""
-    assert value.const_value is not None
     name = str(value.name)
-    quantized, scale = symmetric(value.const_value.numpy(), axis)
+    quantized, scale = symmetric(tensor_of(value).numpy(), axis)
     users = [(user, index) for user, index in value.uses() if user is not node]
     if users:  # something else reads the floats
         stored = add_constant(graph, ir.Tensor(quantized, name=name), names.fresh(f"{name}_int8"))

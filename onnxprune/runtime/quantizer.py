@@ -61,7 +61,8 @@ def quantize_static(
     """
     options = {
         "nodes": list(nodes), "calibration": CALIBRATIONS[calibration], "per_channel": per_channel,
-        "signed": signed_activations, "reduced": reduced_range, "ranges": None if ranges is None else str(ranges),
+        "signed": signed_activations, "reduced": reduced_range,
+        "ranges": None if ranges is None else str(ranges),
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="onnxprune-quantize-") as folder:
         arrays = Path(folder, "feeds.npz")

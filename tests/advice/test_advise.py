@@ -222,8 +222,13 @@ def test_a_repair_that_takes_too_long_is_not_tried_again(quick, monkeypatch):
 
 
 def test_a_quantized_model_that_does_not_open_is_said_in_a_few_words(quick, monkeypatch):
-    monkeypatch.setattr(module, "in_int8", lambda *args, **options: None)
-    monkeypatch.setattr(module, "save", lambda made, out: out.write_bytes(b"no model"))
-    found = advise(ir.from_proto(small_models.mlp()), time_limit=60)
+    def save(made, out):
+        assert made is model
+        out.write_bytes(b"no model")
+
+    model = ir.from_proto(small_models.mlp())
+    monkeypatch.setattr(module, "in_int8", lambda *_, **__: model)
+    monkeypatch.setattr(module, "save", save)
+    found = advise(model, time_limit=60)
     (int8,) = (action for action in found.actions if action.title == "quantize to INT8")
     assert int8.reason == "it can't be made: ONNX Runtime can't open what its own quantization made of it"
