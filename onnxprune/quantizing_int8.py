@@ -30,6 +30,7 @@ from onnxprune.quantization.search import (
     improve,
     meet_bound,
 )
+from onnxprune.quantization.stored_weights import LEAST_SIZE
 from onnxprune.quantizing_judge import Judge
 from onnxprune.runtime import Execution
 from onnxprune.types import Skipped
@@ -93,7 +94,7 @@ class Int8:
         self.trail.note(how, start.judged, True)
         for name, wish, step in (
             ("equalized", self.settings.equalize, self._equalized),
-            ("biases corrected", self.settings.correct_bias, self._corrected),
+            ("biases corrected", self.settings.correct_bias, lambda work: self._corrected(work, place)),
         ):
             if wish == "off" or (name == "equalized" and place == STORED and wish == "auto"):
                 continue
@@ -178,14 +179,15 @@ class Int8:
         )
         return changed if equalize(joints, known) else None
 
-    def _corrected(self, work: ir.Model) -> ir.Model | None:
+    def _corrected(self, work: ir.Model, place: str) -> ir.Model | None:
         changed = work.clone()
-        names = {layer.name for layer in self.layers}
+        rounded = [layer for layer in self.layers if place == INTEGER or layer.size >= LEAST_SIZE]
+        names = {layer.name for layer in rounded}
         wanted = inputs_of_layers([node for node in changed.graph if node.name in names])
         known = channel_ranges(
             changed, wanted, self.data, batch=self.settings.batch, threads=self.settings.threads
         )
-        done = correct_biases(changed, self.layers, known, per_channel=self.settings.per_channel)
+        done = correct_biases(changed, rounded, known, per_channel=self.settings.per_channel)
         return changed if done else None
 
     def _effects(self, start: Candidate, place: str) -> Mapping[str, OutputError]:

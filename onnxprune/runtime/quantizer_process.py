@@ -105,6 +105,10 @@ def _float16(task: Task) -> None:
         op_block_list=DEFAULT_OP_BLOCK_LIST,
         node_block_list=task["keep_float"],
     )
+    # a value that two nodes in float32 read is cast twice under one name
+    once = list({tuple(node.output): node for node in reversed(converted.graph.node)}.values())[::-1]
+    del converted.graph.node[:]
+    converted.graph.node.extend(once)
     onnx.save(converted, task["out"], save_as_external_data=task["large"])
 
 
