@@ -22,6 +22,7 @@ COMMANDS = {
     "prune": ("onnxprune_cli.prune", "prune"),
     "apply": ("onnxprune_cli.apply", "apply"),
     "finetune": ("onnxprune_cli.finetune", "finetune"),
+    "quantize": ("onnxprune_cli.quantize", "quantize"),
     "verify": ("onnxprune_cli.verify", "verify"),
     "bench": ("onnxprune_cli.bench", "bench"),
     "validate": ("onnxprune_cli.validate", "validate"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -82,6 +82,14 @@ class Dataset:
             raise ValueError(f"batch size must be positive, not {size}")
         for start in range(0, len(self), size):
             yield {name: array[start : start + size] for name, array in self.arrays.items()}
+
+    def take(self, which: npt.NDArray[np.intp]) -> Dataset:
+        """Return some of the samples, by their numbers."""
+        arrays = {name: array[which] for name, array in self.arrays.items()}
+        for name, kept in ((LABEL, self.labels), (SEGMENT, self.segments)):
+            if kept is not None:
+                arrays[name] = kept[which]
+        return replace(Dataset.from_arrays(arrays, self.source), noise=self.noise)
 
     def check_against(self, inputs: Inputs) -> None:
         """Check that the arrays fit a model's inputs.

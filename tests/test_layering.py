@@ -30,6 +30,8 @@ LAYERS = (
     ("gradual",),
     ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "layer_changes", "pipeline",
      "quantizing", "repruning", "survey"),
+    ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "pipeline", "quantizing",
+     "quantizing_forms", "quantizing_int8", "quantizing_judge", "survey"),
     ("advice", "gates"),
     ("recipe",),
     ("compression", "integrations"),

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.advice.candidates import Made
-from onnxprune.data import LABEL, SEGMENT, Dataset
-from onnxprune.errors import DataError, OnnxPruneError, UsageError
+from onnxprune.data import Dataset
+from onnxprune.errors import DataError, OnnxPruneError
 from onnxprune.measure.accuracy import Model, validate
 from onnxprune.measure.intervals import Estimate
 
@@ -56,25 +56,12 @@ def divided(data: Dataset, mended: int, judged: int) -> tuple[Dataset, Dataset]:
     least = LEAST_SAMPLES // 2
     first = _spread(np.arange(len(data)), min(len(data) // 2, max(mended, least)))
     others = np.setdiff1d(np.arange(len(data)), first)
-    return _take(data, first), _take(data, _spread(others, max(judged, least)))
+    return data.take(first), data.take(_spread(others, max(judged, least)))
 
 
 def _spread(which: npt.NDArray[np.intp], most: int) -> npt.NDArray[np.intp]:
     """Return at most so many entries, evenly spaced."""
     return which[np.linspace(0, len(which) - 1, min(most, len(which))).astype(np.intp)]
-
-
-def metric_for(data: Dataset, model: Model, original: Model) -> str:
-    """Return the metric that fits: top1 or mse with labels, agreement or cosine without."""
-    names = ["agreement", "cosine"] if data.labels is None else ["top1", "mse"]
-    few = _take(data, np.arange(min(2, len(data))))
-    for name in names[:-1]:
-        try:
-            validate(model, original, data=few, metric=name)
-        except (DataError, UsageError):
-            continue
-        return name
-    return names[-1]
 
 
 def judge(made: Made, original: Model, data: Dataset, metric: str, threads: int) -> Accuracy | str:
@@ -90,12 +77,3 @@ def judge(made: Made, original: Model, data: Dataset, metric: str, threads: int)
     elif metric in ("agreement", "cosine"):
         lost = 1 - overall.model.low
     return Accuracy(metric, overall.model, overall.reference, overall.change, lost)
-
-
-def _take(data: Dataset, which: npt.NDArray[np.intp]) -> Dataset:
-    arrays = {name: array[which] for name, array in data.arrays.items()}
-    if data.labels is not None:
-        arrays[LABEL] = data.labels[which]
-    if data.segments is not None:
-        arrays[SEGMENT] = data.segments[which]
-    return Dataset.from_arrays(arrays, data.source)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.advice.accuracy import Accuracy, divided, judge, metric_for
+from onnxprune.advice.accuracy import Accuracy, divided, judge
 from onnxprune.advice.actions import Action, Words, actions_of
 from onnxprune.advice.candidates import FOLD, Candidate, Made, Subject, structured, zeros
 from onnxprune.advice.grid import grid_of, off_grid, stuck_off_grid
@@ -30,6 +30,7 @@ from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.calibration.noise import notes_on_noise
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
+from onnxprune.measure.fitting import metric_for
 from onnxprune.measure.inputs import random_inputs
 from onnxprune.measure.intervals import Estimate
 from onnxprune.measure.latency import LatencyResult, benchmark, decide, quick_ratio

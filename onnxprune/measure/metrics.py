@@ -108,7 +108,15 @@ def agreement(output: Array, reference: Array) -> Vector:
     Args:
         output: scores [samples, ..., classes].
         reference: scores of the same shape.
+
+    Raises:
+        DataError: there is no axis of classes.
     """
+    if output.ndim < 2:
+        raise DataError(
+            f"metric 'agreement' compares classes, and the output has none: its shape is {list(output.shape)}; "
+            "take cosine"
+        )
     return _mean_per_sample(output.argmax(axis=-1) == reference.argmax(axis=-1))
 
 

@@ -1,5 +1,7 @@
 """How a stored constant arrives at its consumer: transposed, reshaped, cast or dequantized on the way.
 
+A Mul that gives integers behind a Cast their scale dequantizes, too.
+
 Every axis that the consumer sees is followed back to an axis of the stored tensor; an axis that a Reshape
 merged or split belongs to none.
 """
@@ -87,7 +89,23 @@ def way_to(value: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
 
 def passes_through(node: ir.Node) -> bool:
     """Return whether a constant passes through a node (as input 0) with its axes in reach."""
-    return node.domain in ("", "ai.onnx") and node.op_type in _STEPS
+    if node.domain not in ("", "ai.onnx") or node.op_type not in _STEPS:
+        return False
+    return node.op_type != "Mul" or _scales_integers(node)
+
+
+def _scales_integers(node: ir.Node) -> bool:
+    """Return whether a Mul gives a stored integer, cast to float before, its stored scale."""
+    first, scale = node.inputs[0], node.inputs[1] if len(node.inputs) == 2 else None
+    cast = None if first is None else first.producer()
+    source = cast.inputs[0] if cast is not None and cast.op_type == "Cast" else None
+    tensor = None if source is None else stored_tensor(source)
+    return (
+        tensor is not None
+        and tensor.dtype.is_integer()
+        and scale is not None
+        and stored_tensor(scale) is not None
+    )
 
 
 def computed_constants(model: ir.Model) -> set[ir.Value]:
@@ -231,12 +249,18 @@ def _dequantize(node: ir.Node, view: ConstantView) -> ConstantView:
     return replace(view, quantized=True, zero_point=ZeroPoint(stored.stored, own, block_size))
 
 
+def _scale(_: ir.Node, view: ConstantView) -> ConstantView:
+    """A zero stays a zero: a scale is a factor."""
+    return replace(view, quantized=True)
+
+
 _STEPS: dict[str, Callable[[ir.Node, ConstantView], ConstantView]] = {
     "Cast": _same,
     "CastLike": _same,
     "DequantizeLinear": _dequantize,
     "Flatten": _flatten,
     "Identity": _same,
+    "Mul": _scale,
     "Reshape": _reshape,
     "Squeeze": _squeeze,
     "Transpose": _transpose,

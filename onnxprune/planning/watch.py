@@ -20,6 +20,11 @@ class Watch:
     progress: Callable[[float], None] | None = None
     running: Running = USUAL
 
+    def tell(self, share: float) -> None:
+        """Say which share of the work is done, in (0, 1]."""
+        if self.progress is not None:
+            self.progress(share)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time that the block takes to a stage."""

@@ -1,1 +1,1 @@
-"""Numbers of fewer bits: what a model needs before, which layers stay in float, and the shortest form after."""
+"""Numbers of fewer bits: what a model needs before, which layers stay in float, the shortest form after."""

@@ -39,6 +39,7 @@ def compact(model: ir.Model, kept_names: frozenset[str]) -> ir.Model:
     passes.RemoveUnusedNodesPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)
     _shorten(graph, kept_names)
+    _drop_default_attributes(graph)
     for node in graph.all_nodes():
         if node.op_type in _ADDED:
             node.name = None
@@ -75,6 +76,19 @@ def _drop_default_zero_points(graph: ir.Graph) -> None:
         if not zero.const_value.numpy().any():
             node.replace_input_with(2, None)
             node.resize_inputs(2)
+
+
+def _drop_default_attributes(graph: ir.Graph) -> None:
+    """Leave out attributes of convolutions that say what goes without saying."""
+    for node in graph.all_nodes():
+        if node.op_type not in ("Conv", "ConvTranspose"):
+            continue
+        if node.attributes.get_int("group", 0) == 1:
+            node.attributes.pop("group")
+        for name, usual in (("dilations", 1), ("strides", 1), ("pads", 0)):
+            numbers = node.attributes.get_ints(name, ())
+            if numbers and all(number == usual for number in numbers):
+                node.attributes.pop(name)
 
 
 def _share_equal(graph: ir.Graph) -> None:

@@ -11,11 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.machine import processor
 from onnxprune.model.io import load, save
 from onnxprune.model.stored import stored_values
 from onnxprune.quantization.compact import compact
-from onnxprune.quantization.layers import with_followers
-from onnxprune.runtime.quantizer import quantize_static
+from onnxprune.quantization.layers import Layer, with_followers
+from onnxprune.quantization.preparing import restore_interface
+from onnxprune.quantization.stored_weights import store_in_int8
+from onnxprune.runtime.quantizer import (
+    convert_float16,
+    quantize_dynamic,
+    quantize_four_bits,
+    quantize_static,
+)
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 
@@ -27,6 +35,7 @@ def in_int8(
     *,
     calibration: str = "minmax",
     per_channel: bool = True,
+    ranges: Path | None = None,
     timeout_seconds: float | None = None,
 ) -> ir.Model:
     """Return a model whose layers compute in int8, and the nodes between them too.
@@ -37,6 +46,7 @@ def in_int8(
         feeds: inputs to take the ranges of activations from.
         calibration: how: a key of `onnxprune.runtime.quantizer.CALIBRATIONS`.
         per_channel: a scale for each output channel of a weight, not one for all of it.
+        ranges: a file that keeps the ranges of this model for a second run.
         timeout_seconds: after which the work is stopped; None for no limit.
 
     Raises:
@@ -46,21 +56,63 @@ def in_int8(
 
     def make(plain: Path, out: Path) -> None:
         quantize_static(
-            plain, feeds, out,
-            nodes=nodes, calibration=calibration, per_channel=per_channel, timeout_seconds=timeout_seconds,
+            plain, feeds, out, nodes=nodes, calibration=calibration, per_channel=per_channel,
+            reduced_range=saturates(), ranges=ranges, timeout_seconds=timeout_seconds,
         )  # fmt: skip
 
     return _made(work, make)
 
 
+def in_dynamic(work: ir.Model, layers: Sequence[str], *, per_channel: bool = True) -> ir.Model:
+    """Return a model whose matrix products find the range of their input in each run; see `in_int8`."""
+    return _made(work, lambda plain, out: quantize_dynamic(plain, out, nodes=layers, per_channel=per_channel))
+
+
+def in_four_bits(work: ir.Model, layers: Sequence[str], *, block_size: int) -> ir.Model:
+    """Return a model whose matrix products keep their weights in 4 bits, in blocks; see `in_int8`."""
+    return _made(work, lambda plain, out: quantize_four_bits(plain, out, nodes=layers, block_size=block_size))
+
+
+def in_float16(work: ir.Model, keep_float: Sequence[str]) -> ir.Model:
+    """Return a model that computes in float16 between inputs and outputs of the same types; see `in_int8`."""
+    return _made(work, lambda plain, out: convert_float16(plain, out, keep_float=keep_float))
+
+
+def with_stored_int8(work: ir.Model, layers: Sequence[Layer], *, per_channel: bool = True) -> ir.Model:
+    """Return a model that computes in float, with the weights of layers stored in int8; see `in_int8`."""
+    copy = work.clone()
+    store_in_int8(copy, layers, per_channel=per_channel)
+    made = compact(copy, _kept_names(work))
+    restore_interface(made, work)
+    return made
+
+
+def store_in(made: ir.Model, work: ir.Model, layers: Sequence[Layer], *, per_channel: bool) -> ir.Model:
+    """Store the weights of layers of a quantized model that compute in float in int8, in place; return it."""
+    if layers and store_in_int8(made, layers, per_channel=per_channel):
+        return compact(made, _kept_names(work))
+    return made
+
+
+def saturates() -> bool:
+    """Return whether 8-bit products can overflow on this processor: x86 with AVX2, without VNNI."""
+    flags = processor().partition("flags: ")[2].split(";")[0].split()
+    return bool(flags) and "avx2" in flags and not {"avx_vnni", "avx512_vnni"} & set(flags)
+
+
+def _kept_names(work: ir.Model) -> frozenset[str]:
+    return frozenset([*stored_values(work), *(str(node.name) for node in work.graph)])
+
+
 def _made(work: ir.Model, make: Callable[[Path, Path], None]) -> ir.Model:
     """Write a model, let a tool make another file of it, and return that in memory, in its shortest form."""
-    names = frozenset([*stored_values(work), *(str(node.name) for node in work.graph)])
     with tempfile.TemporaryDirectory(prefix="onnxprune-quantize-") as folder:
         plain, out = Path(folder, "plain.onnx"), Path(folder, "made.onnx")
         save(work, plain)
         make(plain, out)
-        return in_memory(compact(load(out), names))
+        made = in_memory(compact(load(out), _kept_names(work)))
+    restore_interface(made, work)
+    return made
 
 
 def in_memory(model: ir.Model) -> ir.Model:

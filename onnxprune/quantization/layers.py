@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxprune.model.stored import stored_tensor
+from onnxprune.model.stored import stored_tensor, tensor_of
 from onnxprune.types import Skipped
 
 #: Operators whose products take int8 weights.
@@ -18,6 +18,11 @@ LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FOLLOWERS = frozenset(
     ["Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"]
 )
+    (
+        "Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul",
+        "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+    )
+)  # fmt: skip
 
 #: Operators that speak of integers already.
 _INTEGER_OPS = ("QLinear", "MatMulInteger", "ConvInteger", "MatMulNBits", "DynamicQuantize")
@@ -70,13 +75,14 @@ def find_layers(model: ir.Model) -> tuple[list[Layer], list[Skipped]]:
         if reason is not None:
             skipped.append(Skipped(str(node.name), reason))
             continue
-        weight = node.inputs[1]
-        assert weight is not None
-        shape = tuple(int(size) for size in weight.const_value.shape.numpy())  # type: ignore[union-attr]
-        layers.append(
-            Layer(str(node.name), node.op_type, str(weight.name), shape, str(node.outputs[0].name))
-        )
+        layers.append(_layer(node))
     return layers, skipped
+
+
+def _layer(node: ir.Node) -> Layer:
+    weight, output = node.inputs[1], node.outputs[0]
+    shape = () if weight is None else tuple(int(size) for size in tensor_of(weight).shape.numpy())
+    return Layer(str(node.name), node.op_type, str(weight and weight.name), shape, str(output.name))
 
 
 def _why_not(model: ir.Model, node: ir.Node) -> str | None:

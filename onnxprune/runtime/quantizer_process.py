@@ -53,13 +53,12 @@ def _static(task: Task) -> None:
         nodes_to_quantize=task["nodes"],
         calibrate_method=quantization.CalibrationMethod[task["calibration"]],
         use_external_data_format=task["large"],
+        calibration_cache_path=task["ranges"],
         extra_options={
             "WeightSymmetric": True,
             "CalibTensorRangeSymmetric": False,
             # one run after the other: it would keep all inner values of all runs
             "CalibStridedMinMax": 1,
-            # a layer can go back to float only where its activation is still there
-            "QDQKeepRemovableActivations": True,
         },
     )
 
@@ -106,6 +105,10 @@ def _float16(task: Task) -> None:
         op_block_list=DEFAULT_OP_BLOCK_LIST,
         node_block_list=task["keep_float"],
     )
+    # a value that two nodes in float32 read is cast twice under one name
+    once = list({tuple(node.output): node for node in reversed(converted.graph.node)}.values())[::-1]
+    del converted.graph.node[:]
+    converted.graph.node.extend(once)
     onnx.save(converted, task["out"], save_as_external_data=task["large"])
 
 

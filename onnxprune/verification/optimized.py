@@ -124,8 +124,11 @@ def _by_order(ours: Sequence[FoundWeight], theirs: Sequence[FoundWeight]) -> dic
 
 
 def _canonical(weight: FoundWeight) -> BoolArray:
-    """Return where a weight is not zero, bool [output, summed, rest]."""
-    kept = nonzero(weight.tensor, weight.zero_point)
+    return canonical(weight, nonzero(weight.tensor, weight.zero_point))
+
+
+def canonical(weight: FoundWeight, kept: BoolArray) -> BoolArray:
+    """Return where a weight is not zero, as it is stored, as bool [output, summed, rest]."""
     moved = np.moveaxis(kept, (weight.use.output_axis, weight.use.summed_axis), (0, 1))
     return moved.reshape(*moved.shape[:2], -1)
 

@@ -14,12 +14,13 @@ import small_models
 from onnxprune import advise
 from onnxprune.advice import repaired
 from onnxprune.advice import run as module
-from onnxprune.advice.accuracy import divided, metric_for
+from onnxprune.advice.accuracy import divided
 from onnxprune.advice.machine import Machine
 from onnxprune.advice.summary import for_people
 from onnxprune.advice.trials import Clock
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, RuntimeFailure, UsageError
+from onnxprune.measure.fitting import metric_for
 from onnxprune.measure.intervals import Estimate
 from onnxprune.report.as_json import as_json
 from onnxprune.report.table import plain_text
@@ -121,7 +122,7 @@ def test_the_metric_is_the_one_that_fits():
 
 
 def test_a_model_with_nothing_to_remove_is_left_alone(monkeypatch):
-    monkeypatch.setattr(module, "quantize", _refuse)
+    monkeypatch.setattr(module, "in_int8", _refuse)
     found = advise(ir.from_proto(small_models.frozen_net()), time_limit=2)
     assert found.verdict.startswith("Leave it alone: ")
     assert "nothing can be removed" in found.verdict
@@ -221,10 +222,13 @@ def test_a_repair_that_takes_too_long_is_not_tried_again(quick, monkeypatch):
 
 
 def test_a_quantized_model_that_does_not_open_is_said_in_a_few_words(quick, monkeypatch):
-    def quantize(model, runs, out, *, timeout_seconds):
+    def save(made, out):
+        assert made is model
         out.write_bytes(b"no model")
 
-    monkeypatch.setattr(module, "quantize", quantize)
-    found = advise(ir.from_proto(small_models.mlp()), time_limit=60)
+    model = ir.from_proto(small_models.mlp())
+    monkeypatch.setattr(module, "in_int8", lambda *_, **__: model)
+    monkeypatch.setattr(module, "save", save)
+    found = advise(model, time_limit=60)
     (int8,) = (action for action in found.actions if action.title == "quantize to INT8")
     assert int8.reason == "it can't be made: ONNX Runtime can't open what its own quantization made of it"

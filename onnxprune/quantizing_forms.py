@@ -1,0 +1,256 @@
+"""Each form that weights can take: the model, a row for each layer, and what is to be said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.calibration.activations import feeds_by_batch
+from onnxprune.data import Dataset
+from onnxprune.errors import NothingToPrune
+from onnxprune.model.stored import stored_values, tensor_of
+from onnxprune.quantization.forms import in_dynamic, in_float16, in_four_bits, saturates, store_in
+from onnxprune.quantization.layer_effects import errors_at_layers
+from onnxprune.quantization.layers import Layer, channels_of
+from onnxprune.quantization.output_errors import OutputError
+from onnxprune.quantization.search import FLOAT, INTEGER, STORED
+from onnxprune.quantization.stored_weights import LEAST_SIZE
+from onnxprune.quantizing_int8 import Settings, int8, stored_without_data
+from onnxprune.quantizing_judge import Judge
+from onnxprune.types import Skipped
+
+#: What weights become.
+FORMS = ("int8", "dynamic", "int4", "float16")
+
+#: Matrices with fewer weights gain little from 4 bits.
+LARGE = 1 << 14
+
+#: The largest and the smallest magnitude of float16.
+_LARGEST_HALF = 65504.0
+_SMALLEST_HALF = 2.0**-24
+
+#: Samples on which errors are measured layer by layer.
+_LOOKED_AT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user asks for; see `onnxprune.quantize`."""
+
+    form: str
+    settings: Settings
+    block_size: int
+    keep_float: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A quantized model, and what there is to say of it.
+
+    Attributes:
+        model: the model.
+        title: what was done, in a few words.
+        rows: one for each layer.
+        steps: what each step gave.
+        summary: figures of the whole.
+        notes: what was left alone, and why.
+    """
+
+    model: ir.Model
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+    steps: Sequence[Mapping[str, Any]] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[Skipped] = ()
+
+
+def make_form(
+    work: ir.Model, layers: Sequence[Layer], data: Dataset | None, judge: Judge | None, wish: Wish
+) -> Made:
+    """Make the form that is wished for.
+
+    Args:
+        work: from `onnxprune.quantization.preparing.prepared`; not changed.
+        layers: that may be quantized.
+        data: to calibrate on.
+        judge: of what it costs; None without samples.
+        wish: what is asked for.
+
+    Raises:
+        NothingToPrune: there is no layer of the kind that the form takes.
+        RuntimeFailure: ONNX Runtime can't quantize the model.
+    """
+    makers = {"int8": _int8, "dynamic": _dynamic, "int4": _four_bits, "float16": _half}
+    return makers[wish.form](work, layers, data, judge, wish)
+
+
+def _int8(
+    work: ir.Model, layers: Sequence[Layer], data: Dataset | None, judge: Judge | None, wish: Wish
+) -> Made:
+    if data is None or judge is None:
+        model = stored_without_data(work, layers, wish.settings)
+        places = dict.fromkeys((layer.name for layer in layers), STORED)
+        rows = _rows(layers, places, wish, {}, {}, {})
+        return Made(model, "int8 weights, computed in float", rows)
+    place, found, maker = int8(work, layers, data, judge, wish.settings)
+    model = found.candidate.made
+    rows = _rows(
+        layers,
+        found.places,
+        wish,
+        _errors(found.candidate.work, model, layers, data, wish),
+        found.effects,
+        found.reasons,
+    )
+    title = "int8" if place == INTEGER else "int8 weights, computed in float"
+    summary: dict[str, Any] = {f"time beside float, {name}": round(t, 3) for name, t in maker.times.items()}
+    if place == INTEGER and saturates():
+        summary["weights"] = "7 bits: products of 8 bits can overflow on this processor, which has no VNNI"
+    notes = list(maker.notes)
+    if place == INTEGER and not maker.times:
+        notes.append(Skipped("time", "not measured: computing='integer' was asked for"))
+    return Made(model, title, rows, maker.trail.steps, summary, notes)
+
+
+def _dynamic(
+    work: ir.Model, layers: Sequence[Layer], data: Dataset | None, judge: Judge | None, wish: Wish
+) -> Made:
+    """MatMul in integers, ranges found in each run; other layers are stored in 8 bits."""
+    products = [layer for layer in layers if layer.op_type == "MatMul" and len(layer.shape) == 2]
+    others = [layer for layer in layers if layer not in products]
+    if not products:
+        reasons = [
+            f"{layer.name}: a {layer.op_type}, which pays in integers only with ranges from data"
+            for layer in layers
+        ]
+        raise NothingToPrune("the model has no MatMul with a stored weight: choose the form int8", reasons)
+    model = in_dynamic(work, [layer.name for layer in products], per_channel=wish.settings.per_channel)
+    store_in(model, work, others, per_channel=wish.settings.per_channel)
+    places = {layer.name: INTEGER if layer in products else STORED for layer in layers}
+    steps = _judged(model, judge, "dynamic")
+    rows = _rows(layers, places, wish, _errors(work, model, others, data, wish), {}, {})
+    return Made(model, "int8 weights, ranges of activations found in each run", rows, steps)
+
+
+def _four_bits(
+    work: ir.Model, layers: Sequence[Layer], data: Dataset | None, judge: Judge | None, wish: Wish
+) -> Made:
+    """Large MatMul in 4 bits; other layers are stored in 8 bits."""
+    large = [
+        layer for layer in layers
+        if layer.op_type == "MatMul" and len(layer.shape) == 2 and layer.size >= LARGE
+    ]  # fmt: skip
+    if not large:
+        reasons = [
+            f"{layer.name}: a {layer.op_type} with {layer.size} weights; 4 bits are for MatMul with {LARGE}"
+            for layer in layers
+        ]
+        raise NothingToPrune("the model has no large MatMul: choose another form", reasons)
+    model = in_four_bits(work, [layer.name for layer in large], block_size=wish.block_size)
+    others = [layer for layer in layers if layer not in large]
+    store_in(model, work, others, per_channel=wish.settings.per_channel)
+    steps = _judged(model, judge, "int4")
+    places = {layer.name: "4 bits" if layer in large else STORED for layer in layers}
+    rows = _rows(layers, places, wish, _errors(work, model, others, data, wish), {}, {})
+    return Made(model, "int4 weights of large matrix products", rows, steps)
+
+
+def _half(
+    work: ir.Model, layers: Sequence[Layer], _: Dataset | None, judge: Judge | None, wish: Wish
+) -> Made:
+    from fnmatch import fnmatchcase
+
+    kept = [
+        str(node.name) for node in work.graph
+        if any(fnmatchcase(str(node.name), glob) for glob in wish.keep_float)
+    ]  # fmt: skip
+    notes = list(_beyond_half(work))
+    model = in_float16(work, kept)
+    places = dict.fromkeys((layer.name for layer in layers), "16 bits")
+    steps = _judged(model, judge, "float16")
+    return Made(model, "float16", _rows(layers, places, wish, {}, {}, {}), steps, {}, notes)
+
+
+def _beyond_half(work: ir.Model) -> list[Skipped]:
+    """Say which weights have numbers that float16 does not have."""
+    notes = []
+    for name, values in stored_values(work).items():
+        for value in values:
+            tensor = tensor_of(value)
+            if tensor.dtype != ir.DataType.FLOAT:
+                continue
+            size = np.abs(tensor.numpy())
+            over = int(np.count_nonzero(size > _LARGEST_HALF))
+            under = int(np.count_nonzero((size > 0) & (size < _SMALLEST_HALF)))
+            if over or under:
+                said = [f"{over} numbers beyond 65504 become that"] if over else []
+                said += [f"{under} too small to tell from zero become {_SMALLEST_HALF:.0e}"] if under else []
+                notes.append(Skipped(name, f"float16: {'; '.join(said)}"))
+    return notes
+
+
+def _judged(model: ir.Model, judge: Judge | None, name: str) -> list[dict[str, Any]]:
+    if judge is None:
+        return []
+    found = judge(model)
+    row = {"step": name, "output_sqnr_db": round(found.error.sqnr_db, 2), **found.figures, "kept": True}
+    note = "" if found.lost <= judge.bound else f"loses {found.lost:.4g}, more than {judge.bound:.4g}"
+    return [{**row, "note": note}]
+
+
+def _errors(
+    work: ir.Model, made: ir.Model, layers: Sequence[Layer], data: Dataset | None, wish: Wish
+) -> dict[str, float]:
+    if data is None:
+        return {}
+    taken = feeds_by_batch(work, data, batch=min(_LOOKED_AT, wish.settings.batch))
+    _, feeds = next(taken)
+    return errors_at_layers(work, made, layers, [feeds], wish.settings.threads)
+
+
+_BITS = {INTEGER: 8, STORED: 8, FLOAT: 32, "4 bits": 4, "16 bits": 16}
+_COMPUTES = {INTEGER: "int8", STORED: "float", FLOAT: "float", "4 bits": "float", "16 bits": "float16"}
+
+
+def _rows(
+    layers: Sequence[Layer],
+    places: Mapping[str, str],
+    wish: Wish,
+    errors: Mapping[str, float],
+    effects: Mapping[str, OutputError],
+    reasons: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """Return a row for each layer: bits, scales, how it computes, its error, and why it is not more."""
+    rows = []
+    for layer in layers:
+        place = places[layer.name]
+        reason = reasons.get(layer.name, "")
+        if place == STORED and layer.size < LEAST_SIZE:
+            place, reason = FLOAT, "so small that scales would take more than they save"
+        bits = _BITS[place]
+        several = f"{channels_of(layer)}, by channel" if wish.settings.per_channel else "1"
+        scales = {4: f"by {wish.block_size} weights", 8: several}.get(bits, "none")
+        effect = effects.get(layer.name)
+        rows.append(
+            {
+                "layer": layer.name,
+                "operator": layer.op_type,
+                "weight": layer.weight,
+                "weights": layer.size,
+                "bits": bits,
+                "scales": scales,
+                "computes_in": _COMPUTES[place],
+                "sqnr_db": _rounded(errors.get(layer.name)),
+                "alone_sqnr_db": None if effect is None else _rounded(effect.sqnr_db),
+                "reason": reason,
+            }
+        )
+    return rows
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
