@@ -82,6 +82,7 @@ HOSTILE_NAMES = (
     "\"'&<>]]></style></svg>",
     "{{ 7 * 7 }}{% for x in y %}",
     "=cmd|'/c calc'!A0",
+    "\\|@everyone [a](b) | <b>",
 )
 
 
