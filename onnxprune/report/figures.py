@@ -15,7 +15,8 @@ VERDICTS = {"pass": "Passed", "fail": "Failed", "inconclusive": "Inconclusive"}
 
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
-#: Endings of names that say the unit of their figures.
+#: Gates whose figures are bytes, and endings of names that say the unit of their figures.
+_IN_BYTES = ("size", "zstd_size")
 _UNITS = ("bytes", "sparsity", "share", "ratio")
 
 
@@ -65,6 +66,8 @@ def measured_text(gate: GateRecord) -> str:
     """Return what a gate found."""
     if gate.measured is None:
         return "not measured"
+    if gate.name in _IN_BYTES and isinstance(gate.measured, float):
+        return size_text(round(gate.measured))
     return figure_text(gate.name, gate.measured)
 
 

@@ -30,7 +30,7 @@ from onnxprune.report.page.curves import by_sensitivity, curves_picture
 from onnxprune.report.page.network import macs_picture, width_picture
 from onnxprune.report.page.svg import MINUS
 from onnxprune.report.page.times import times_picture
-from onnxprune.report.page.trade_off import trade_off_picture, trade_off_points
+from onnxprune.report.page.trade_off import trade_off_picture
 from onnxprune.report.page.whiskers import gate_picture
 from onnxprune.report.reasons import gather
 from onnxprune.report.table import heading, size_text
@@ -81,7 +81,7 @@ def _context(record: Record) -> dict[str, Any]:
         "marks": _MARKS,
         "verdicts": VERDICTS,
         "verdict_line": verdict_line(record).capitalize(),
-        "accepted": record.verdict == "pass",
+        "accepted": record.accepted,
         "finished": time_text(record.finished),
         "started": time_text(record.started),
         "took": _took(record),
@@ -205,7 +205,6 @@ def _network(record: Record) -> dict[str, Any]:
 
 def _measured(record: Record) -> dict[str, Any]:
     accuracy, latency = record.accuracy, record.latency
-    points = trade_off_points(record)
     direction = accuracy.higher_is_better if accuracy else True
     return {
         "subsets": rows.subsets_table(accuracy.subsets) if accuracy and accuracy.subsets else None,
@@ -215,7 +214,7 @@ def _measured(record: Record) -> dict[str, Any]:
         "control": interval_text(latency.control_ratio) if latency else "",
         "latency_setting": rows.pairs_table(latency.setting) if latency else None,
         "memory": rows.memory_table(record),
-        "trade_off_picture": trade_off_picture(points, metric_name(record), direction),
+        "trade_off_picture": trade_off_picture(record.pareto, metric_name(record), direction),
         "points": rows.points_table(record),
         "curves_picture": curves_picture(by_sensitivity(record.sensitivity)),
         "curves": rows.curves_table(record),

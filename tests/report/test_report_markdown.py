@@ -28,7 +28,7 @@ def tokens(text: str) -> list[Token]:
 
 
 def outside_code(text: str) -> str:
-    """Return the text that stands outside of code spans, which is what hosts look for mentions and links in."""
+    """Return the text outside of code spans, which is where hosts look for mentions and links."""
     return "\n".join(token.content for token in tokens(text) if token.type == "text")
 
 
@@ -61,7 +61,8 @@ def test_no_line_is_a_command_of_a_build_server():
 @pytest.mark.parametrize(
     "text",
     [
-        "a|b", "`", "``a``", "a`b``c", " leading", "trailing `", "|", "\\|", "\\", "<b>", "a\\`b", "x" * 500, "*_~",
+        "a|b", "`", "``a``", "a`b``c", " leading", "trailing `", "|", "\\|", "\\", "<b>", "a\\`b", "x" * 500,
+        "*_~",
     ],
 )  # fmt: skip
 def test_a_name_comes_back_from_a_cell(text):
@@ -126,7 +127,7 @@ def test_what_failed_stands_first():
         "❌ **fail** | `accuracy_drop` | at most 0.001 below the original | 0.0037 (0.0015 to 0.0059)" in text
     )
     assert "- ❌ `zeros kept`: 12 of 3,752 zeros are lost in `/fc/Gemm`" in lines
-    assert "kept aside at `small.rejected.onnx`" in text
+    assert "and kept aside at `small.rejected.onnx`" in text
     assert "| `size_bytes` | 138 KiB | 137 KiB |" in text
 
 
