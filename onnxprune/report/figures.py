@@ -128,23 +128,30 @@ def gain_line(record: Record) -> str:
     """Return what the run made of the model, in one sentence; empty where it is not known."""
     if len(record.models) < 2:
         return ""
-    first, last = record.models[0], record.models[-1]
-    parts = []
-    if last.size_bytes and first.size_bytes:
-        parts.append(f"{first.size_bytes / last.size_bytes:.1f} times smaller")
-    ratio = last.latency_ratio
-    if ratio is not None and ratio.value > 0:
-        parts.append(_speed(ratio))
+    gains = [gain for gain in (size_gain(record), time_gain(record)) if gain is not None]
+    parts = [f"{figure.replace('×', ' times')} {word}".strip() for figure, word in gains]
     change = accuracy_change(record)
     if change is not None:
         parts.append(f"{metric_name(record)} {change}")
     return "; ".join(parts)
 
 
-def _speed(ratio: Interval) -> str:
+def size_gain(record: Record) -> tuple[str, str] | None:
+    """Return how the size changed, as a figure and a word; None where it is not known."""
+    first, last = record.models[0].size_bytes, record.models[-1].size_bytes
+    if not first or not last:
+        return None
+    return (f"{first / last:.1f}×", "smaller") if last <= first else (f"{last / first:.1f}×", "larger")
+
+
+def time_gain(record: Record) -> tuple[str, str] | None:
+    """Return how the time changed, as a figure and words; a difference only where its interval says so."""
+    ratio = record.models[-1].latency_ratio
+    if ratio is None or ratio.value <= 0:
+        return None
     if ratio.low <= 1 <= ratio.high:
-        return "no difference in time"
-    return f"{1 / ratio.value:.2f} times as fast" if ratio.value < 1 else f"{ratio.value:.2f} times the time"
+        return "", "no difference in time"
+    return (f"{1 / ratio.value:.2f}×", "as fast") if ratio.value < 1 else (f"{ratio.value:.2f}×", "the time")
 
 
 def accuracy_change(record: Record) -> str | None:

@@ -22,6 +22,8 @@ from onnxprune.report.figures import (
     metric_name,
     moment_of,
     seconds_text,
+    size_gain,
+    time_gain,
     time_text,
     verdict_line,
 )
@@ -130,23 +132,12 @@ def _tiles(record: Record) -> Iterator[dict[str, str]]:
     if len(record.models) < 2:
         return
     first, last = record.models[0], record.models[-1]
-    if first.size_bytes and last.size_bytes:
-        sizes = f"{size_text(first.size_bytes)} → {size_text(last.size_bytes)}"
-        yield {
-            "name": "Size",
-            "gain": f"{first.size_bytes / last.size_bytes:.1f}×",
-            "unit": "smaller",
-            "detail": sizes,
-        }
-    ratio = last.latency_ratio
-    if ratio is not None and ratio.value > 0:
-        detail = f"ratio {interval_text(ratio)}"
-        yield {
-            "name": "Time of one run",
-            "gain": f"{1 / ratio.value:.2f}×",
-            "unit": "as fast",
-            "detail": detail,
-        }
+    for name, gain, detail in (
+        ("Size", size_gain(record), f"{size_text(first.size_bytes)} → {size_text(last.size_bytes)}"),
+        ("Time of one run", time_gain(record), f"ratio {interval_text(last.latency_ratio)}"),
+    ):
+        if gain is not None:
+            yield {"name": name, "gain": gain[0], "unit": gain[1], "detail": detail}
     if first.macs:
         counts = f"{count_text(first.macs)} → {count_text(last.macs)}"
         yield {"name": "MACs", "gain": f"{last.macs / first.macs:.2f}×", "unit": "", "detail": counts}
@@ -161,8 +152,8 @@ def _tiles(record: Record) -> Iterator[dict[str, str]]:
     change = accuracy_change(record)
     if change is not None and first.accuracy and last.accuracy:
         moved = last.accuracy.value - first.accuracy.value
-        gain = f"{moved:+.4f}".replace("-", MINUS)
-        yield {"name": f"Accuracy ({metric_name(record)})", "gain": gain, "unit": "", "detail": change}
+        by = f"{moved:+.4f}".replace("-", MINUS)
+        yield {"name": f"Accuracy ({metric_name(record)})", "gain": by, "unit": "", "detail": change}
 
 
 def _by_verdict(record: Record) -> list[Any]:
@@ -212,7 +203,7 @@ def _measured(record: Record) -> dict[str, Any]:
         "accuracy_facts": _accuracy_facts(record),
         "times_picture": times_picture(record.models),
         "control": interval_text(latency.control_ratio) if latency else "",
-        "latency_setting": rows.pairs_table(latency.setting) if latency else None,
+        "latency_setting": rows.latency_table(latency) if latency else None,
         "memory": rows.memory_table(record),
         "trade_off_picture": trade_off_picture(record.pareto, metric_name(record), direction),
         "points": rows.points_table(record),

@@ -9,7 +9,16 @@ from typing import Any
 from markupsafe import Markup
 
 from onnxprune.messages import visible
-from onnxprune.record import CheckRecord, Environment, Interval, LayerRecord, Record, SubsetRecord, Verdict
+from onnxprune.record import (
+    CheckRecord,
+    Environment,
+    Interval,
+    LatencyRecord,
+    LayerRecord,
+    Record,
+    SubsetRecord,
+    Verdict,
+)
 from onnxprune.report.figures import (
     VERDICTS,
     common_decimals,
@@ -79,6 +88,11 @@ def pairs_table(pairs: Mapping[str, Any]) -> Table:
         for name, value in pairs.items()
     ]
     return _table(["name", "value"], rows)
+
+
+def latency_table(latency: LatencyRecord) -> Table:
+    """Return how times were measured; the processor stands with the rest of the hardware."""
+    return pairs_table({name: value for name, value in latency.setting.items() if name != "processor"})
 
 
 def section_table(section: Any) -> Table | None:
