@@ -15,9 +15,8 @@ VERDICTS = {"pass": "Passed", "fail": "Failed", "inconclusive": "Inconclusive"}
 
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
-#: Gates whose figures are bytes, and endings of names that say the unit of their figures.
+#: Gates whose figures are bytes.
 _IN_BYTES = ("size", "zstd_size")
-_UNITS = ("bytes", "sparsity", "share", "ratio")
 
 
 def count_text(count: float) -> str:
@@ -57,8 +56,6 @@ def figure_text(name: str, value: Any) -> str:
         return interval_text(value)
     if isinstance(value, (list, tuple)):
         return ", ".join(figure_text(name, entry) for entry in value) or "nothing"
-    if isinstance(value, float) and not name.endswith(_UNITS):
-        return f"{value:.6g}"
     return cell(name, value)
 
 

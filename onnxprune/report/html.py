@@ -152,8 +152,9 @@ def _tiles(record: Record) -> Iterator[dict[str, str]]:
     change = accuracy_change(record)
     if change is not None and first.accuracy and last.accuracy:
         moved = last.accuracy.value - first.accuracy.value
-        by = f"{moved:+.4f}".replace("-", MINUS)
-        yield {"name": f"Accuracy ({metric_name(record)})", "gain": by, "unit": "", "detail": change}
+        by = "" if moved == 0 else f"{moved:+.4f}".replace("-", MINUS)
+        unit = "" if by else "no change"
+        yield {"name": f"Accuracy ({metric_name(record)})", "gain": by, "unit": unit, "detail": change}
 
 
 def _by_verdict(record: Record) -> list[Any]:
