@@ -95,13 +95,8 @@ def layer_changes(
 
 
 def _record(old: _Layer, new: _Layer | None, reasons: Sequence[str]) -> LayerRecord:
-    kept_width = new is not None and new.width == old.width
-    lost = new is None or not kept_width or new.params < old.params
-    if new is not None and not lost and new.zeros > old.zeros:
-        # Rounding to fewer bits makes zeros too: no removal, where a stage says that nothing was removed.
-        lost = not (reasons and new.bits < old.bits)
-        kept_width = not lost
-    told = "; ".join(reasons) if kept_width else ""
+    lost = new is None or new.width < old.width or new.params < old.params or new.zeros > old.zeros
+    told = "; ".join(reasons) if new is not None and new.width == old.width else ""
     return LayerRecord(
         name=old.name,
         op_type=old.node.op_type,

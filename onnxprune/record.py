@@ -375,6 +375,15 @@ class Record(_Part):
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False) + "\n"
 
 
+def schema_text() -> str:
+    """Return the JSON schema of a record, as ``docs/report.schema.json`` holds it."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Record.model_json_schema(by_alias=True),
+    }
+    return json.dumps(schema, indent=1) + "\n"
+
+
 def read_record(path: str | Path) -> Record:
     """Read the record of a run.
 

@@ -82,6 +82,7 @@ HOSTILE_NAMES = (
     "\"'&<>]]></style></svg>",
     "{{ 7 * 7 }}{% for x in y %}",
     "=cmd|'/c calc'!A0",
+    "\\|@everyone [a](b) | <b>",
 )
 
 
@@ -332,6 +333,7 @@ def passing_record() -> Record:
         finished="2026-03-14T09:13:41Z",
         title="digits_residual.onnx",
         verdict="pass",
+        accepted=True,
         output="small.onnx",
         recipe=RecipeRecord(
             path="recipe.toml", text=RECIPE, sha256=digest(RECIPE), overrides=("gates.accuracy_drop=0.01",)
@@ -418,6 +420,7 @@ def failing_record() -> Record:
     return record.model_copy(
         update={
             "verdict": "fail",
+            "accepted": False,
             "output": "small.rejected.onnx",
             "gates": _with_gate(record, gate),
             "checks": checks,
@@ -440,6 +443,7 @@ def unclear_record() -> Record:
     return record.model_copy(
         update={
             "verdict": "inconclusive",
+            "accepted": False,
             "output": "small.undecided.onnx",
             "gates": _with_gate(record, gate),
             "models": _models(200, 0.982),
@@ -491,6 +495,7 @@ def hostile_record() -> Record:
                 "limit": [bad[i]],
                 "measured": bad[i + 3],
                 "verdict": "fail",
+                "accepted": False,
             }
         )
         for i, gate in enumerate(record.gates)
@@ -504,6 +509,7 @@ def hostile_record() -> Record:
         update={
             "title": bad[0],
             "verdict": "fail",
+            "accepted": False,
             "output": bad[1],
             "version": bad[7],
             "recipe": RecipeRecord(
@@ -539,6 +545,7 @@ def bare_record() -> Record:
         finished="2026-03-14T09:12:09Z",
         title="model.onnx",
         verdict="pass",
+        accepted=True,
         output="small.onnx",
         recipe=RecipeRecord(path="recipe.toml", text='[model]\npath = "model.onnx"\n', sha256=digest("r")),
         environment=Environment(hardware={}, system="Linux", packages={}),

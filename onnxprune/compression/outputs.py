@@ -16,14 +16,9 @@ from onnxprune.pipeline import save_examined
 from onnxprune.plans import load_plan, save_plan
 from onnxprune.recipe.load import LoadedRecipe
 from onnxprune.record import Record
-from onnxprune.report.html import html
-from onnxprune.report.junit import junit
-from onnxprune.report.markdown import markdown
+from onnxprune.report.forms import FORMS
 from onnxprune.types import Check, Report
 from onnxprune.verification import verify
-
-#: Report forms by their key in a recipe.
-FORMS = {"json": Record.to_text, "html": html, "markdown": markdown, "junit": junit}
 
 
 @dataclass(frozen=True, slots=True)

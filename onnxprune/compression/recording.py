@@ -102,7 +102,8 @@ def record_of(run: Run) -> Record:
 
 def _environment() -> Environment:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    name = processor().split("; ")[0].removeprefix("model name: ")
+    facts = dict(fact.split(": ", 1) for fact in processor().split("; ") if ": " in fact)
+    name = facts.get("model name") or next(iter(facts.values()), platform.machine())
     hardware = {
         "processor": name, "cores": os.cpu_count(), "memory_bytes": memory, "graphics": graphics() or None
     }  # fmt: skip
@@ -143,7 +144,13 @@ def _trade_off(run: Run) -> tuple[PointRecord, ...]:
         if timed and model.latency_ratio is not None:
             cost = model.latency_ratio.value
         points.append(
-            PointRecord(name=model.name, cost=cost, accuracy=model.accuracy.value, chosen=model is models[-1])
+            PointRecord(
+                name=model.name,
+                cost=cost,
+                accuracy=model.accuracy.value,
+                chosen=model is models[-1],
+                cost_of="time" if timed else "size",
+            )
         )
     return tuple(points)
 

@@ -15,8 +15,8 @@ VERDICTS = {"pass": "Passed", "fail": "Failed", "inconclusive": "Inconclusive"}
 
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
-#: Endings of names that say the unit of their figures.
-_UNITS = ("bytes", "sparsity", "share", "ratio")
+#: Gates whose figures are bytes.
+_IN_BYTES = ("size", "zstd_size")
 
 
 def count_text(count: float) -> str:
@@ -56,8 +56,6 @@ def figure_text(name: str, value: Any) -> str:
         return interval_text(value)
     if isinstance(value, (list, tuple)):
         return ", ".join(figure_text(name, entry) for entry in value) or "nothing"
-    if isinstance(value, float) and not name.endswith(_UNITS):
-        return f"{value:.6g}"
     return cell(name, value)
 
 
@@ -65,6 +63,8 @@ def measured_text(gate: GateRecord) -> str:
     """Return what a gate found."""
     if gate.measured is None:
         return "not measured"
+    if gate.name in _IN_BYTES and isinstance(gate.measured, float):
+        return size_text(round(gate.measured))
     return figure_text(gate.name, gate.measured)
 
 
@@ -125,23 +125,30 @@ def gain_line(record: Record) -> str:
     """Return what the run made of the model, in one sentence; empty where it is not known."""
     if len(record.models) < 2:
         return ""
-    first, last = record.models[0], record.models[-1]
-    parts = []
-    if last.size_bytes and first.size_bytes:
-        parts.append(f"{first.size_bytes / last.size_bytes:.1f} times smaller")
-    ratio = last.latency_ratio
-    if ratio is not None and ratio.value > 0:
-        parts.append(_speed(ratio))
+    gains = [gain for gain in (size_gain(record), time_gain(record)) if gain is not None]
+    parts = [f"{figure.replace('×', ' times')} {word}".strip() for figure, word in gains]
     change = accuracy_change(record)
     if change is not None:
         parts.append(f"{metric_name(record)} {change}")
     return "; ".join(parts)
 
 
-def _speed(ratio: Interval) -> str:
+def size_gain(record: Record) -> tuple[str, str] | None:
+    """Return how the size changed, as a figure and a word; None where it is not known."""
+    first, last = record.models[0].size_bytes, record.models[-1].size_bytes
+    if not first or not last:
+        return None
+    return (f"{first / last:.1f}×", "smaller") if last <= first else (f"{last / first:.1f}×", "larger")
+
+
+def time_gain(record: Record) -> tuple[str, str] | None:
+    """Return how the time changed, as a figure and words; a difference only where its interval says so."""
+    ratio = record.models[-1].latency_ratio
+    if ratio is None or ratio.value <= 0:
+        return None
     if ratio.low <= 1 <= ratio.high:
-        return "no difference in time"
-    return f"{1 / ratio.value:.2f} times as fast" if ratio.value < 1 else f"{ratio.value:.2f} times the time"
+        return "", "no difference in time"
+    return (f"{1 / ratio.value:.2f}×", "as fast") if ratio.value < 1 else (f"{ratio.value:.2f}×", "the time")
 
 
 def accuracy_change(record: Record) -> str | None:

@@ -22,6 +22,8 @@ from onnxprune.report.figures import (
     metric_name,
     moment_of,
     seconds_text,
+    size_gain,
+    time_gain,
     time_text,
     verdict_line,
 )
@@ -30,7 +32,7 @@ from onnxprune.report.page.curves import by_sensitivity, curves_picture
 from onnxprune.report.page.network import macs_picture, width_picture
 from onnxprune.report.page.svg import MINUS
 from onnxprune.report.page.times import times_picture
-from onnxprune.report.page.trade_off import trade_off_picture, trade_off_points
+from onnxprune.report.page.trade_off import trade_off_picture
 from onnxprune.report.page.whiskers import gate_picture
 from onnxprune.report.reasons import gather
 from onnxprune.report.table import heading, size_text
@@ -81,7 +83,7 @@ def _context(record: Record) -> dict[str, Any]:
         "marks": _MARKS,
         "verdicts": VERDICTS,
         "verdict_line": verdict_line(record).capitalize(),
-        "accepted": record.verdict == "pass",
+        "accepted": record.accepted,
         "finished": time_text(record.finished),
         "started": time_text(record.started),
         "took": _took(record),
@@ -130,23 +132,12 @@ def _tiles(record: Record) -> Iterator[dict[str, str]]:
     if len(record.models) < 2:
         return
     first, last = record.models[0], record.models[-1]
-    if first.size_bytes and last.size_bytes:
-        sizes = f"{size_text(first.size_bytes)} → {size_text(last.size_bytes)}"
-        yield {
-            "name": "Size",
-            "gain": f"{first.size_bytes / last.size_bytes:.1f}×",
-            "unit": "smaller",
-            "detail": sizes,
-        }
-    ratio = last.latency_ratio
-    if ratio is not None and ratio.value > 0:
-        detail = f"ratio {interval_text(ratio)}"
-        yield {
-            "name": "Time of one run",
-            "gain": f"{1 / ratio.value:.2f}×",
-            "unit": "as fast",
-            "detail": detail,
-        }
+    for name, gain, detail in (
+        ("Size", size_gain(record), f"{size_text(first.size_bytes)} → {size_text(last.size_bytes)}"),
+        ("Time of one run", time_gain(record), f"ratio {interval_text(last.latency_ratio)}"),
+    ):
+        if gain is not None:
+            yield {"name": name, "gain": gain[0], "unit": gain[1], "detail": detail}
     if first.macs:
         counts = f"{count_text(first.macs)} → {count_text(last.macs)}"
         yield {"name": "MACs", "gain": f"{last.macs / first.macs:.2f}×", "unit": "", "detail": counts}
@@ -161,8 +152,9 @@ def _tiles(record: Record) -> Iterator[dict[str, str]]:
     change = accuracy_change(record)
     if change is not None and first.accuracy and last.accuracy:
         moved = last.accuracy.value - first.accuracy.value
-        gain = f"{moved:+.4f}".replace("-", MINUS)
-        yield {"name": f"Accuracy ({metric_name(record)})", "gain": gain, "unit": "", "detail": change}
+        by = "" if moved == 0 else f"{moved:+.4f}".replace("-", MINUS)
+        unit = "" if by else "no change"
+        yield {"name": f"Accuracy ({metric_name(record)})", "gain": by, "unit": unit, "detail": change}
 
 
 def _by_verdict(record: Record) -> list[Any]:
@@ -205,7 +197,6 @@ def _network(record: Record) -> dict[str, Any]:
 
 def _measured(record: Record) -> dict[str, Any]:
     accuracy, latency = record.accuracy, record.latency
-    points = trade_off_points(record)
     direction = accuracy.higher_is_better if accuracy else True
     return {
         "subsets": rows.subsets_table(accuracy.subsets) if accuracy and accuracy.subsets else None,
@@ -213,9 +204,9 @@ def _measured(record: Record) -> dict[str, Any]:
         "accuracy_facts": _accuracy_facts(record),
         "times_picture": times_picture(record.models),
         "control": interval_text(latency.control_ratio) if latency else "",
-        "latency_setting": rows.pairs_table(latency.setting) if latency else None,
+        "latency_setting": rows.latency_table(latency) if latency else None,
         "memory": rows.memory_table(record),
-        "trade_off_picture": trade_off_picture(points, metric_name(record), direction),
+        "trade_off_picture": trade_off_picture(record.pareto, metric_name(record), direction),
         "points": rows.points_table(record),
         "curves_picture": curves_picture(by_sensitivity(record.sensitivity)),
         "curves": rows.curves_table(record),

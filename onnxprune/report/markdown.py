@@ -56,7 +56,7 @@ def _within(blocks: Iterable[str], most: int) -> str:
 def _head(record: Record) -> list[str]:
     gain = gain_line(record)
     facts = [verdict_line(record), *([prose(gain)] if gain else [])]
-    where = "is at" if record.verdict == "pass" else "was kept aside at"
+    where = "is at" if record.accepted else "was not accepted, and kept aside at"
     facts.append(f"the model {where} {code(record.output)}")
     return [
         f"### {_HEADS[record.verdict]}: {code(record.title)}",
@@ -155,7 +155,7 @@ def _skipped(record: Record) -> list[str]:
 
 
 def _reproduce(record: Record) -> list[str]:
-    lines = [f"- {code(command, 240)}" for command in record.commands[:_MOST_ROWS]]
+    lines = [f"- {code(command, 1000)}" for command in record.commands[:_MOST_ROWS]]
     lines += _rest(record.commands)
     if record.models:
         lines.append(f"- sha256 of the model: {code(record.models[-1].sha256)}")

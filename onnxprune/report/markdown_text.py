@@ -55,7 +55,8 @@ def code(text: str, longest: int = 120) -> str:
         return "(no name)"
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     space = " " if shown[0] == "`" or shown[-1] == "`" else ""
-    inside = shown.replace("|", "\\|")
+    # GitHub reads ``\\|`` as a backslash and the end of a cell, others as a backslash and a bar.
+    inside = re.sub(r"\\+(?=\|)", lambda run: "\\x5c" * len(run[0]), shown).replace("|", "\\|")
     return f"{fence}{space}{inside}{space}{fence}"
 
 

@@ -124,7 +124,14 @@ def decimals_for(width: float) -> int:
 def estimate(value: float, low: float, high: float, decimals: int | None = None) -> str:
     """Return a figure and its interval, with two digits of the interval's width, or as given."""
     decimals = decimals_for(high - low) if decimals is None else decimals
-    return f"{value:.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})"
+    value_text, low_text, high_text = (_fixed(figure, decimals) for figure in (value, low, high))
+    return f"{value_text} ({low_text} to {high_text})"
+
+
+def _fixed(figure: float, decimals: int) -> str:
+    """Return a figure with so many decimals; what rounds to zero has no sign."""
+    text = f"{figure:.{decimals}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
 def _number(key: str, value: float) -> str:

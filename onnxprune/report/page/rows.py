@@ -8,7 +8,17 @@ from typing import Any
 
 from markupsafe import Markup
 
-from onnxprune.record import CheckRecord, Environment, Interval, LayerRecord, Record, SubsetRecord, Verdict
+from onnxprune.messages import visible
+from onnxprune.record import (
+    CheckRecord,
+    Environment,
+    Interval,
+    LatencyRecord,
+    LayerRecord,
+    Record,
+    SubsetRecord,
+    Verdict,
+)
 from onnxprune.report.figures import (
     VERDICTS,
     common_decimals,
@@ -23,9 +33,11 @@ from onnxprune.report.figures import (
 from onnxprune.report.page.curves import MARKED, by_sensitivity
 from onnxprune.report.page.network import row_bar
 from onnxprune.report.page.svg import MINUS
-from onnxprune.report.page.trade_off import trade_off_points
 from onnxprune.report.page.whiskers import axis, scale_of, subset_whiskers, whisker
 from onnxprune.report.table import heading, size_text
+
+#: Characters of one value: some say all that an operating system knows of a processor.
+_LONGEST_VALUE = 200
 
 _NO_PICTURE = Markup()
 
@@ -71,7 +83,16 @@ def _row(cells: Sequence[str | Cell], class_: str = "") -> Row:
 
 def pairs_table(pairs: Mapping[str, Any]) -> Table:
     """Return names and values."""
-    return _table(["name", "value"], [[heading(str(n)), figure_text(str(n), v)] for n, v in pairs.items()])
+    rows = [
+        [heading(str(name)), visible(figure_text(str(name), value), _LONGEST_VALUE)]
+        for name, value in pairs.items()
+    ]
+    return _table(["name", "value"], rows)
+
+
+def latency_table(latency: LatencyRecord) -> Table:
+    """Return how times were measured; the processor stands with the rest of the hardware."""
+    return pairs_table({name: value for name, value in latency.setting.items() if name != "processor"})
 
 
 def section_table(section: Any) -> Table | None:
@@ -191,10 +212,9 @@ def memory_table(record: Record) -> Table:
 
 def points_table(record: Record) -> Table:
     """Return the candidates, numbered as in their picture."""
-    points = trade_off_points(record)
-    what = points[0].cost_of if points else "time"
+    what = record.pareto[0].cost_of if record.pareto else "time"
     rows = []
-    for number, point in enumerate(points, 1):
+    for number, point in enumerate(record.pareto, 1):
         chosen = "chosen" if point.chosen else ""
         name = Cell(f"{number}. {point.name}", chosen)
         rows.append(_row([name, f"{point.cost:.3g}", f"{point.accuracy:.4g}"], chosen))

@@ -96,7 +96,7 @@ class Scale:
 def fitted(figures: list[float], start: float, end: float, *, margin: float = 0.05) -> Scale:
     """Return a scale on which all figures have their place, with a margin beside them."""
     low, high = min(figures), max(figures)
-    room = (high - low or abs(high) or 1.0) * margin
+    room = (high - low) * margin or abs(high) * 0.01 or 1.0
     return Scale(low - room, high + room, start, end)
 
 

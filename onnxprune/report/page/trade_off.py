@@ -6,35 +6,12 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from onnxprune.record import PointRecord, Record
+from onnxprune.record import PointRecord
 from onnxprune.report.page.svg import Element, Scale, add, fitted, markup, picture, tick_text
 
 _WIDTH, _HEIGHT = 400.0, 290.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 14.0, 14.0, 44.0
 _RADIUS = 8.5
-
-
-def trade_off_points(record: Record) -> tuple[PointRecord, ...]:
-    """Return the candidates of a run; where it had none, its models as far as they were measured."""
-    if record.pareto:
-        return record.pareto
-    timed = all(model.latency_ratio for model in record.models[1:])
-    original = record.models[0] if record.models else None
-    points = []
-    for model in record.models:
-        if model.accuracy is None or original is None or not original.size_bytes:
-            continue
-        ratio = 1.0 if model is original else model.latency_ratio.value if model.latency_ratio else 0.0
-        points.append(
-            PointRecord(
-                name=model.name,
-                cost=ratio if timed else model.size_bytes / original.size_bytes,
-                accuracy=model.accuracy.value,
-                chosen=model is record.models[-1],
-                cost_of="time" if timed else "size",
-            )
-        )
-    return tuple(points)
 
 
 def best_points(points: Sequence[PointRecord], *, higher_is_better: bool = True) -> list[int]:
