@@ -115,9 +115,9 @@ def median(values: Vector, seed: int = 0, confidence: float = CONFIDENCE) -> Est
 def quantile_of_rounds(figures: Vector, quantile: float, confidence: float = CONFIDENCE) -> Estimate | None:
     """Return a quantile of figures with its exact interval between two of them, for any distribution.
 
-    Of n draws, k lie below the true quantile q, and k is binomial(n, q); the ends are those ranks that k leaves
-    to either side with (1 - confidence) / 2 at most. Figures of one round are alike, so n counts rounds: ranks
-    among rounds become levels among all figures.
+    Of n draws, k lie below the true quantile q, and k is binomial(n, q); the ends are those ranks that k
+    leaves to either side with (1 - confidence) / 2 at most. Figures of one round are alike, so n counts
+    rounds: ranks among rounds become levels among all figures.
 
     Args:
         figures: [round, repeat].
