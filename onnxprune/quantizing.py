@@ -128,7 +128,9 @@ def quantize(
         work = prepared(given)
         layers, skipped = find_layers(work)
         left = matching(layers, keep_float)
-        skipped += [Skipped(name, f"stays in float: {quoted(glob)} asks for it") for name, glob in left.items()]
+        skipped += [
+            Skipped(name, f"stays in float: {quoted(glob)} asks for it") for name, glob in left.items()
+        ]
         layers = [layer for layer in layers if layer.name not in left]
         if not layers:
             reasons = [f"{note.name}: {note.reason}" for note in skipped]
@@ -140,8 +142,17 @@ def quantize(
         feeds = [inputs for _, (_, inputs) in zip(runs, taken, strict=False)]
         names = [layer.name for layer in layers]
         quantized = in_int8(work, names, feeds, calibration=calibration, per_channel=per_channel)
-    sections: dict[str, Any] = {"layers": [{"layer": layer.name, "weight": layer.weight, "bits": 8,
-                                            "scales": "per channel" if per_channel else "one"} for layer in layers]}
+    sections: dict[str, Any] = {
+        "layers": [
+            {
+                "layer": layer.name,
+                "weight": layer.weight,
+                "bits": 8,
+                "scales": "per channel" if per_channel else "one",
+            }
+            for layer in layers
+        ]
+    }
     report = Report(
         f"quantized to {form}", sections, (), (*skipped, *notes_on_noise(samples)), dict(watch.seconds)
     )

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.data import Dataset
-from onnxprune.gates.evidence import Evidence, accuracy_record, judge_accuracy
+from onnxprune.gates.evidence import Evidence, evidence_of_accuracy
 from onnxprune.gates.settings import GateSettings, judged_segments
 from onnxprune.measure.accuracy import run_on_data
 
@@ -66,13 +66,8 @@ def evidence_on(data: Dataset, settings: GateSettings, metric: str = "top1", **m
     """Evidence of accuracy alone."""
     first, last = (ir.from_proto(half(which)) for which in (True, False))
     judged = run_on_data(last, first, data=data, metric=metric, batch=1000)
-    return Evidence(
-        models=(),
-        accuracy=accuracy_record(judged.result()),
-        judged_accuracy=judge_accuracy(judged, settings, judged_segments(settings, data), seed=0),
-        confidence=settings.confidence,
-        **more,
-    )
+    found = evidence_of_accuracy(judged, judged.result(), settings, judged_segments(settings, data), seed=0)
+    return found.model_copy(update=more)
 
 
 def save_halves(folder: Path) -> tuple[Path, Path]:

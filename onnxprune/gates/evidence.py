@@ -162,7 +162,8 @@ def gather_evidence(
         batch: samples in a run on data, where that is free.
         settings: the gates: the confidence that they are judged at, the segments, and whether memory counts.
         execution: where and how models run.
-        pairs: rounds of the measurement of times, at least; all models take turns in it.
+        pairs: rounds of the measurement of times, at least; all models take turns in it. More where a gate
+            needs them.
         latency_batch: samples in a run that is timed, where that is free; 1 by default.
         input_shapes: sizes for symbolic axes: for what is counted, and for random inputs.
         memory: measure it even where no gate asks for it.
@@ -195,6 +196,8 @@ def gather_evidence(
                 )  # fmt: skip
     feeds = _feeds(original, evaluation, latency_batch, input_shapes, seed)
     say("measuring latency")
+    if settings.latency_p95_ms is not None:
+        pairs = max(pairs, intervals.least_rounds(0.95, settings.confidence))
     distinct = {record.sha256: files[name] for name, record in list(records.items())[1:]}
     timed = time_in_turns(
         original, list(distinct.values()), execution=execution, pairs=pairs, seed=seed, feeds=feeds,
@@ -219,6 +222,26 @@ def gather_evidence(
         judged_latency=judge_latency(timed, keys[last], times, settings.confidence),
         confidence=settings.confidence,
         **what_it_uses(files[final]),
+    )
+
+
+def evidence_of_accuracy(
+    judged: Judged, result: AccuracyResult, settings: GateSettings, segments: tuple[str, ...], seed: int
+) -> Evidence:
+    """Return evidence of accuracy alone.
+
+    Args:
+        judged: the model that is judged, beside the original where there is one.
+        result: of it, with intervals of 95 %.
+        settings: the gates.
+        segments: those that are judged.
+        seed: of the bootstrap.
+    """
+    return Evidence(
+        models=(),
+        accuracy=accuracy_record(result),
+        judged_accuracy=judge_accuracy(judged, settings, segments, seed),
+        confidence=settings.confidence,
     )
 
 

@@ -140,6 +140,11 @@ def quantile_of_rounds(figures: Vector, quantile: float, confidence: float = CON
     return Estimate(float(ends[1]), float(ends[0]), float(ends[2]), rounds)
 
 
+def least_rounds(quantile: float, confidence: float = CONFIDENCE) -> int:
+    """Return how many rounds `quantile_of_rounds` takes: the last draw lies above but for q^n of cases."""
+    return math.ceil(math.log((1 - confidence) / 2) / math.log(max(quantile, 1 - quantile)))
+
+
 def ratio_of_quantiles(
     own: Vector, base: Vector, quantile: float, seed: int = 0, confidence: float = CONFIDENCE
 ) -> Estimate:

@@ -89,7 +89,10 @@ def _fold_batch_norm(graph: ir.Graph, node: ir.Node, names: Names) -> bool:
     layer = None if x is None else x.producer()
     if x is None or layer is None or len(x.uses()) != 1 or x.is_graph_output() or len(node.outputs) > 1:
         return False
-    if layer.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.attributes.get_int("training_mode", 0) == 1:
+    if (
+        layer.op_type not in ("Conv", "ConvTranspose", "Gemm")
+        or node.attributes.get_int("training_mode", 0) == 1
+    ):
         return False
     if layer.op_type == "ConvTranspose" and layer.attributes.get_int("group", 1) != 1:
         return False
@@ -176,9 +179,7 @@ def _fold_constants(model: ir.Model) -> None:
         _fold(model.graph, node, [None if tensor is None else tensor.numpy() for tensor in given], opset)
 
 
-def _fold(
-    graph: ir.Graph, node: ir.Node, arrays: list[npt.NDArray[np.generic] | None], opset: int
-) -> None:
+def _fold(graph: ir.Graph, node: ir.Node, arrays: list[npt.NDArray[np.generic] | None], opset: int) -> None:
     results = evaluate(node, arrays, opset)
     output = node.outputs[0]
     if results is None or results[0].size > _LARGEST_CONSTANT or results[0].dtype.kind not in "biuf":
