@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from onnxprune_cli import options
+from onnxprune_cli.gates import gate, show_judged
 from onnxprune_cli.output import Output, reporting
 
 if TYPE_CHECKING:
     from onnxprune import Execution
+    from onnxprune.gates.evidence import Evidence
+    from onnxprune.gates.settings import GateSettings
+    from onnxprune.measure.latency import LatencyResult, Timed
 
 EXAMPLE = options.example("onnxprune bench model.onnx small.onnx --threads 1 --profile")
 
@@ -51,6 +56,7 @@ def _list_providers(ctx: click.Context, _: click.Parameter, wanted: bool) -> Non
 @options.option("--memory/--no-memory", default=True, help="Measure memory too.")
 @options.input_shapes()
 @options.seed()
+@gate("latency_ratio=0.8")
 @reporting
 def bench(
     out: Output,
@@ -63,6 +69,7 @@ def bench(
     sweep_threads: list[int],
     profile: bool,
     plot: Path | None,
+    gates: tuple[str, ...],
     **setting: Any,
 ) -> None:
     """Time A, or B against A, in turns in one process, beside a control that shows the noise.
@@ -70,7 +77,11 @@ def bench(
     Also measured: memory to load and to run, each in a process of its own, and size on disk, as it is and as
     zstd would store it.
     """
-    from onnxprune import benchmark
+    from onnxprune.gates.asked import gates_of
+    from onnxprune.gates.judge import judge
+    from onnxprune.gates.settings import GATES, ON_DATA, ON_MEMORY
+    from onnxprune.measure.intervals import least_rounds
+    from onnxprune.measure.latency import time_in_turns
     from onnxprune.measure.memory import measure_memory
     from onnxprune.measure.sweeps import sweep
     from onnxprune.report.canvas import check_plot
@@ -78,6 +89,8 @@ def bench(
 
     if plot is not None:
         check_plot(plot)
+    judged = [name for name in GATES if name not in ON_DATA and not name.startswith("baseline")]
+    asked = gates_of(gates, judged, alone=b is None)
     execution = options.as_execution(setting)
     paths = [a] if b is None else [a, b]
     timed: dict[str, Any] = {"pairs": pairs, "io_binding": io_binding, "execution": execution, **setting}
@@ -86,23 +99,57 @@ def bench(
     if sweep_batch or sweep_threads:
         out.step("sweeping")
         swept = sweep(a, b, batches=sweep_batch, threads=sweep_threads, **timed)
+    if asked.latency_p95_ms is not None:
+        timed["pairs"] = max(pairs, least_rounds(0.95, asked.confidence))
     out.step("measuring latency")
-    latency = benchmark(a, b, **timed).as_dict()
+    times = time_in_turns(a, paths[1:], **timed)
+    result = times.beside(None if b is None else 1)
+    latency = result.as_dict()
     layers = None
     if profile or plot is not None:
         out.step("profiling")
         layers = _layers(paths, execution, setting, latency)
-    out.step("measuring memory")
-    memories = (
-        [measure_memory(path, execution=execution, **setting).as_dict() for path in paths] if memory else []
-    )
+    memories = []
+    if memory or any(name in ON_MEMORY for name in asked.asked()):
+        out.step("measuring memory")
+        memories = [measure_memory(path, execution=execution, **setting).as_dict() for path in paths]
     names = [str(path) for path in paths]
     report = latency_report(names, latency, memory=memories, sizes=_sizes(paths), sweep=swept, layers=layers)
     if plot is not None and layers is not None:
         from onnxprune.report.layers_plot import draw_layers
 
         draw_layers(next(iter(layers.values())), report.title, plot)
-    out.show(report)
+    if not gates:
+        out.show(report)
+        return
+    evidence = _evidence(paths, asked, times, result, memories, setting["input_shapes"])
+    show_judged(out, report, asked, judge(asked, evidence))
+
+
+def _evidence(
+    paths: list[Path],
+    asked: GateSettings,
+    times: Timed,
+    result: LatencyResult,
+    memories: list[dict[str, Any]],
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
+) -> Evidence:
+    """Return what the gates are judged by; the models are counted only where one asks for that."""
+    from onnxprune.gates.evidence import Evidence, judge_latency, model_record, what_it_uses
+    from onnxprune.gates.settings import ON_MEMORY, ON_TIME
+    from onnxprune.record import MemoryRecord
+
+    key = 0 if len(paths) == 1 else 1
+    counted = any(name not in (*ON_TIME, *ON_MEMORY) for name in asked.asked())
+    return Evidence(
+        models=tuple(model_record(str(path), path, input_shapes) for path in paths) if counted else (),
+        memory=tuple(
+            MemoryRecord(name=str(path), **found) for path, found in zip(paths, memories, strict=False)
+        ),
+        judged_latency=judge_latency(times, key, result, asked.confidence),
+        confidence=asked.confidence,
+        **(what_it_uses(paths[-1]) if counted else {}),
+    )
 
 
 def _sizes(paths: list[Path]) -> list[dict[str, int]]:

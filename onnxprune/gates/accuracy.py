@@ -32,7 +32,7 @@ class AccuracyGates:
         self.judged = judged
         self.subsets = () if judged is None else judged.subsets
         self.higher = settings.direction(None if judged is None else judged.higher_is_better)
-        self.samples = "" if evidence.accuracy is None else f" of {evidence.accuracy.metric}"
+        self.metric = "the metric" if evidence.accuracy is None else visible(evidence.accuracy.metric)
 
     def records(self) -> Iterator[GateRecord]:
         """Yield all gates on accuracy that are asked for."""
@@ -48,7 +48,7 @@ class AccuracyGates:
         if asked.worst_segment is not None:
             yield self._worst_segment(asked.worst_segment)
         if asked.boundary_drop is not None:
-            where = " where the original is least sure"
+            where = " where that is least sure"
             yield self._drop("boundary_drop", asked.boundary_drop, self._only("boundary"), where)
         for name in ("agreement", "cosine"):
             if getattr(asked, name) is not None:
@@ -58,7 +58,7 @@ class AccuracyGates:
         return next((subset for subset in self.subsets if subset.record.kind == kind), None)
 
     def _level(self, limit: float, name: str = "accuracy") -> GateRecord:
-        claim = self._level_claim(name, limit, self.samples)
+        claim = self._level_claim(name, limit, self.metric)
         subset = self._only("all")
         if subset is None or self.higher is None:
             return claim.missing(
@@ -69,10 +69,12 @@ class AccuracyGates:
 
     def _level_claim(self, name: str, limit: float, what: str) -> Claim:
         least = self.higher is not False
-        return Claim(name, f"at {'least' if least else 'most'} {limit:g}{what}", limit, least)
+        return Claim(name, f"{what} is at {'least' if least else 'most'} {limit:g}", limit, least)
 
     def _drop(self, name: str, limit: float, subset: JudgedSubset | None, where: str) -> GateRecord:
-        claim = Claim(name, f"at most {limit:g}{self.samples} lost{where}", limit, at_least=False)
+        side = "above" if self.higher is False else "below"
+        requirement = f"at most {limit:g} {side} the original{where}"
+        claim = Claim(name, requirement, limit, at_least=False)
         lost = self._lost(subset)
         if isinstance(lost, str) or subset is None:
             return claim.missing(str(lost))
@@ -101,7 +103,7 @@ class AccuracyGates:
         Both are estimates; each end of the interval takes the end of the original's that makes it wider.
         """
         claim = Claim(
-            "accuracy_relative", f"at least {share:g} of the original's{self.samples}", share, at_least=True
+            "accuracy_relative", f"at least {share:g} of the original's {self.metric}", share, at_least=True
         )
         subset = self._only("all")
         lost = self._lost(subset)
@@ -136,7 +138,7 @@ class AccuracyGates:
 
     def _worst_segment(self, limit: float) -> GateRecord:
         found = [subset for subset in self.subsets if subset.record.kind == "segment"]
-        claim = self._level_claim("worst_segment", limit, f"{self.samples} in the worst segment")
+        claim = self._level_claim("worst_segment", limit, f"{self.metric} of the worst segment")
         if not found or self.higher is None:
             return claim.missing("no segments were measured")
         gates = []
@@ -157,8 +159,10 @@ class AccuracyGates:
 
     def _likeness(self, name: str) -> GateRecord:
         limit = getattr(self.settings, name)
-        what = "of samples have the original's highest class" if name == "agreement" else "mean cosine"
-        claim = Claim(name, f"at least {limit:g} {what}", limit, at_least=True)
+        what = f"at least {limit:g} of the samples have the original's highest class"
+        if name == "cosine":
+            what = f"the mean cosine with the original's outputs is at least {limit:g}"
+        claim = Claim(name, what, limit, at_least=True)
         found = None if self.judged is None else getattr(self.judged, name)
         if found is None:
             return claim.missing(_UNMEASURED if self.judged is None else "the output holds no class scores")

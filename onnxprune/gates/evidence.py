@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from onnxprune.measure import intervals
 from onnxprune.measure.accuracy import AccuracyResult, Judged, Subset, run_on_data
 from onnxprune.measure.inputs import random_inputs
 from onnxprune.measure.intervals import Estimate
-from onnxprune.measure.latency import CONTROL, LatencyResult, Timed, time_in_turns
+from onnxprune.measure.latency import CONTROL, PERCENTILES, LatencyResult, Timed, time_in_turns
 from onnxprune.measure.memory import measure_memory
 from onnxprune.measure.metrics import Metric, find_metric
 from onnxprune.measure.turns import ratio_of
@@ -49,7 +49,8 @@ BOUNDARY = "near the boundary"
 _MOST_SAMPLES = 1000  # times of single runs that are kept
 _ONNX_DOMAINS = ("", "ai.onnx")
 
-Feeds = dict[str, npt.NDArray[Any]]
+Feeds: TypeAlias = dict[str, npt.NDArray[Any]]
+Kind: TypeAlias = Literal["all", "segment", "boundary"]
 
 
 class _Facts(BaseModel):
@@ -161,7 +162,8 @@ def gather_evidence(
         batch: samples in a run on data, where that is free.
         settings: the gates: the confidence that they are judged at, the segments, and whether memory counts.
         execution: where and how models run.
-        pairs: rounds of the measurement of times, at least; all models take turns in it.
+        pairs: rounds of the measurement of times, at least; all models take turns in it. More where a gate
+            needs them.
         latency_batch: samples in a run that is timed, where that is free; 1 by default.
         input_shapes: sizes for symbolic axes: for what is counted, and for random inputs.
         memory: measure it even where no gate asks for it.
@@ -194,6 +196,8 @@ def gather_evidence(
                 )  # fmt: skip
     feeds = _feeds(original, evaluation, latency_batch, input_shapes, seed)
     say("measuring latency")
+    if settings.latency_p95_ms is not None:
+        pairs = max(pairs, intervals.least_rounds(0.95, settings.confidence))
     distinct = {record.sha256: files[name] for name, record in list(records.items())[1:]}
     timed = time_in_turns(
         original, list(distinct.values()), execution=execution, pairs=pairs, seed=seed, feeds=feeds,
@@ -205,19 +209,39 @@ def gather_evidence(
         say("measuring memory")
         memories = [memory_record(name, files[name], execution, feeds) for name in (next(iter(files)), final)]
     keys = dict(zip(distinct, timed.others, strict=True))
-    models = _with_measurements(records, judged, timed, keys, seed)
-    final_judged = judged.get(models[-1].sha256)
+    results = {digest: found.result(seed=seed) for digest, found in judged.items()}
+    models = _with_measurements(records, results, timed, keys, seed)
+    last = models[-1].sha256
+    times = timed.beside(keys[last])
     return Evidence(
         models=models,
-        accuracy=None if final_judged is None else accuracy_record(final_judged.result(seed=seed)),
-        latency=latency_record(timed.beside(keys[models[-1].sha256]), evaluation is not None),
+        accuracy=accuracy_record(results[last]) if results else None,
+        latency=latency_record(times, evaluation is not None),
         memory=tuple(memories),
-        judged_accuracy=None
-        if final_judged is None
-        else judge_accuracy(final_judged, settings, segments, seed),
-        judged_latency=judge_latency(timed, keys[models[-1].sha256], settings.confidence, seed),
+        judged_accuracy=judge_accuracy(judged[last], settings, segments, seed) if judged else None,
+        judged_latency=judge_latency(timed, keys[last], times, settings.confidence),
         confidence=settings.confidence,
         **what_it_uses(files[final]),
+    )
+
+
+def evidence_of_accuracy(
+    judged: Judged, result: AccuracyResult, settings: GateSettings, segments: tuple[str, ...], seed: int
+) -> Evidence:
+    """Return evidence of accuracy alone.
+
+    Args:
+        judged: the model that is judged, beside the original where there is one.
+        result: of it, with intervals of 95 %.
+        settings: the gates.
+        segments: those that are judged.
+        seed: of the bootstrap.
+    """
+    return Evidence(
+        models=(),
+        accuracy=accuracy_record(result),
+        judged_accuracy=judge_accuracy(judged, settings, segments, seed),
+        confidence=settings.confidence,
     )
 
 
@@ -286,13 +310,12 @@ def _fixed_batch(value: ir.Value) -> int | None:
 
 def _with_measurements(
     records: Mapping[str, ModelRecord],
-    judged: Mapping[str, Judged],
+    results: Mapping[str, AccuracyResult],
     timed: Timed,
     keys: Mapping[str, int],
     seed: int,
 ) -> tuple[ModelRecord, ...]:
     """Add accuracy and times to what was counted."""
-    results = {digest: found.result(seed=seed) for digest, found in judged.items()}
     found = []
     for place, record in enumerate(records.values()):
         key = keys[record.sha256] if place else 0
@@ -324,7 +347,7 @@ def accuracy_record(result: AccuracyResult) -> AccuracyRecord:
         compared_with=result.compared_with,
         output=result.output,
         samples=result.overall.model.count,
-        subsets=tuple(_subsets(result).values()),
+        subsets=_subsets(result),
         agreement=None if agreement is None or agreement.argmax is None else interval(agreement.argmax),
         cosine=None if agreement is None else interval(agreement.cosine),
         data_sha256=result.data_digest,
@@ -342,24 +365,27 @@ def judge_accuracy(
     1 - (1 - c) / k, for k segments (Bonferroni).
     """
     plain = judged.result(confidence=settings.confidence, seed=seed)
-    corrected: dict[tuple[str, str], SubsetRecord] = {}
+    corrected: dict[str, SubsetRecord] = {}
     if len(segments) > 1:
         together = 1 - (1 - settings.confidence) / len(segments)
-        corrected = _subsets(judged.result(confidence=together, seed=seed))
+        found = judged.by_segment(confidence=together, seed=seed)
+        corrected = {name: _subset("segment", name, found[name]) for name in segments}
     metric = find_metric(judged.metric)
     is_share = isinstance(metric, Metric) and metric.classifies
-    raw = {("all", ALL): plain.overall, ("boundary", BOUNDARY): plain.near_boundary}
+    raw: dict[tuple[Kind, str], Subset | None] = {
+        ("all", ALL): plain.overall,
+        ("boundary", BOUNDARY): plain.near_boundary,
+    }
     raw |= {("segment", name): plain.segments[name] for name in segments}
-    records = _subsets(plain)
     subsets = [
         JudgedSubset(
-            record=records[key],
-            corrected=corrected.get(key) if key[0] == "segment" else None,
+            record=_subset(kind, name, subset),
+            corrected=corrected.get(name) if kind == "segment" else None,
             risen=subset.risen,
             fallen=subset.fallen,
             is_share=is_share or subset.risen is not None,
         )
-        for key, subset in raw.items()
+        for (kind, name), subset in raw.items()
         if subset is not None
     ]
     agreement = plain.agreement
@@ -371,41 +397,52 @@ def judge_accuracy(
     )
 
 
-def _subsets(result: AccuracyResult) -> dict[tuple[str, str], SubsetRecord]:
-    found: dict[tuple[str, str], Subset | None] = {("all", ALL): result.overall}
-    found |= {("segment", name): subset for name, subset in result.segments.items()}
-    found[("boundary", BOUNDARY)] = result.near_boundary
-    return {
-        (kind, name): SubsetRecord(
-            name=name,
-            kind=kind,  # type: ignore[arg-type] # one of the three above
-            original=None if subset.reference is None else interval(subset.reference),
-            final=interval(subset.model),
-            change=None if subset.change is None else interval(subset.change),
-        )
-        for (kind, name), subset in found.items()
-        if subset is not None
-    }
+def _subsets(result: AccuracyResult) -> tuple[SubsetRecord, ...]:
+    segments = [_subset("segment", name, subset) for name, subset in result.segments.items()]
+    near = result.near_boundary
+    boundary = [] if near is None else [_subset("boundary", BOUNDARY, near)]
+    return (_subset("all", ALL, result.overall), *segments, *boundary)
 
 
-def judge_latency(timed: Timed, key: int, confidence: float, seed: int) -> JudgedLatency:
-    """Return what gates on time are judged by, for one of the sessions."""
-    times = timed.times
-
-    def ratio(session: int, quantile: float) -> Interval:
-        return interval(ratio_of(times, quantile, key=session, seed=seed, confidence=confidence))
-
-    p50, p95 = (
-        intervals.quantile_of_rounds(times.wall[key] * 1000, quantile, confidence) for quantile in (0.5, 0.95)
+def _subset(kind: Kind, name: str, subset: Subset) -> SubsetRecord:
+    return SubsetRecord(
+        name=name,
+        kind=kind,
+        original=None if subset.reference is None else interval(subset.reference),
+        final=interval(subset.model),
+        change=None if subset.change is None else interval(subset.change),
     )
+
+
+def judge_latency(timed: Timed, key: int, result: LatencyResult, confidence: float) -> JudgedLatency:
+    """Return what gates on time are judged by.
+
+    Args:
+        timed: raw times.
+        key: the session that is judged.
+        result: of that session, with intervals of 95 %, which are not drawn again.
+        confidence: of the intervals.
+    """
+    drawn = {(key, row.percentile): row.ratio for row in result.percentiles}
+    drawn |= {(CONTROL, row.percentile): row.control for row in result.percentiles}
+
+    def ratio(session: int, percentile: str) -> Interval:
+        found = drawn[session, percentile]
+        if found is None or confidence != intervals.CONFIDENCE:
+            quantile = PERCENTILES[percentile]
+            found = ratio_of(timed.times, quantile, key=session, seed=timed.seed, confidence=confidence)
+        return interval(found)
+
+    wall_ms = timed.times.wall[key] * 1000
+    p50, p95 = (intervals.quantile_of_rounds(wall_ms, quantile, confidence) for quantile in (0.5, 0.95))
     return JudgedLatency(
-        ratio=ratio(key, 0.5),
-        p95_ratio=ratio(key, 0.95),
-        control=ratio(CONTROL, 0.5),
-        p95_control=ratio(CONTROL, 0.95),
+        ratio=ratio(key, "p50"),
+        p95_ratio=ratio(key, "p95"),
+        control=ratio(CONTROL, "p50"),
+        p95_control=ratio(CONTROL, "p95"),
         p50_ms=None if p50 is None else interval(p50),
         p95_ms=None if p95 is None else interval(p95),
-        rounds=len(times.wall[key]),
+        rounds=len(wall_ms),
     )
 
 

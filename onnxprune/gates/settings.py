@@ -182,8 +182,22 @@ def check_settings(settings: GateSettings, *, has_data: bool, metric: str) -> No
     if known is not None and settings.higher_is_better not in (None, known):
         better = "higher" if known else "lower"
         raise UsageError(f"higher_is_better contradicts metric {metric!r}, of which {better} is better")
+    if isinstance(found, Metric):
+        _check_kind(found, of_metric)
     if isinstance(found, Metric) and found.classifies:
         _check_shares(settings, of_metric, metric)
+
+
+def _check_kind(metric: Metric, names: list[str]) -> None:
+    """Refuse gates that need what a metric does not have: classes, or a figure of the original's own."""
+    for name in names:
+        if name == "boundary_drop" and not metric.classifies:
+            raise UsageError(f"gate {name} needs classes, and metric {metric.name!r} has none")
+        if metric.against == "reference" and name not in ("accuracy", "worst_segment"):
+            raise UsageError(
+                f"gate {name} needs a figure of the original's own, and metric {metric.name!r} compares with "
+                "it: use the gate accuracy"
+            )
 
 
 def _check_shares(settings: GateSettings, names: list[str], metric: str) -> None:

@@ -188,11 +188,22 @@ class Judged:
             compared_with=self.figures.compared_with,
             output=self.output,
             overall=judge(np.arange(len(self.data)), "all samples", confidence),
-            segments=_by_segment(self.data, judge, confidence),
+            segments=self.by_segment(confidence=confidence, seed=seed),
             near_boundary=None if near is None else judge(near, "samples near the boundary", confidence),
             agreement=self.figures.agreement(seed, confidence) if self.has_reference else None,
             data_digest=self.data.digest,
         )
+
+    def by_segment(self, *, confidence: float = intervals.CONFIDENCE, seed: int = 0) -> Mapping[str, Subset]:
+        """Return the metric by segment name, sorted; arguments and errors are those of `result`."""
+        if self.data.segments is None:
+            return {}
+        judge, segments = self.figures.judge(seed), self.data.segments
+        names = [str(name) for name in np.unique(segments)]
+        return {
+            name: judge(np.flatnonzero(segments == name), f"segment {quoted(name)}", confidence)
+            for name in names
+        }
 
 
 def run_on_data(
@@ -390,16 +401,6 @@ def _call(metric: UserMetric, outputs: Mapping[str, Array], labels: Array | None
     if figure.dtype.kind not in "biuf":
         raise DataError(f"{metric.name}: returned {figure.dtype}, which is no number")
     return figure
-
-
-def _by_segment(data: Dataset, judge: Judge, confidence: float) -> dict[str, Subset]:
-    if data.segments is None:
-        return {}
-    names = [str(name) for name in np.unique(data.segments)]
-    return {
-        name: judge(np.flatnonzero(data.segments == name), f"segment {quoted(name)}", confidence)
-        for name in names
-    }
 
 
 def _holds_scores(metric: Metric | UserMetric, output: Array, labels: Array | None) -> bool:

@@ -115,9 +115,9 @@ def median(values: Vector, seed: int = 0, confidence: float = CONFIDENCE) -> Est
 def quantile_of_rounds(figures: Vector, quantile: float, confidence: float = CONFIDENCE) -> Estimate | None:
     """Return a quantile of figures with its exact interval between two of them, for any distribution.
 
-    Of n draws, k lie below the true quantile q, and k is binomial(n, q); the ends are those ranks that k leaves
-    to either side with (1 - confidence) / 2 at most. Figures of one round are alike, so n counts rounds: ranks
-    among rounds become levels among all figures.
+    Of n draws, k lie below the true quantile q, and k is binomial(n, q); the ends are those ranks that k
+    leaves to either side with (1 - confidence) / 2 at most. Figures of one round are alike, so n counts
+    rounds: ranks among rounds become levels among all figures.
 
     Args:
         figures: [round, repeat].
@@ -138,6 +138,11 @@ def quantile_of_rounds(figures: Vector, quantile: float, confidence: float = CON
         return None
     ends = np.quantile(figures, ((low - 1) / (rounds - 1), quantile, (high - 1) / (rounds - 1)))
     return Estimate(float(ends[1]), float(ends[0]), float(ends[2]), rounds)
+
+
+def least_rounds(quantile: float, confidence: float = CONFIDENCE) -> int:
+    """Return how many rounds `quantile_of_rounds` takes: the last draw lies above but for q^n of cases."""
+    return math.ceil(math.log((1 - confidence) / 2) / math.log(max(quantile, 1 - quantile)))
 
 
 def ratio_of_quantiles(

@@ -83,6 +83,77 @@ def restore_interface(model: ir.Model, original: ir.Model) -> None:
     model.metadata_props.clear()
     model.metadata_props.update(original.metadata_props)
     model.graph.name, model.doc_string = original.graph.name, original.doc_string
+def fold_batch_norms(model: ir.Model) -> int:
+    """Make each BatchNormalization behind a Conv, ConvTranspose or Gemm part of it; return how many.
+
+    ``W' = W * gamma / std`` for each output channel, ``b' = (b - mean) * gamma / std + beta``.
+    """
+    names = Names(model.graph)
+    folded = 0
+    for node in list(model.graph):
+        if node.op_type == "BatchNormalization" and _fold_batch_norm(model.graph, node, names):
+            folded += 1
+    return folded
+def _fold_batch_norm(graph: ir.Graph, node: ir.Node, names: Names) -> bool:
+    x = node.inputs[0]
+    layer = None if x is None else x.producer()
+    if x is None or layer is None or len(x.uses()) != 1 or x.is_graph_output() or len(node.outputs) > 1:
+        return False
+    if (
+        layer.op_type not in ("Conv", "ConvTranspose", "Gemm")
+        or node.attributes.get_int("training_mode", 0) == 1
+    ):
+    if layer.op_type == "ConvTranspose" and layer.attributes.get_int("group", 1) != 1:
+    if layer.attributes.get_float("beta", 1.0) != 1.0 or layer.attributes.get_float("alpha", 1.0) != 1.0:
+    weight = layer.inputs[1]
+    bias = layer.inputs[2] if len(layer.inputs) > 2 else None
+    if weight is None or not weight.is_initializer() or len(weight.uses()) != 1:
+    if bias is not None and stored_tensor(bias) is None:
+    parts = _statistics(node)
+    kernel = tensor_of(weight).numpy()
+    if parts is None or kernel.dtype not in (np.float32, np.float64):
+    gamma, beta, mean, variance = parts
+    factor = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    old = np.zeros_like(mean) if bias is None else tensor_of(bias).numpy().astype(np.float64).reshape(-1)
+    axis = output_axis(layer)
+    if old.size != factor.size or kernel.shape[axis] != factor.size:
+    along = [1] * kernel.ndim
+    along[axis] = -1
+    put_numbers(weight, (kernel * factor.reshape(along)).astype(kernel.dtype))
+    new = ((old - mean) * factor + beta).astype(kernel.dtype)
+    name = names.fresh(f"{layer.name}.bias") if bias is None else names.fresh(str(bias.name))
+    set_bias(graph, layer, new, name)
+    node.outputs[0].replace_all_uses_with(x, replace_graph_outputs=False)
+    _hand_on_name(graph, node, layer)
+    graph.remove(node, safe=False)
+    return True
+def _hand_on_name(graph: ir.Graph, node: ir.Node, layer: ir.Node) -> None:
+    """Let the result of a layer stand for that of the node behind it, under the name of the latter."""
+    result, name = layer.outputs[0], node.outputs[0].name
+    for place, output in enumerate(graph.outputs):
+        if output is node.outputs[0]:
+            graph.outputs[place] = result
+            result.type, result.shape = output.type, output.shape
+    node.outputs[0].name = None
+    result.name = name
+def set_bias(graph: ir.Graph, layer: ir.Node, bias: npt.NDArray[np.generic], name: str) -> None:
+    """Give a layer another bias, of its own."""
+    value = add_constant(graph, ir.Tensor(bias, name=name), name)
+    if len(layer.inputs) < 3:
+        layer.resize_inputs(3)
+    layer.replace_input_with(2, value)
+def output_axis(layer: ir.Node) -> int:
+    """Return the axis of a layer's weight that its outputs go along."""
+    if layer.op_type == "Conv":
+        return 0
+    if layer.op_type == "Gemm":
+        return 0 if layer.attributes.get_int("transB", 0) else 1
+    return 1 if layer.op_type == "ConvTranspose" else -1
+def _statistics(node: ir.Node) -> Sequence[npt.NDArray[np.float64]] | None:
+    tensors = [None if value is None else stored_tensor(value) for value in node.inputs[1:5]]
+    if len(tensors) < 4 or any(tensor is None for tensor in tensors):
+        return None
+    return [tensor.numpy().astype(np.float64) for tensor in tensors if tensor is not None]
 
 
 def _fold_constants(model: ir.Model) -> None:

@@ -143,9 +143,16 @@ class TestQuantileOfRounds:
         estimate = intervals.quantile_of_rounds(np.arange(1.0, 21)[:, None], 0.5)
         assert (estimate.low, estimate.high) == pytest.approx((6, 15))
 
-    def test_too_few_rounds_bound_no_95th_percentile(self):
-        assert intervals.quantile_of_rounds(np.arange(70.0)[:, None], 0.95) is None
-        assert intervals.quantile_of_rounds(np.arange(73.0)[:, None], 0.95) is not None
+    @pytest.mark.parametrize("quantile", [0.5, 0.05, 0.95, 0.99])
+    @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
+    def test_too_few_rounds_bound_nothing(self, quantile, confidence):
+        least = intervals.least_rounds(quantile, confidence)
+        few, enough = (np.arange(float(count))[:, None] for count in (least - 1, least))
+        assert intervals.quantile_of_rounds(few, quantile, confidence) is None
+        assert intervals.quantile_of_rounds(enough, quantile, confidence) is not None
+
+    def test_the_95th_percentile_takes_72(self):
+        assert intervals.least_rounds(0.95) == 72
 
 
 class TestOfSubsets:
