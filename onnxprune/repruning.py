@@ -113,10 +113,8 @@ def _check_refresh(refresh: bool, **given: Any) -> None:
         UsageError: naming one of them.
     """
     for name, value in given.items():
-        if not refresh and value not in (None, False):
-            raise UsageError(
-                f"{name} plays no part without refresh: a plan that is applied is chosen already"
-            )
+        if not refresh and value is not None and value is not False:
+            raise UsageError(f"{name} plays no part without refresh, which chooses anew")
     most = given["max_drift"]
     if most is not None and not 0 <= most <= 1:
         raise UsageError(f"max_drift is a share of what goes, in [0, 1], not {most}")

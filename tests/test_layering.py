@@ -29,7 +29,7 @@ LAYERS = (
     ("pruners", "wishes"),
     ("gradual",),
     ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "layer_changes", "pipeline",
-     "quantizing", "repruning", "survey"),
+     "plan_inspection", "quantizing", "repruning", "survey"),
     ("advice", "gates"),
     ("recipe",),
     ("compression", "integrations"),
