@@ -14,7 +14,7 @@ from onnxprune.calibration.activations import BATCH, LIMIT_BYTES
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import UsageError
 from onnxprune.pipeline import prune
-from onnxprune.planning.again import check_graph, plan_on, with_inputs_of
+from onnxprune.planning.again import check_graph, plan_on, tell_names, with_inputs_of
 from onnxprune.planning.notes import unused_samples
 from onnxprune.planning.recipes import DEAD, STRUCTURED
 from onnxprune.planning.watch import Watch
@@ -87,7 +87,9 @@ def apply_plan(
     if before is not None:
         plan = replace(plan, recipe={**plan.recipe, "before": str(before)})
     if refresh and (reallocate or plan.pattern == DEAD):
-        options = _options_again(plan_on(model, plan), samples, wish)
+        plan, names = plan_on(model, plan)
+        tell_names(watch, names)
+        options = _options_again(plan, samples, wish)
         options |= {"batch": batch, "memory_limit": memory_limit, "threads": threads, "progress": progress}
         result = prune(model, **options)
     else:
@@ -102,7 +104,7 @@ def apply_plan(
         return result
     drift = compare_plans(given, result.plan)
     drift.check(max_drift)
-    sections = {**result.report.sections, "drift": drift.table()}
+    sections = {**watch.sections, **result.report.sections, "drift": drift.table()}
     return replace(result, report=replace(result.report, sections=sections))
 
 

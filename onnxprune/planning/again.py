@@ -60,17 +60,17 @@ def with_inputs_of(model: ir.Model, plan: Plan) -> Plan:
     return replace(plan, recipe={**plan.recipe, "input_shapes": renamed})
 
 
-def plan_on(model: ir.Model, plan: Plan) -> Plan:
-    """Return a plan in the names of a model.
+def plan_on(model: ir.Model, plan: Plan) -> tuple[Plan, Matching | None]:
+    """Return a plan in the names of a model, and how they were found; None if all are the same.
 
     Raises:
         PlanError: the model has another graph, or lacks what the plan removes.
     """
     if plan.pattern == "layers":
-        return layers_on(find_layers(model, plan.recipe.get("input_shapes")), plan)[0]
+        return layers_on(find_layers(model, plan.recipe.get("input_shapes")), plan)
     if plan.pattern in STRUCTURED:
-        return channels_on(analyze_for({**plan.recipe, "pattern": plan.pattern}, model), plan)[0]
-    return masks_on(model, plan)[0]
+        return channels_on(analyze_for({**plan.recipe, "pattern": plan.pattern}, model), plan)
+    return masks_on(model, plan)
 
 
 def channels_on(analysis: Analysis, plan: Plan) -> tuple[Plan, Matching | None]:
