@@ -43,12 +43,12 @@ def outputs(model: ir.Model, seed: int = 0) -> list[np.ndarray]:
         feeds[str(value.name)] = (
             random.standard_normal(shape).astype(kind) if kind != np.bool_ else np.array(True)
         )
-    session = open_session(model)
-    return session.run(feeds)
+    return list(open_session(model).run(feeds).values())
 
 
 def samples(shape: tuple[int, ...] = (24, 3, 8, 8)) -> Dataset:
-    return Dataset({"x": np.random.default_rng(3).standard_normal(shape).astype(np.float32)})
+    values = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    return Dataset({"x": values}, None, None, "made here", "d" * 64)
 
 
 # --- the same choice, under other names ---------------------------------------------------------------------
@@ -143,14 +143,19 @@ def test_zeros_under_other_names_are_verified(tmp_path: Path, options: dict[str,
 
 def test_channels_follow_structure_where_names_changed_places() -> None:
     """A module that was renamed to what another was called must not lose the other's channels."""
-    body = "a = Conv(x, {0}) ra = Relu(a) b = Conv(x, {1}) rb = Sigmoid(b) c = Concat <axis = 1> (ra, rb) y = Conv(c, out)"
+    body = """
+        a = Conv(x, {0}) ra = Relu(a) b = Conv(x, {1}) rb = Sigmoid(b)
+        c = Concat <axis = 1> (ra, rb) y = Conv(c, out)
+    """
     shapes = {"one": (8, 3, 1, 1), "two": (8, 3, 1, 1), "out": (4, 16, 1, 1)}
     plan = onnxprune.plan(graph(body.format("one", "two"), constants=shapes), amount=0.5)
-    gone = plan.removed
-    assert gone["one"].tolist() != gone["two"].tolist()
-    other = onnxprune.apply_plan(graph(body.format("two", "one"), constants=shapes, seed=9), plan)
-    assert other.plan.removed["two"].tolist() == gone["one"].tolist()
-    assert other.plan.removed["one"].tolist() == gone["two"].tolist()
+    other = onnxprune.apply_plan(graph(body.format("two", "one"), constants=shapes, seed=9), plan).plan
+    before, after = (
+        {member.tensor: group.removed.tolist() for group in each.groups for member in group.members}
+        for each in (plan, other)
+    )
+    assert before["one"] != before["two"]
+    assert (after["two"], after["one"]) == (before["one"], before["two"])
 
 
 def test_a_tensor_that_is_stored_apart_now_gets_the_mask_of_both() -> None:
@@ -188,7 +193,10 @@ def test_input_shapes_go_by_the_new_names() -> None:
 
 # --- other sizes --------------------------------------------------------------------------------------------
 
-_NET = "c = Conv(x, c_w) r = Relu(c) d = Conv(r, d_w) p = GlobalAveragePool(d) f = Flatten(p) y = MatMul(f, out_w)"
+_NET = """
+    c = Conv(x, c_w) r = Relu(c) d = Conv(r, d_w)
+    p = GlobalAveragePool(d) f = Flatten(p) y = MatMul(f, out_w)
+"""
 
 
 def _classifier(classes: int = 10, width: int = 8, seed: int = 0) -> ir.Model:
@@ -257,19 +265,20 @@ def test_refresh_keeps_every_count_and_finds_what_a_new_plan_finds(
     data = data_for(name, options)
     plan = onnxprune.plan(net(name), data=data, **options)
     same = onnxprune.apply_plan(net(name), plan, refresh=True, data=data)
-    assert onnxprune.compare_plans(plan, same.plan).moved == 0
-    assert same.report.sections["drift"][0]["moved_share"] == 0
+    rounding = 0.001 if options.get("score") == "wanda" else 0  # of shares of a tensor, within its rows
+    assert onnxprune.compare_plans(plan, same.plan).moved <= rounding
+    assert same.report.sections["drift"][0]["moved_share"] <= rounding
 
     model = renamed(net(name, seed=6), 1)
     result = onnxprune.apply_plan(model, plan, refresh=True, data=data)
     assert sorted(counts(result.plan)) == sorted(counts(plan))
     assert result.report.passed
     drift = onnxprune.compare_plans(plan, result.plan)
-    assert drift.moved > 0
+    assert drift.moved > 0 or options.get("pattern") == "layers"  # the same of two layers goes
     assert result.report.sections["drift"] == drift.table()
     assert result.plan.predicted == plan.predicted
     assert result.plan.weights_digest != plan.weights_digest
-    if options.get("scope") is None and "target_macs" not in options and "layers" not in options.values():
+    if plan.recipe["scope"] == "uniform" and "target_macs" not in options:
         fresh = onnxprune.plan(model, data=data, **options)
         assert onnxprune.compare_plans(fresh, result.plan).moved == 0
 
@@ -360,7 +369,7 @@ def test_earlier_weights_are_given_anew(tmp_path: Path) -> None:
 def test_more_drift_than_a_limit_is_refused() -> None:
     plan = onnxprune.plan(net(), **CHANNELS)
     assert onnxprune.apply_plan(net(), plan, refresh=True, max_drift=0.0).report.passed
-    with pytest.raises(LimitMissed, match="of what goes is something else than before, more than 0.05"):
+    with pytest.raises(LimitMissed, match=r"of what goes is something else than before, more than 0\.05"):
         onnxprune.apply_plan(net(seed=6), plan, refresh=True, max_drift=0.05)
 
 

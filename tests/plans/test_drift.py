@@ -52,7 +52,7 @@ def test_names_play_no_part(options: dict[str, object]) -> None:
         sorted((row.size, row.before, row.after, row.both) for row in drift.rows) for drift in (plain, other)
     ]
     assert counts[0] == counts[1]
-    assert plain.moved > 0
+    assert plain.moved > 0 or options["pattern"] == "layers"  # the same of two layers goes
 
 
 def test_channels_are_counted() -> None:
@@ -119,9 +119,7 @@ def test_a_limit_is_named_with_what_moved_most() -> None:
     drift = compare_plans(with_removed(plan, [0, 1, 2, 3], [4, 5]), with_removed(plan, [6, 7, 8, 9], [4, 6]))
     drift.check(None)
     drift.check(drift.moved)
-    with pytest.raises(
-        LimitMissed, match="of what goes is something else than before, more than 0.1"
-    ) as raised:
+    with pytest.raises(LimitMissed, match=r"goes is something else than before, more than 0\.1") as raised:
         drift.check(0.1)
     assert raised.value.reached == pytest.approx(drift.moved)
     assert raised.value.exit_status == 3
@@ -138,7 +136,7 @@ def test_what_can_not_be_compared_is_refused() -> None:
     with pytest.raises(PlanError, match="is not one of the later plan"):  # plans of earlier versions
         compare_plans(replace(plan_of(amount=0.5), graph=None), replace(other, graph=None))
     masked = plan_of(pattern="2:4")
-    name, mask = next(iter(masked.masks.items()))
+    name = next(iter(masked.masks))
     smaller = replace(masked, masks={**masked.masks, name: Mask.pack(np.ones((2, 2), np.bool_))})
     with pytest.raises(PlanError, match=r"has shape \[2, 2\] now"):
         compare_plans(masked, smaller)
