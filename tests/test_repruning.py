@@ -19,6 +19,7 @@ from test_bodies import model as with_bodies
 import onnxprune
 from onnxprune.data import Dataset
 from onnxprune.errors import LimitMissed, NothingToPrune, PlanError, UsageError
+from onnxprune.model.digest import structure_digest
 from onnxprune.runtime import open_session
 from onnxprune.types import Plan
 
@@ -74,6 +75,7 @@ def test_a_plan_gives_the_same_again_whatever_the_names_are(name: str, options: 
         other = onnxprune.apply_plan(renamed(model, seed), pruned.plan)
         assert other.report.passed
         assert other.plan.predicted == pruned.plan.predicted
+        assert other.plan.structure_digest == structure_digest(renamed(model, seed))
         assert onnxprune.compare_plans(pruned.plan, other.plan).moved == 0
         for expected, found in zip(outputs(pruned.model), outputs(other.model), strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -219,6 +221,21 @@ def test_another_width_of_what_is_cut_is_refused() -> None:
         PlanError, match=r"group c_w stands on other .*'c_w' has shape \[16, 3, 3, 3\], not \[8"
     ):
         onnxprune.apply_plan(_classifier(width=16), plan)
+
+
+def test_another_order_of_the_channels_that_are_cut_is_refused() -> None:
+    """Long indices are no structure, so they may differ; where channels go by them, the positions do not."""
+
+    def shuffled(seed: int) -> ir.Model:
+        order = np.random.default_rng(seed).permutation(80)
+        body = "c = Conv(x, c_w) r = Relu(c) g = Gather <axis = 1> (r, order) y = Conv(g, d_w)"
+        return graph(body, constants={"c_w": (80, 3, 1, 1), "order": order, "d_w": (4, 80, 1, 1)})
+
+    plan = onnxprune.plan(shuffled(0), amount=0.5)
+    assert onnxprune.apply_plan(renamed(shuffled(0)), plan).report.passed
+    for model in (shuffled(1), renamed(shuffled(1))):
+        with pytest.raises(PlanError, match="stands on other tensors or positions"):
+            onnxprune.apply_plan(model, plan)
 
 
 def test_another_shape_of_what_is_masked_is_refused() -> None:
