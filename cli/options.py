@@ -307,6 +307,12 @@ def before() -> Decorator:
     )  # fmt: skip
 
 
+def max_drift(when: str) -> Decorator:
+    """``--max-drift``: a share, or None."""
+    text = f"{when}: exit with status 3 where more than this share of what goes is something else."
+    return share("--max-drift", help=text)
+
+
 def cache() -> Decorator:
     """``--cache``: a folder, or None."""
     return click.option(

@@ -14,7 +14,7 @@ from onnxprune.calibration.activations import BATCH, LIMIT_BYTES
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import UsageError
 from onnxprune.pipeline import prune
-from onnxprune.planning.again import check_graph, plan_on, with_inputs_of
+from onnxprune.planning.again import check_graph, plan_on, tell_names, with_inputs_of
 from onnxprune.planning.notes import unused_samples
 from onnxprune.planning.recipes import DEAD, STRUCTURED
 from onnxprune.planning.watch import Watch
@@ -87,7 +87,9 @@ def apply_plan(
     if before is not None:
         plan = replace(plan, recipe={**plan.recipe, "before": str(before)})
     if refresh and (reallocate or plan.pattern == DEAD):
-        options = _options_again(plan_on(model, plan), samples, wish)
+        plan, names = plan_on(model, plan)
+        tell_names(watch, names)
+        options = _options_again(plan, samples, wish)
         options |= {"batch": batch, "memory_limit": memory_limit, "threads": threads, "progress": progress}
         result = prune(model, **options)
     else:
@@ -102,7 +104,7 @@ def apply_plan(
         return result
     drift = compare_plans(given, result.plan)
     drift.check(max_drift)
-    sections = {**result.report.sections, "drift": drift.table()}
+    sections = {**watch.sections, **result.report.sections, "drift": drift.table()}
     return replace(result, report=replace(result.report, sections=sections))
 
 
@@ -113,10 +115,8 @@ def _check_refresh(refresh: bool, **given: Any) -> None:
         UsageError: naming one of them.
     """
     for name, value in given.items():
-        if not refresh and value not in (None, False):
-            raise UsageError(
-                f"{name} plays no part without refresh: a plan that is applied is chosen already"
-            )
+        if not refresh and value is not None and value is not False:
+            raise UsageError(f"{name} plays no part without refresh, which chooses anew")
     most = given["max_drift"]
     if most is not None and not 0 <= most <= 1:
         raise UsageError(f"max_drift is a share of what goes, in [0, 1], not {most}")

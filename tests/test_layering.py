@@ -32,6 +32,7 @@ LAYERS = (
      "quantizing", "repruning", "survey"),
     ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "pipeline", "quantizing",
      "quantizing_forms", "quantizing_int8", "quantizing_judge", "survey"),
+     "plan_inspection", "quantizing", "repruning", "survey"),
     ("advice", "gates"),
     ("recipe",),
     ("compression", "integrations"),

@@ -60,17 +60,17 @@ def with_inputs_of(model: ir.Model, plan: Plan) -> Plan:
     return replace(plan, recipe={**plan.recipe, "input_shapes": renamed})
 
 
-def plan_on(model: ir.Model, plan: Plan) -> Plan:
-    """Return a plan in the names of a model.
+def plan_on(model: ir.Model, plan: Plan) -> tuple[Plan, Matching | None]:
+    """Return a plan in the names of a model, and how they were found; None if all are the same.
 
     Raises:
         PlanError: the model has another graph, or lacks what the plan removes.
     """
     if plan.pattern == "layers":
-        return layers_on(find_layers(model, plan.recipe.get("input_shapes")), plan)[0]
+        return layers_on(find_layers(model, plan.recipe.get("input_shapes")), plan)
     if plan.pattern in STRUCTURED:
-        return channels_on(analyze_for({**plan.recipe, "pattern": plan.pattern}, model), plan)[0]
-    return masks_on(model, plan)[0]
+        return channels_on(analyze_for({**plan.recipe, "pattern": plan.pattern}, model), plan)
+    return masks_on(model, plan)
 
 
 def channels_on(analysis: Analysis, plan: Plan) -> tuple[Plan, Matching | None]:
@@ -210,20 +210,20 @@ def _told(plan: Plan, model: ir.Model, graph: Outline, names: Matching, renamed:
         names: how its parts were found.
         renamed: later name of groups or branches, by their earlier one.
     """
-    known: dict[str, tuple[str, ...]] = {old: (new,) for old, new in names.nodes.items()}
-    known |= names.tensors
-    known |= {old: (new,) for old, new in renamed.items()}
+    nodes = {old: (new,) for old, new in names.nodes.items()}
+    known = {**nodes, **names.tensors, **{old: (new,) for old, new in renamed.items()}}
     skipped = [
         replace(entry, name=known[entry.name][0] if entry.name in known else entry.name)
         for entry in plan.skipped
     ]
     skipped += [
-        Skipped(name, f"it {what}, as in the model of the plan, which removes nothing along that axis")
+        Skipped(name, f"it {what} as in the model of the plan; nothing is removed along that axis")
         for name, what in names.other_sizes.items()
     ]
     recipe = dict(plan.recipe)
     if "protect" in recipe:
-        recipe["protect"] = _globs(recipe["protect"], known)
+        protectable = known.keys() - (nodes.keys() - renamed.keys() if plan.pattern in STRUCTURED else ())
+        recipe["protect"] = _globs(recipe["protect"], {name: known[name] for name in sorted(protectable)})
     return replace(
         plan, graph=graph, recipe=recipe, skipped=tuple(skipped), structure_digest=structure_digest(model)
     )

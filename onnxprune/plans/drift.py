@@ -88,8 +88,8 @@ class Drift:
             {
                 "what": row.name, "size": row.size,
                 "before": row.before, "after": row.after, "both": row.both,
-                "moved": row.moved, "by chance": row.moved_by_chance,
-                "Jaccard distance": row.jaccard_distance,
+                "moved_share": row.moved, "by_chance_share": row.moved_by_chance,
+                "jaccard_distance": row.jaccard_distance,
             }
             for row in (self.total, *self.rows)
         ]  # fmt: skip

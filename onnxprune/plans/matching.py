@@ -15,6 +15,12 @@ from onnxprune.errors import PlanError
 from onnxprune.messages import quoted
 from onnxprune.outlines import Outline, OutlinedNode, OutlinedTensor, OutlinedValue
 
+#: Operators that read sizes from a stored tensor; those of all others are axes, places, counts.
+_READ_SIZES = frozenset({"ConstantOfShape", "Expand", "Reshape"})
+
+#: Operators that give the same for operands in another order.
+_COMMUTATIVE = frozenset({"Add", "And", "Equal", "Max", "Mean", "Min", "Mul", "Or", "Sum", "Xor"})
+
 
 @dataclass(frozen=True, slots=True)
 class Matching:
@@ -108,7 +114,7 @@ class _Walk:
         if old is None or new is None:
             if old is not new:
                 there = "nothing" if new is None else quoted(new)
-                raise _differs(f"{reader} is {there}, but {'nothing' if old is None else quoted(old)}")
+                raise self._differs(f"{reader} is {there}, but {'nothing' if old is None else quoted(old)}")
             return
         tensors = self.before.tensors.get(old), self.after.tensors.get(new)
         if tensors[0] is not None and tensors[1] is not None:
@@ -118,39 +124,67 @@ class _Walk:
             if self.values.get(old) != new:
                 expected = self.values.get(old)
                 wanted = self.after.where(expected) if expected else f"what {self.before.where(old)} was"
-                raise _differs(f"{reader} is {self.after.where(new)}, but {wanted}")
+                raise self._differs(f"{reader} is {self.after.where(new)}, but {wanted}")
             return
         producers = self.before.producers.get(old), self.after.producers.get(new)
         if producers[0] is None or producers[1] is None or producers[0][1] != producers[1][1]:
-            raise _differs(f"{reader} is {self.after.where(new)}, but {self.before.where(old)}")
+            raise self._differs(f"{reader} is {self.after.where(new)}, but {self.before.where(old)}")
         self._node(producers[0][0], producers[1][0], reader)
 
     def _node(self, old: OutlinedNode, new: OutlinedNode, reader: _Reader) -> None:
         if old.operator != new.operator:
-            raise _differs(f"{reader} is {_named(new)}, but {_named(old)}")
+            raise self._differs(f"{reader} is {_named(new)}, but {_named(old)}")
         for name in sorted({*old.attributes, *new.attributes}):
             ours, theirs = new.attributes.get(name), old.attributes.get(name)
             if ours != theirs:
-                raise _differs(f"{_named(new)} has {name} {ours or 'not given'}, but {theirs or 'not given'}")
+                raise self._differs(
+                    f"{_named(new)} has {name} {ours or 'not given'}, but {theirs or 'not given'}"
+                )
         if len(old.inputs) != len(new.inputs):
-            raise _differs(f"{_named(new)} has {len(new.inputs)} inputs, but {len(old.inputs)}")
+            raise self._differs(f"{_named(new)} has {len(new.inputs)} inputs, but {len(old.inputs)}")
         self.nodes[old.name] = new.name
         for written, other in zip(old.outputs, new.outputs, strict=False):
             if written is not None and other is not None:
                 self._pair(written, other, reader)
-        for place, pair in reversed(list(enumerate(zip(old.inputs, new.inputs, strict=True)))):
-            self.waiting.append((*pair, _Reader(_named(new), place, old.name)))
+        for place, pair in reversed(list(enumerate(zip(old.inputs, self._in_order(old, new), strict=True)))):
+            self.waiting.append((*pair, _Reader(_named(new), place, old.name, old.operator)))
         self._bodies(old, new)
+
+    def _in_order(self, old: OutlinedNode, new: OutlinedNode) -> Sequence[str | None]:
+        """Return what a node reads, in the order in which its counterpart reads it.
+
+        Raises:
+            PlanError: its operands can be told apart by their names alone, and these changed places.
+        """
+        if old.operator not in _COMMUTATIVE:
+            return new.inputs
+        before = [self.before.look(name) for name in old.inputs]
+        after = [self.after.look(name) for name in new.inputs]
+        if before == after:
+            if old.inputs != new.inputs and set(old.inputs) == set(new.inputs) and len(set(after)) == 1:
+                raise PlanError(
+                    f"{_named(new)} reads parts that are alike, under names that changed places: whether "
+                    "the parts did can't be told; prune anew instead"
+                )
+            return new.inputs
+        if sorted(before) != sorted(after):
+            return new.inputs  # the walk tells what differs
+        left = list(range(len(after)))
+        order = []
+        for look in before:
+            order.append(next(place for place in left if after[place] == look))
+            left.remove(order[-1])
+        return [new.inputs[place] for place in order]
 
     def _bodies(self, old: OutlinedNode, new: OutlinedNode) -> None:
         if {name: len(graphs) for name, graphs in old.bodies.items()} != {
             name: len(graphs) for name, graphs in new.bodies.items()
         }:
-            raise _differs(f"{_named(new)} has other bodies")
+            raise self._differs(f"{_named(new)} has other bodies")
         for name, graphs in old.bodies.items():
             for ours, theirs in zip(graphs, new.bodies[name], strict=True):
                 if (len(ours.inputs), len(ours.outputs)) != (len(theirs.inputs), len(theirs.outputs)):
-                    raise _differs(f"{name} of {_named(new)} has other inputs or outputs")
+                    raise self._differs(f"{name} of {_named(new)} has other inputs or outputs")
                 for a, b in zip(ours.inputs, theirs.inputs, strict=True):
                     self._pair(a.name, b.name, _Reader(_named(new), None))
                 self.waiting += [
@@ -160,7 +194,7 @@ class _Walk:
 
     def _pair(self, old: str, new: str, reader: _Reader) -> None:
         if self.values.get(old, new) != new or self.taken.get(new, old) != old:
-            raise _differs(f"{reader} is {self.after.where(new)}, but {self.before.where(old)}")
+            raise self._differs(f"{reader} is {self.after.where(new)}, but {self.before.where(old)}")
         self.values[old] = new
         self.taken[new] = old
 
@@ -168,30 +202,35 @@ class _Walk:
         self, old: str, new: str, before: OutlinedTensor, after: OutlinedTensor, reader: _Reader
     ) -> None:
         if before.dtype != after.dtype or len(before.shape) != len(after.shape):
-            raise _differs(
+            raise self._differs(
                 f"{reader}, {quoted(new)}, is {after.dtype} {list(after.shape)}, but "
                 f"{before.dtype} {list(before.shape)}"
             )
         if before.shape != after.shape:
             self.other_sizes[new] = f"has shape {list(after.shape)}, not {list(before.shape)}"
-        if not self._same_contents(before, after):
-            raise _differs(f"{reader}, {quoted(new)}, holds {_numbers(after)}, but {_numbers(before)}")
+        if not self._same_contents(before, after, reader):
+            raise self._differs(f"{reader}, {quoted(new)}, holds {_numbers(after)}, but {_numbers(before)}")
         self.tensors.setdefault(old, []).append(new)
         if reader.name is not None:
             self.read[reader.name, old] = new
 
-    def _same_contents(self, before: OutlinedTensor, after: OutlinedTensor) -> bool:
-        """Tell whether numbers are the same, but for sizes that the inputs have other ones for."""
+    def _same_contents(self, before: OutlinedTensor, after: OutlinedTensor, reader: _Reader) -> bool:
+        """Tell whether numbers are the same, or are sizes that grew like one of an input (a batch, say)."""
         ours, theirs = after.contents, before.contents
         if ours is None or theirs is None or len(ours) != len(theirs):
             return ours is theirs
-        return all(a == b or (b, a) in self.sizes for a, b in zip(ours, theirs, strict=True))
+        if reader.operator not in _READ_SIZES:
+            return ours == theirs
+        return all(
+            a == b or (min(a, b) > 0 and any(a * old == b * new for old, new in self.sizes))
+            for a, b in zip(ours, theirs, strict=True)
+        )
 
     def _interface(self, old: OutlinedValue, new: OutlinedValue, what: str) -> None:
         """Compare an input or output; other sizes are told."""
         ranks = [None if value.shape is None else len(value.shape) for value in (old, new)]
         if old.type != new.type or ranks[0] != ranks[1]:
-            raise _differs(
+            raise self._differs(
                 f"{what} {quoted(new.name)} is {new.type} {_sizes(new)}, but {old.type} {_sizes(old)}"
             )
         pairs = list(zip(old.shape or (), new.shape or (), strict=True))
@@ -199,7 +238,17 @@ class _Walk:
         if differing:
             self.other_sizes[new.name] = f"has shape {_sizes(new)}, not {_sizes(old)}"
         if what == "input":
-            self.sizes.update((a, b) for a, b in differing if isinstance(a, int) and isinstance(b, int))
+            self.sizes.update(
+                (a, b) for a, b in differing if isinstance(a, int) and isinstance(b, int) and a > 0 and b > 0
+            )
+
+    def _differs(self, what: str) -> PlanError:
+        """Say how the graphs differ, and which inputs have other sizes: exporters write these into graphs."""
+        inputs = [value.name for value in self.after.outline.inputs if value.name in self.other_sizes]
+        if not inputs:
+            return _differs(what)
+        name = inputs[0]
+        return _differs(what, f"export it with the same inputs ({quoted(name)} {self.other_sizes[name]})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +258,7 @@ class _Reader:
     where: str
     place: int | None
     name: str | None = None
+    operator: str | None = None
 
     def __str__(self) -> str:
         return self.where if self.place is None else f"input {self.place} of {self.where}"
@@ -221,12 +271,32 @@ class _Index:
         self.outline = outline
         self.producers: dict[str, tuple[OutlinedNode, int]] = {}
         self.tensors: dict[str, OutlinedTensor] = {}
+        self._looks: dict[str, int] | None = None
         for graph in outline.everything():
             self.tensors.update(graph.tensors)
             for node in graph.nodes:
                 self.producers.update(
                     {name: (node, place) for place, name in enumerate(node.outputs) if name is not None}
                 )
+
+    def look(self, name: str | None) -> int:
+        """Return a number that values share which are computed alike, weights and sizes aside."""
+        if self._looks is None:
+            self._looks = {value.name: hash(place) for place, value in enumerate(self.outline.inputs)}
+            for graph in self.outline.everything():
+                for node in graph.nodes:
+                    self._look_at(node, self._looks)
+        tensor = self.tensors.get(name or "")
+        if tensor is not None:
+            return hash((tensor.dtype, len(tensor.shape)))
+        return self._looks.get(name or "", 0)
+
+    def _look_at(self, node: OutlinedNode, looks: dict[str, int]) -> None:
+        read = [self.look(name) for name in node.inputs]
+        if node.operator in _COMMUTATIVE:
+            read.sort()
+        said = (node.operator, tuple(sorted(node.attributes.items())), tuple(read))
+        looks.update({name: hash((place, said)) for place, name in enumerate(node.outputs) if name})
 
     def where(self, name: str) -> str:
         """Say what a value is."""
@@ -249,8 +319,8 @@ def _by_name_or_place(
     return [(value, named[names[value.name]]) for value in before]
 
 
-def _differs(what: str) -> PlanError:
-    return PlanError(f"the plan is for another graph: {what} in the model of the plan; prune anew instead")
+def _differs(what: str, do: str = "prune anew instead") -> PlanError:
+    return PlanError(f"the plan is for another graph: {what} in the model of the plan; {do}")
 
 
 def _named(node: OutlinedNode) -> str:

@@ -8,12 +8,16 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import safetensors.numpy
+import small_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import onnxprune
 from onnxprune.errors import OutputError, PlanError
+from onnxprune.outlines import Outline, OutlinedNode, OutlinedTensor, OutlinedValue
 from onnxprune.plans import load_plan, save_plan
 from onnxprune.types import Cost, Mask, Plan, PlannedBranch, PlannedGroup, PlannedMember, Skipped
 
@@ -54,6 +58,35 @@ def masks(draw: st.DrawFn) -> Mask:
     return Mask.pack(np.random.default_rng(draw(st.integers(0, 99))).random(shape) < 0.5)
 
 
+interfaces = st.builds(
+    OutlinedValue, names, texts, st.none() | st.lists(st.integers(0, 2**40) | names, max_size=3).map(tuple)
+)
+tensors = st.builds(
+    OutlinedTensor,
+    names,
+    st.lists(st.integers(0, 2**40), max_size=3).map(tuple),
+    st.none() | st.lists(st.integers(-(2**63), 2**63 - 1), max_size=3).map(tuple),
+)
+
+
+def outlines(bodies: st.SearchStrategy[dict[str, tuple[Outline, ...]]]) -> st.SearchStrategy[Outline]:
+    """Graphs whose nodes hold what ``bodies`` draws."""
+    ends = st.lists(st.none() | names, max_size=3).map(tuple)
+    attributes = st.dictionaries(names, texts, max_size=2)
+    nodes = st.builds(OutlinedNode, names, names, ends, ends, attributes, bodies)
+    values = st.lists(interfaces, max_size=2).map(tuple)
+    return st.builds(
+        Outline,
+        values,
+        values,
+        st.lists(nodes, max_size=3).map(tuple),
+        st.dictionaries(names, tensors, max_size=3),
+    )
+
+
+inner = outlines(st.just({}))
+graphs = outlines(st.dictionaries(names, st.lists(inner, max_size=2).map(tuple), max_size=1))
+
 plans = st.builds(
     Plan,
     pattern=st.sampled_from(["channels", "2:4", "block:4x4"]),
@@ -66,6 +99,7 @@ plans = st.builds(
     seed=st.integers(0, 2**32),
     versions=st.dictionaries(texts, texts, max_size=3),
     skipped=st.lists(st.builds(Skipped, texts, texts), max_size=3).map(tuple),
+    graph=st.none() | graphs,
 )
 
 
@@ -73,7 +107,7 @@ def comparable(plan: Plan) -> object:
     """The plan with its arrays as lists, so that == compares contents."""
     return (
         plan.pattern, plan.structure_digest, plan.weights_digest, plan.recipe, plan.predicted, plan.seed,
-        plan.versions, plan.skipped,
+        plan.versions, plan.skipped, plan.graph,
         [
             (g.name, g.kind, g.size, g.removed.tolist(), g.skipped,
              [(m.tensor, m.axis, m.size, m.consumer, m.contracted, m.removed.tolist()) for m in g.members],
@@ -254,3 +288,58 @@ def test_what_is_no_plan_is_never_replaced(tmp_path, taken):
 def test_a_missing_parent_is_one_line(tmp_path):
     with pytest.raises(OutputError, match="cannot be written"):
         save_plan(example(), tmp_path / "no" / "such" / "x.plan")
+
+
+# --- the outline of the graph -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outlined(tmp_path) -> Path:
+    plan = onnxprune.prune(ir.from_proto(small_models.mlp()), amount=0.5).plan
+    return save_plan(plan, tmp_path / "mlp.plan")
+
+
+def test_the_outline_has_a_line_for_each_node_and_tensor(outlined):
+    lines = (outlined / "graph.json").read_text().splitlines()
+    assert sum('"operator"' in line for line in lines) == 5
+    assert sum('"dtype"' in line for line in lines) == 6
+
+
+def test_a_plan_without_an_outline_is_one_of_an_earlier_version(outlined):
+    (outlined / "graph.json").unlink()
+    plan = load_plan(outlined)
+    assert plan.graph is None
+    assert onnxprune.apply_plan(ir.from_proto(small_models.mlp(seed=4)), plan).report.passed
+    with pytest.raises(PlanError, match="earlier version, which kept no outline"):
+        onnxprune.apply_plan(ir.from_proto(small_models.attention()), plan)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda graph: graph.pop("nodes"), "nodes"),
+        (lambda graph: graph.update(schema=2), "schema 2"),
+        (lambda graph: graph.update(surprise=1), "surprise"),
+        (lambda graph: graph["nodes"][0].pop("operator"), "nodes.0.operator"),
+        (lambda graph: graph["nodes"][0].update(inputs="x"), "nodes.0.inputs"),
+        (lambda graph: graph["tensors"]["fc1.weight"].update(shape=[-1]), "fc1.weight"),
+    ],
+)
+def test_a_damaged_outline_is_refused(outlined, change, word):
+    path = outlined / "graph.json"
+    graph = json.loads(path.read_text())
+    change(graph)
+    path.write_text(json.dumps(graph))
+    refused(outlined, "graph.json", word)
+    path.write_text("{")
+    refused(outlined, "graph.json", "is no JSON")
+
+
+def test_an_outline_that_turns_in_a_circle_ends(outlined):
+    """Files come from anywhere: a node that reads what it writes must not keep the walk going."""
+    path = outlined / "graph.json"
+    graph = json.loads(path.read_text())
+    graph["nodes"][-1]["inputs"][0] = graph["nodes"][-1]["outputs"][0]
+    path.write_text(json.dumps(graph))
+    with pytest.raises(PlanError, match="another graph"):
+        onnxprune.apply_plan(ir.from_proto(small_models.mlp()), load_plan(outlined))
