@@ -30,7 +30,7 @@ LAYERS = (
     ("gradual",),
     ("family", "family_survey", "finetuning", "gradual_pipeline", "inspection", "layer_changes", "pipeline",
      "quantizing", "repruning", "survey"),
-    ("advice", "gates"),
+    ("advice", "folders", "gates"),
     ("recipe",),
     ("compression", "integrations"),
     ("onnxprune",),  # the public API
