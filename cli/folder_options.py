@@ -45,18 +45,11 @@ def check(model: Path, choices: dict[str, Any], *, plot: Path | None) -> None:
         raise click.UsageError("--plot draws a schedule or a family, and a folder has neither", ctx)
 
 
-def run(
-    out: Output,
-    model: Path,
-    output: Path,
-    plan: Path | None,
-    storage: dict[str, Any],
-    choices: dict[str, Any],
-) -> None:
+def run(out: Output, folder: Path, output: Path, plan: Path | None, choices: dict[str, Any]) -> None:
     """Prune the models of a folder, and report."""
     from onnxprune import prune_folder
 
     report = prune_folder(
-        model, output, plan_folder=plan, told=out.step, progress=out.progress.share, **storage, **choices
+        folder, output, plan_folder=plan, told=out.step, progress=out.progress.share, **choices
     )
-    out.show(report, title=f"prune {model} -> {output}", written={"folder": output, "plans": plan})
+    out.show(report, title=f"prune {folder} -> {output}", written={"folder": output, "plans": plan})
