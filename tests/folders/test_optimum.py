@@ -41,7 +41,7 @@ def models() -> dict[str, tuple[str, Any, str]]:
         "gpt2": ("text-generation-with-past", lambda: hf.GPT2LMHeadModel(gpt2), "CausalLM"),
         "llama": ("text-generation-with-past", lambda: hf.LlamaForCausalLM(llama), "CausalLM"),
         "t5": ("text2text-generation-with-past", lambda: hf.T5ForConditionalGeneration(t5), "Seq2SeqLM"),
-    }
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["bert", "vit", "gpt2", "llama", "t5"])
