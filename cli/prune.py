@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from onnxprune_cli import family_options, gradual_options, latency_options, options
+from onnxprune_cli import family_options, folder_options, gradual_options, latency_options, options
 from onnxprune_cli.options import name, option
 from onnxprune_cli.output import Output, reporting
 from onnxprune_cli.sections import Sectioned
@@ -60,6 +60,7 @@ PLOT = "Draw the schedule and the losses (with --steps), or the family (with --t
 @latency_options.latency()
 @family_options.family()
 @gradual_options.gradual()
+@folder_options.folder()
 @reporting
 def prune(
     out: Output, model: Path, output: Path, plan: Path | None, plot: Path | None, **choices: Any
@@ -75,13 +76,18 @@ def prune(
     help on samples that were held out.
     Patterns of zeros save room on disk, not time: ONNX Runtime computes with zeros as with any number.
     With --steps, MODEL is tuned on --data while more and more of it goes. With --targets, several models are
-    made, from figures that are measured once.
+    made, from figures that are measured once. Where MODEL is a folder, such as Hugging Face Optimum exports,
+    its models are pruned one by one, and OUT is a new folder with everything else that was in it.
     """
     options.check_targets(choices)
     latency_options.check(choices)
+    folder_options.check(model, choices, plot=plot)
     storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}
     tuning = gradual_options.take(choices, plot)
     family = family_options.take(choices, tuned=tuning is not None, plan=plan)
+    if model.is_dir():
+        folder_options.run(out, model, output, plan, storage | choices)
+        return
     if family is not None:
         family_options.run(out, model, output, family, plot, storage, choices)
         return

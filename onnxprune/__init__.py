@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onnxprune.family import Family, prune_family, save_family
     from onnxprune.family_survey import measure_family
     from onnxprune.finetuning import FinetuneResult, finetune, save_finetuned
+    from onnxprune.folders.run import prune_folder
     from onnxprune.gradual_pipeline import prune_gradually
     from onnxprune.importers import import_model
     from onnxprune.measure.accuracy import validate
@@ -68,6 +69,7 @@ _HOMES = {
     "plan": "onnxprune.pipeline",
     "prune": "onnxprune.pipeline",
     "prune_family": "onnxprune.family",
+    "prune_folder": "onnxprune.folders.run",
     "prune_gradually": "onnxprune.gradual_pipeline",
     "quantize": "onnxprune.quantizing",
     "save": "onnxprune.model.io",
@@ -108,6 +110,7 @@ __all__ = [
     "plan",
     "prune",
     "prune_family",
+    "prune_folder",
     "prune_gradually",
     "quantize",
     "save",

@@ -34,6 +34,7 @@ LAYERS = (
      "quantizing_forms", "quantizing_int8", "quantizing_judge", "survey"),
      "plan_inspection", "quantizing", "repruning", "survey"),
     ("advice", "gates"),
+    ("advice", "folders", "gates"),
     ("recipe",),
     ("compression", "integrations"),
     ("onnxprune",),  # the public API

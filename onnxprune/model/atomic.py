@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all.
+"""Files and folders that appear whole or not at all.
 
 A file is written under a temporary name in its own folder, flushed to the disk and renamed. Whoever reads the
-final name finds the old file or the complete new one, whatever happens in between.
+final name finds the old file or the complete new one, whatever happens in between. A folder is filled under a
+temporary name beside its final one, which nothing may have.
 """
 
 from __future__ import annotations
@@ -94,6 +95,55 @@ class NewFile:
             flush_folder(self.target.parent)
 
 
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to fill, which gets its name when the block ends, and is gone if the block fails.
+
+    Args:
+        target: the name; nothing may have it.
+
+    Raises:
+        OutputError: it can't be made, filled or renamed.
+    """
+    check_new_folder(target)
+    remove_stale(target)
+    temporary = target.parent / _temporary_name(target.name)
+    with output_errors(target):
+        temporary.mkdir()
+    try:
+        yield temporary
+        with output_errors(target):
+            for folder, _, names in os.walk(temporary, topdown=False):
+                for name in names:
+                    _flush_file(Path(folder, name))
+                flush_folder(Path(folder))
+            check_new_folder(target)  # somebody else may have been faster
+            temporary.rename(target)
+            flush_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(target: Path) -> None:
+    """Refuse the name of a folder that is to be made, if something has it or its place is missing.
+
+    Raises:
+        OutputError: likewise.
+    """
+    if target.exists() or target.is_symlink():
+        raise OutputError(f"{visible(target)}: is there already; name a folder that is not")
+    if not target.absolute().parent.is_dir():
+        raise OutputError(f"{visible(target)}: there is no folder {visible(target.parent)}; create it first")
+
+
+def _flush_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_whole(target: Path, contents: bytes) -> None:
     """Write a file that appears whole or not at all.
 
@@ -174,7 +224,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def remove_stale(target: Path) -> None:
-    """Remove temporary files for ``target`` whose process is gone (killed, or the power failed)."""
+    """Remove temporary files and folders for ``target`` whose process is gone: killed, or without power."""
     if os.name != "posix":
         return  # asking for a process by number is not harmless elsewhere
     pattern = re.compile(re.escape(_prefix(target.name)) + r"(\d+)\.[0-9a-f]{8}\." + _SUFFIX)
@@ -185,8 +235,12 @@ def remove_stale(target: Path) -> None:
     for name in names:
         match = pattern.fullmatch(name)
         if match and not _alive(int(match[1])):
+            stale = target.parent / name
+            if stale.is_dir() and not stale.is_symlink():
+                shutil.rmtree(stale, ignore_errors=True)
+                continue
             with contextlib.suppress(OSError):  # somebody else's, or gone: not ours to insist
-                (target.parent / name).unlink()
+                stale.unlink()
 
 
 def _alive(process: int) -> bool:
