@@ -44,7 +44,8 @@ ONNXPRUNE = """
 import json, os, pathlib, sys
 notes, status = pathlib.Path(os.environ["NOTES"]), int(os.environ.get("STATUS", "0"))
 (notes / "onnxprune.json").write_text(json.dumps(sys.argv[1:]))
-print("::error::a name from the model")
+print("::error::a name from the model", flush=True)
+print("::error::another one", file=sys.stderr)
 given = dict(entry.split("=", 1) for entry in sys.argv if "=" in entry)
 if status in (0, 3):
     reused = os.environ.get("REUSED") == "yes"
@@ -255,8 +256,10 @@ def test_what_the_command_prints_is_no_command_to_the_runner(job: Runner) -> Non
     job.run(ACTION)
 
     printed = job.printed["Compress"]
+    assert printed.count("::error::") == 2
     (token,) = re.findall(r"^::stop-commands::([0-9a-f]{32})$", printed, re.MULTILINE)
-    assert printed.index("::stop-commands::") < printed.index("::error::") < printed.index(f"\n::{token}::")
+    assert printed.index("::stop-commands::") < printed.index("::error::")
+    assert printed.rindex("::error::") < printed.index(f"\n::{token}::")
 
 
 def test_no_script_holds_an_expression() -> None:

@@ -140,38 +140,34 @@ def run(folder: Path, *training: str) -> list[Row]:
         raise Wrong(f"once more: {again.reused} stages were reused, though nothing had changed")
 
     tight, said = compress(
-        folder, "a gate tightened", "recipe.toml", "--set", "gates.size_ratio=0.01", expected=GATE_MISSED
+        folder, "tightened", "recipe.toml", "--set", "gates.size_ratio=0.01", expected=GATE_MISSED
     )
     if "size_ratio" not in said.splitlines()[-1]:
-        raise Wrong(f"a gate tightened: the gate is not named in {said.splitlines()[-1]!r}")
+        raise Wrong(f"tightened: the gate is not named in {said.splitlines()[-1]!r}")
     if not (folder / "small.rejected.onnx").exists():
-        raise Wrong("a gate tightened: the model was not kept aside")
+        raise Wrong("tightened: the model was not kept aside")
     now = digests(folder)
     changed = [name for name in ACCEPTED if now[name] != accepted[name]]
     if changed:
-        raise Wrong(f"a gate tightened: what had been accepted has changed: {', '.join(changed)}")
+        raise Wrong(f"tightened: what had been accepted has changed: {', '.join(changed)}")
 
     if not (folder / "retrained.onnx").exists():
         train(folder, "--name", "retrained.onnx", "--seed", "1", *training)
-    retrained, _ = compress(folder, "re-trained, by the plan", "recipe-retrained.toml", expected=0)
+    retrained, _ = compress(folder, "re-trained", "recipe-retrained.toml", expected=0)
     return [first, again, tight, retrained]
 
 
 def show(rows: list[Row]) -> None:
     """Print one table."""
-    table = Table(title="The CI step on handwritten digits", box=box.SIMPLE_HEAD, title_justify="left")
-    for name in (
-        "step",
-        "exit status",
-        "verdict",
-        "stages reused",
-        "right before",
-        "after",
-        "size",
-        "latency",
-        "s",
-    ):
-        table.add_column(name, justify="left" if name in ("step", "verdict") else "right")
+    table = Table(
+        title="The CI step on handwritten digits: how many are right before and after;\n"
+        "size and latency as shares of the original's",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
+    table.add_column("step")
+    for name in ("status", "verdict", "reused", "before", "after", "size", "latency", "seconds"):
+        table.add_column(name, justify="left" if name == "verdict" else "right")
     for row in rows:
         table.add_row(
             row.step, str(row.status), row.verdict, row.reused,
