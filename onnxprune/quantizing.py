@@ -152,35 +152,6 @@ def quantize(
     notes = [*skipped, *made.notes, *(judge.notes if judge else ()), *(samples.notes if samples else ())]
     report = _report(given, made, judge, samples, [*notes, *notes_on_noise(found)])
     return QuantizeResult(made.model, replace(report, seconds=dict(watch.seconds)), given, form, declared)
-        layers, skipped = find_layers(work)
-        left = matching(layers, keep_float)
-        skipped += [
-            Skipped(name, f"stays in float: {quoted(glob)} asks for it") for name, glob in left.items()
-        ]
-        layers = [layer for layer in layers if layer.name not in left]
-        if not layers:
-            reasons = [f"{note.name}: {note.reason}" for note in skipped]
-            raise NothingToPrune("no layer of the model can be quantized", reasons)
-    assert samples is not None
-        runs = range(-(-CALIBRATION_SAMPLES // batch))
-        taken = feeds_by_batch(work, samples, batch=batch)
-        feeds = [inputs for _, (_, inputs) in zip(runs, taken, strict=False)]
-        names = [layer.name for layer in layers]
-        quantized = in_int8(work, names, feeds, calibration=calibration, per_channel=per_channel)
-    sections: dict[str, Any] = {
-        "layers": [
-            {
-                "layer": layer.name,
-                "weight": layer.weight,
-                "bits": 8,
-                "scales": "per channel" if per_channel else "one",
-            }
-            for layer in layers
-    }
-    report = Report(
-        f"quantized to {form}", sections, (), (*skipped, *notes_on_noise(samples)), dict(watch.seconds)
-    )
-    return QuantizeResult(quantized, report, given, form, declared)
 
 
 def save_quantized(

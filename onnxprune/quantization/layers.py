@@ -16,28 +16,6 @@ LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 #: Operators that ONNX Runtime has for integers, which pay off only between quantized layers.
 FOLLOWERS = frozenset(
-    [
-        "Add",
-        "AveragePool",
-        "Clip",
-        "Concat",
-        "Flatten",
-        "GlobalAveragePool",
-        "LeakyRelu",
-        "MaxPool",
-        "Mul",
-        "Pad",
-        "Relu",
-        "Reshape",
-        "Resize",
-        "Sigmoid",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
     (
         "Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul",
         "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
@@ -96,10 +74,6 @@ def find_layers(model: ir.Model) -> tuple[list[Layer], list[Skipped]]:
             skipped.append(Skipped(str(node.name), reason))
             continue
         layers.append(_layer(node))
-        weight = node.inputs[1]
-        assert weight is not None
-        shape = tuple(int(size) for size in weight.const_value.shape.numpy())  # type: ignore[union-attr]
-        layers.append(Layer(str(node.name), node.op_type, str(weight.name), shape, str(node.outputs[0].name)))
     return layers, skipped
 
 
