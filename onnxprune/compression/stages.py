@@ -15,6 +15,7 @@ from onnxprune.data import Dataset, load_data
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.finetuning import finetune, save_finetuned
 from onnxprune.gradual_pipeline import prune_gradually
+from onnxprune.measure.metrics import Metric, find_metric
 from onnxprune.model.io import load, model_files
 from onnxprune.pipeline import prune, save_pruned
 from onnxprune.plans import load_plan
@@ -298,12 +299,13 @@ def _finetune(task: Task, options: Finetune) -> Report | None:
 
 def _quantize(task: Task, options: Quantize) -> Report | None:
     job = task.job
+    samples = job.samples(options.data)
     result = quantize(
         task.start.model,
         form=options.form,
-        data=job.samples(options.data),
+        data=samples,
         reference=job.original,
-        metric=job.recipe.data.metric,
+        metric=_metric(samples, job),
         max_drop=_allowed_drop(options, job),
         keep_float=options.keep_float,
         per_channel=options.per_channel,
@@ -318,6 +320,14 @@ def _quantize(task: Task, options: Quantize) -> Report | None:
         progress=job.share,
     )
     return save_quantized(result, task.output, against=task.start.model, **task.storage)
+
+
+def _metric(samples: Dataset | str | None, job: Job) -> str | None:
+    """Return what layers are judged by: the recipe's metric, unless it needs labels that are not there."""
+    name = job.recipe.data.metric
+    metric = find_metric(name)
+    labelled = isinstance(samples, Dataset) and samples.labels is not None
+    return name if labelled or not isinstance(metric, Metric) or metric.against != "labels" else None
 
 
 def _allowed_drop(options: Quantize, job: Job) -> float | None:

@@ -305,7 +305,7 @@ def _feeds(
 
 def _fixed_batch(value: ir.Value) -> int | None:
     first = value.shape[0] if value.shape is not None and len(value.shape) else None
-    return first if isinstance(first, int) else None
+    return first if isinstance(first, int) and first > 0 else None  # some exporters write -1 for any size
 
 
 def _with_measurements(

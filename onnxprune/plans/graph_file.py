@@ -13,6 +13,9 @@ from onnxprune.outlines import Outline, OutlinedNode, OutlinedTensor, OutlinedVa
 SCHEMA = 1
 
 _Size = Annotated[int, Field(ge=0, lt=2**63)]
+
+#: Of an input or output: exporters write -1 where they mean any size.
+_Axis = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _Name = str | None
 
 
@@ -23,7 +26,7 @@ class _Strict(BaseModel):
 class _Value(_Strict):
     name: str
     type: str
-    shape: list[_Size | str] | None
+    shape: list[_Axis | str] | None
 
 
 class _Tensor(_Strict):
