@@ -23,7 +23,7 @@ from onnxprune.compression.told import Told
 from onnxprune.cost import cost_of
 from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.model.io import load
-from onnxprune.pipeline import prune
+from onnxprune.pipeline import plan, prune
 from onnxprune.plans import load_plan
 from onnxprune.recipe.load import load_recipe
 from onnxprune.recipe.schema import Apply, Prune, Quantize, Stage
@@ -101,7 +101,8 @@ def _predicted(job: Job, model: ir.Model, options: Stage) -> tuple[ir.Model, Cos
         elif isinstance(options, Prune):
             given = options_of_prune(options, job)
             score = "l2" if options.tuning is not None else options.score
-            model = prune(model, **{**given, "score": score, "recover": "none", "rounds": 1}).model
+            decided = plan(model, **{**given, "score": score, "rounds": 1})
+            model = apply_plan(model, decided, recover="none").model
         elif isinstance(options, Apply):
             model = apply_plan(model, load_plan(options.plan), recover="none").model
     except NothingToPrune as error:
