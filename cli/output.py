@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _WIDTH_WITHOUT_TERMINAL = 100
 
+#: What commands do to models, where that is not pruning.
+_DONE = {"quantize": "quantized"}
+
 
 @dataclass(slots=True)
 class Output:
@@ -72,7 +75,7 @@ class Output:
             pairs = [reason.partition(": ") for reason in error.reasons]
             if isinstance(error, NothingToPrune):  # many for one reason
                 skipped = tuple(Skipped(name, reason) for name, _, reason in pairs)
-                self.show(Report("nothing could be pruned", skipped=skipped))
+                self.show(Report(f"nothing could be {_DONE.get(self.command, 'pruned')}", skipped=skipped))
             else:  # each holds a share of its own
                 rows = [{"where": name, "what": reason} for name, _, reason in pairs]
                 self.show(Report("the target is missed", {"what is in the way": rows}))

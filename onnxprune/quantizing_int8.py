@@ -86,6 +86,8 @@ class Int8:
 
     def choose(self, work: ir.Model) -> tuple[str, Assigned]:
         """Return `INTEGER` or `STORED`, and the model of that kind that loses least, within the bound."""
+        # what folding alone rounds otherwise is not for the layers to make good
+        self.trail.bound = max(self.trail.bound, self.judge.lost(work)[1])
         taken = feeds_by_batch(work, self.data, batch=self.settings.batch)
         self.feeds = [feeds for _, feeds in taken]
         place, made = self._fastest(work)

@@ -114,8 +114,8 @@ def agreement(output: Array, reference: Array) -> Vector:
     """
     if output.ndim < 2:
         raise DataError(
-            f"metric 'agreement' compares classes, and the output has none: its shape is {list(output.shape)}; "
-            "take cosine"
+            "metric 'agreement' compares classes, and the output has none: its shape is "
+            f"{list(output.shape)}; take cosine"
         )
     return _mean_per_sample(output.argmax(axis=-1) == reference.argmax(axis=-1))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxprune.model.stored import stored_tensor, tensor_of
+from onnxprune.ops.constant_views import passes_through
 from onnxprune.types import Skipped
 
 #: Operators whose products take int8 weights.
@@ -54,9 +55,14 @@ def is_quantized(model: ir.Model) -> bool:
     """Return whether a model computes in integers, or keeps its weights so, already."""
     return any(
         "QuantizeLinear" in node.op_type or "DequantizeLinear" in node.op_type
-        or node.op_type.startswith(_INTEGER_OPS)
+        or node.op_type.startswith(_INTEGER_OPS) or _restores_float(node)
         for node in model.graph.all_nodes()
     )  # fmt: skip
+
+
+def _restores_float(node: ir.Node) -> bool:
+    """Return whether a node gives integers that are stored in place of weights their scale."""
+    return node.op_type == "Mul" and passes_through(node)
 
 
 def find_layers(model: ir.Model) -> tuple[list[Layer], list[Skipped]]:

@@ -168,6 +168,11 @@ def _run(
         )
     except subprocess.TimeoutExpired:
         raise RuntimeFailure(f"quantizing takes more than {timeout_seconds:.0f} s") from None
+    if done.returncode < 0:
+        raise RuntimeFailure(
+            f"ONNX Runtime crashes (signal {-done.returncode}) while it quantizes the model or opens the "
+            "result"
+        )
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
         raise RuntimeFailure(f"ONNX Runtime can't quantize the model: {one_line(last)}")
