@@ -41,7 +41,8 @@ def main() -> None:
     started = time.perf_counter()
     page = html(record)
     print(
-        f"{chosen.layers} layers: {len(page.encode()) / 1e6:.2f} MB, drawn in {time.perf_counter() - started:.2f} s"
+    seconds = time.perf_counter() - started
+    print(f"{chosen.layers} layers: {len(page.encode()) / 1e6:.2f} MB, drawn in {seconds:.2f} s")
     )
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
