@@ -40,10 +40,8 @@ def main() -> None:
     record = records.large_record(chosen.layers)
     started = time.perf_counter()
     page = html(record)
-    print(
     seconds = time.perf_counter() - started
     print(f"{chosen.layers} layers: {len(page.encode()) / 1e6:.2f} MB, drawn in {seconds:.2f} s")
-    )
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         sys.exit("no Chromium is installed here: the page was not opened")
