@@ -156,7 +156,8 @@ def accuracy_change(record: Record) -> str | None:
     first, last = record.models[0].accuracy, record.models[-1].accuracy
     if first is None or last is None:
         return None
-    return f"{figure_text('', round(first.value, 4))} → {figure_text('', round(last.value, 4))}"
+    digits = common_decimals((first, last))
+    return f"{first.value:.{digits}f} → {last.value:.{digits}f}"
 
 
 def metric_name(record: Record) -> str:

@@ -16,6 +16,7 @@ from onnxprune.record import AccuracyRecord, Record, StageRecord
 from onnxprune.report.figures import (
     VERDICTS,
     accuracy_change,
+    common_decimals,
     count_text,
     interval_text,
     measured_text,
@@ -152,7 +153,9 @@ def _tiles(record: Record) -> Iterator[dict[str, str]]:
     change = accuracy_change(record)
     if change is not None and first.accuracy and last.accuracy:
         moved = last.accuracy.value - first.accuracy.value
-        by = "" if moved == 0 else f"{moved:+.4f}".replace("-", MINUS)
+        by = f"{moved:+.{common_decimals((first.accuracy, last.accuracy))}f}"
+        by = by if float(by) else f"{moved:+.1g}"  # too little for these digits, but not nothing
+        by = "" if moved == 0 else by.replace("-", MINUS)
         unit = "" if by else "no change"
         yield {"name": f"Accuracy ({metric_name(record)})", "gain": by, "unit": unit, "detail": change}
 

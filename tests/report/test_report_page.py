@@ -114,7 +114,7 @@ def test_a_large_network_fits_too_with_all_folds_open(show, window):
     assert opened.complaints == []
     assert opened.says("document.scrollingElement.scrollWidth <= innerWidth")
     bars = opened.says("document.querySelector('.bars').getBoundingClientRect().width")
-    assert bars >= 900  # three pixels for each layer, inside a frame that scrolls
+    assert bars >= 300  # a pixel for each layer, inside a frame that scrolls where that is more than it has
     assert opened.says("document.querySelectorAll('#network tbody tr').length") == 300
 
 

@@ -16,8 +16,8 @@ _HEIGHT = 100.0
 _BAR, _BAR_OF_MANY = 0.86, 1.0
 _MANY = 100
 
-#: Pixels that a layer gets at least: a wide network scrolls inside its frame on a narrow screen.
-_LEAST_PIXELS = 3
+#: Pixels that a layer gets at least: a network deeper than a screen is wide scrolls inside its frame.
+_LEAST_PIXELS = 1
 
 _ROW_WIDTH, _ROW_HEIGHT = 120.0, 10.0
 
