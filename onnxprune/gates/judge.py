@@ -220,12 +220,11 @@ def _graph_gates(settings: GateSettings, evidence: Evidence) -> Iterator[GateRec
 def _operators(
     name: str, patterns: Sequence[str], found: Sequence[str] | None, *, allowed: bool
 ) -> GateRecord:
-    known = [pattern.removeprefix("ai.onnx:") for pattern in patterns]
-    requirement = f"{'no others than' if allowed else 'none of'} {', '.join(known)}"
+    requirement = f"{'no others than' if allowed else 'none of'} {', '.join(patterns)}"
     wrong = [
         operator
         for operator in found or ()
-        if any(fnmatch.fnmatchcase(operator, pattern) for pattern in known) != allowed
+        if any(fnmatch.fnmatchcase(operator, pattern) for pattern in patterns) != allowed
     ]
     if found is None:
         verdict: Verdict = "inconclusive"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
+import onnx
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -44,6 +46,16 @@ def _names(value: Any) -> Any:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
+def _operator(name: str) -> str:
+    """Refuse a name of no operator: it would forbid nothing."""
+    plain = name.removeprefix("ai.onnx:")
+    known = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain}
+    if ":" in plain or any(mark in plain for mark in "*?[") or plain in known:
+        return plain
+    hint = did_you_mean(plain, known)
+    raise ValueError(f"{quoted(plain)} is no ONNX operator{hint}; those of other domains are DOMAIN:NAME")
+
+
 _Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
 _Whole: TypeAlias = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 _Drop: TypeAlias = Annotated[_Number, Field(ge=0)]
@@ -52,6 +64,10 @@ _Most: TypeAlias = Annotated[_Number, Field(gt=0)]
 _Bytes: TypeAlias = Annotated[ByteSize, WrapValidator(_size)]
 _Names: TypeAlias = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_names), Field(min_length=1)
+]
+
+_Operators: TypeAlias = Annotated[
+    tuple[Annotated[str, AfterValidator(_operator)], ...], BeforeValidator(_names), Field(min_length=1)
 ]
 
 _DROP = "in the metric's own units: 0.01 is one point of top1"
@@ -102,10 +118,10 @@ class GateSettings(BaseModel):
         None, description="most multiply-accumulates, as a share of the original's"
     )
     sparsity: _Share | None = Field(None, description="least share of zeros among the weights")
-    operators: _Names | None = Field(
+    operators: _Operators | None = Field(
         None, description='operators that may occur: "Conv", or "com.microsoft:QGemm" of another domain'
     )
-    operators_forbidden: _Names | None = Field(None, description="operators that may not occur")
+    operators_forbidden: _Operators | None = Field(None, description="operators that may not occur")
     opset: _Whole | None = Field(None, description="highest ONNX operator set")
     ir_version: _Whole | None = Field(None, description="highest version of the file format")
     baseline_accuracy_drop: _Drop | None = Field(

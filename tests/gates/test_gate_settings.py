@@ -51,6 +51,8 @@ def test_nothing_is_asked_by_default():
         ("sparsity", 50),
         ("operators", []),
         ("operators", [""]),
+        ("operators", ["Relux"]),
+        ("operators_forbidden", ["QGemm"]),
         ("opset", 0),
         ("opset", 17.5),
         ("confidence", 1),
@@ -75,6 +77,13 @@ def test_values_may_come_as_text():
     settings = GateSettings(accuracy_drop="0.01", opset="17", operators="Conv, com.microsoft:QGemm")
     assert (settings.accuracy_drop, settings.opset) == (0.01, 17)
     assert settings.operators == ("Conv", "com.microsoft:QGemm")
+
+
+def test_a_misspelt_operator_forbids_nothing_and_is_refused():
+    with pytest.raises(ValidationError, match=r"'Softmx' is no ONNX operator \(did you mean 'Softmax'\?\)"):
+        GateSettings(operators_forbidden=["Softmx"])
+    names = ("Conv", "com.microsoft:QGemm", "*Norm*", "ai.onnx:Upsample")
+    assert GateSettings(operators=names).operators == ("Conv", "com.microsoft:QGemm", "*Norm*", "Upsample")
 
 
 @pytest.mark.parametrize(
