@@ -312,18 +312,32 @@ def test_reallocate_gives_what_pruning_anew_gives() -> None:
     assert result.report.sections["drift"]
 
 
-def test_refreshing_what_does_nothing_looks_for_it_anew() -> None:
-    def sparse(*zero: int) -> ir.Model:
-        model = _classifier()
-        for name, axis in (("c_w", 0), ("d_w", 1)):
-            value = model.graph.initializers[name]
-            array = value.const_value.numpy().copy()  # type: ignore[union-attr]
-            np.moveaxis(array, axis, 0)[list(zero)] = 0
-            value.const_value = ir.tensor(array, name=name)
-        return model
+@pytest.mark.parametrize("reallocate", [False, True])
+@pytest.mark.parametrize("options", [CHANNELS, ZEROS, LAYERS, {"pattern": "dead"}])
+def test_data_may_be_given_where_no_score_looks_at_it(options: dict[str, Any], reallocate: bool) -> None:
+    """A pipeline gives the same samples to every stage."""
+    model = dead_channels(1, 2)
+    plan = onnxprune.plan(model if options == {"pattern": "dead"} else net(), **options)
+    model = model if options == {"pattern": "dead"} else net(seed=6)
+    data = samples((24, 3, *([6, 6] if options == {"pattern": "dead"} else [8, 8])))
+    result = onnxprune.apply_plan(model, plan, refresh=True, reallocate=reallocate, data=data)
+    assert result.report.passed
 
-    plan = onnxprune.plan(sparse(1, 2), pattern="dead")
-    result = onnxprune.apply_plan(sparse(2, 3, 4), plan, refresh=True)
+
+def dead_channels(*zero: int) -> ir.Model:
+    """A network in which some channels of the first layer do nothing."""
+    model = _classifier()
+    for name, axis in (("c_w", 0), ("d_w", 1)):
+        value = model.graph.initializers[name]
+        array = value.const_value.numpy().copy()  # type: ignore[union-attr]
+        np.moveaxis(array, axis, 0)[list(zero)] = 0
+        value.const_value = ir.tensor(array, name=name)
+    return model
+
+
+def test_refreshing_what_does_nothing_looks_for_it_anew() -> None:
+    plan = onnxprune.plan(dead_channels(1, 2), pattern="dead")
+    result = onnxprune.apply_plan(dead_channels(2, 3, 4), plan, refresh=True)
     assert [g.removed.tolist() for g in result.plan.groups if len(g.removed)] == [[2, 3, 4]]
 
 
