@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import small_models
@@ -141,6 +142,29 @@ def test_zeros_under_other_names_are_verified(tmp_path: Path, options: dict[str,
     report = onnxprune.save_pruned(result, tmp_path / "small.onnx", against=tmp_path / "retrained.onnx")
     assert {"declared zeros", "graph unchanged"} <= {check.name for check in report.checks}
     assert report.passed
+
+
+def as_nodes(model: ir.Model) -> ir.Model:
+    """Return a model whose stored tensors are Constant nodes."""
+    proto = ir.to_proto(model)
+    nodes = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in proto.graph.initializer]
+    del proto.graph.initializer[:]
+    for node in reversed(nodes):
+        proto.graph.node.insert(0, node)
+    return ir.from_proto(proto)
+
+
+@pytest.mark.parametrize("options", [CHANNELS, ZEROS, LAYERS])
+def test_another_exporter_of_the_same_nodes(options: dict[str, Any]) -> None:
+    """Constants as nodes, another opset, other texts: the digests differ, the graphs do not."""
+    pruned = onnxprune.prune(net(), **options)
+    for model in (as_nodes(net()), renamed(as_nodes(net()), 2)):
+        model.graph.opset_imports[""] = 18
+        model.doc_string = "exported by another version"
+        other = onnxprune.apply_plan(model, pruned.plan)
+        assert other.plan.structure_digest == structure_digest(model) != pruned.plan.structure_digest
+        for expected, found in zip(outputs(pruned.model), outputs(other.model), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_channels_follow_structure_where_names_changed_places() -> None:
