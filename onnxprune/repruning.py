@@ -15,6 +15,7 @@ from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import UsageError
 from onnxprune.pipeline import prune
 from onnxprune.planning.again import check_graph, plan_on, tell_names, with_inputs_of
+from onnxprune.planning.masks import zeros_measured
 from onnxprune.planning.notes import unused_samples
 from onnxprune.planning.recipes import DEAD, STRUCTURED
 from onnxprune.planning.watch import Watch
@@ -174,4 +175,6 @@ def _options_again(plan: Plan, samples: Dataset | None, wish: Repair) -> dict[st
         options.pop("rounds", None)
     elif recipe.get("stand_in") is not None:
         options["score"] = None  # as it was: the usual one, with another where it can't be measured
+    if plan.masks and wish.method == "none" and not zeros_measured(recipe["score"], recipe["scope"]):
+        samples = None  # nothing would look at them, which `prune` refuses
     return {**options, "pattern": plan.pattern, "data": samples, "recover": wish.method, "seed": plan.seed}

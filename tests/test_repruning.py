@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import small_models
@@ -141,6 +142,29 @@ def test_zeros_under_other_names_are_verified(tmp_path: Path, options: dict[str,
     report = onnxprune.save_pruned(result, tmp_path / "small.onnx", against=tmp_path / "retrained.onnx")
     assert {"declared zeros", "graph unchanged"} <= {check.name for check in report.checks}
     assert report.passed
+
+
+def as_nodes(model: ir.Model) -> ir.Model:
+    """Return a model whose stored tensors are Constant nodes."""
+    proto = ir.to_proto(model)
+    nodes = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in proto.graph.initializer]
+    del proto.graph.initializer[:]
+    for node in reversed(nodes):
+        proto.graph.node.insert(0, node)
+    return ir.from_proto(proto)
+
+
+@pytest.mark.parametrize("options", [CHANNELS, ZEROS, LAYERS])
+def test_another_exporter_of_the_same_nodes(options: dict[str, Any]) -> None:
+    """Constants as nodes, another opset, other texts: the digests differ, the graphs do not."""
+    pruned = onnxprune.prune(net(), **options)
+    for model in (as_nodes(net()), renamed(as_nodes(net()), 2)):
+        model.graph.opset_imports[""] = 18
+        model.doc_string = "exported by another version"
+        other = onnxprune.apply_plan(model, pruned.plan)
+        assert other.plan.structure_digest == structure_digest(model) != pruned.plan.structure_digest
+        for expected, found in zip(outputs(pruned.model), outputs(other.model), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_channels_follow_structure_where_names_changed_places() -> None:
@@ -312,18 +336,32 @@ def test_reallocate_gives_what_pruning_anew_gives() -> None:
     assert result.report.sections["drift"]
 
 
-def test_refreshing_what_does_nothing_looks_for_it_anew() -> None:
-    def sparse(*zero: int) -> ir.Model:
-        model = _classifier()
-        for name, axis in (("c_w", 0), ("d_w", 1)):
-            value = model.graph.initializers[name]
-            array = value.const_value.numpy().copy()  # type: ignore[union-attr]
-            np.moveaxis(array, axis, 0)[list(zero)] = 0
-            value.const_value = ir.tensor(array, name=name)
-        return model
+@pytest.mark.parametrize("reallocate", [False, True])
+@pytest.mark.parametrize("options", [CHANNELS, ZEROS, LAYERS, {"pattern": "dead"}])
+def test_data_may_be_given_where_no_score_looks_at_it(options: dict[str, Any], reallocate: bool) -> None:
+    """A pipeline gives the same samples to every stage."""
+    model = dead_channels(1, 2)
+    plan = onnxprune.plan(model if options == {"pattern": "dead"} else net(), **options)
+    model = model if options == {"pattern": "dead"} else net(seed=6)
+    data = samples((24, 3, *([6, 6] if options == {"pattern": "dead"} else [8, 8])))
+    result = onnxprune.apply_plan(model, plan, refresh=True, reallocate=reallocate, data=data)
+    assert result.report.passed
 
-    plan = onnxprune.plan(sparse(1, 2), pattern="dead")
-    result = onnxprune.apply_plan(sparse(2, 3, 4), plan, refresh=True)
+
+def dead_channels(*zero: int) -> ir.Model:
+    """A network in which some channels of the first layer do nothing."""
+    model = _classifier()
+    for name, axis in (("c_w", 0), ("d_w", 1)):
+        value = model.graph.initializers[name]
+        array = value.const_value.numpy().copy()  # type: ignore[union-attr]
+        np.moveaxis(array, axis, 0)[list(zero)] = 0
+        value.const_value = ir.tensor(array, name=name)
+    return model
+
+
+def test_refreshing_what_does_nothing_looks_for_it_anew() -> None:
+    plan = onnxprune.plan(dead_channels(1, 2), pattern="dead")
+    result = onnxprune.apply_plan(dead_channels(2, 3, 4), plan, refresh=True)
     assert [g.removed.tolist() for g in result.plan.groups if len(g.removed)] == [[2, 3, 4]]
 
 

@@ -14,12 +14,10 @@ from onnxprune.data import Dataset
 from onnxprune.planning.channels import cost_after
 from onnxprune.planning.gathering import Gathered
 from onnxprune.planning.layers import GatheredLayers, decide_layers
-from onnxprune.planning.masks import decide_masks, gather_weights
+from onnxprune.planning.masks import decide_masks, gather_weights, zeros_measured
 from onnxprune.planning.notes import versions
 from onnxprune.planning.positions import planned
 from onnxprune.planning.watch import Watch
-from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
-from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
 from onnxprune.types import Choice, Plan, Skipped
 
 
@@ -97,7 +95,7 @@ def masks_anew(
         UsageError, DataError, ModelError, NothingToPrune: as `onnxprune.prune`.
     """
     recipe = scored_anew(plan)
-    measured = recipe["score"] in DATA_WEIGHT_SCORERS or recipe["score"] in GRADIENT_WEIGHT_SCORERS
+    measured = zeros_measured(recipe["score"], recipe["scope"])
     tensors = () if plan.graph is None else plan.graph.tensors
     stay = {name: "no weight of it goes by the plan" for name in tensors if name not in plan.masks}
     gathered = gather_weights(

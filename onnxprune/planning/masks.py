@@ -226,12 +226,17 @@ def _check(recipe: Mapping[str, Any], data: Dataset | None, *, ranked: bool = Fa
     if data is None and scope == "owl":
         raise UsageError("scope 'owl' looks for outliers on samples: give --data calib.npz")
     check_scope(scope, data)
-    unused = not measured and scope not in ("owl", SENSITIVITY) and recipe.get("recover") is None
+    unused = not zeros_measured(score, scope) and recipe.get("recover") is None
     if data is not None and unused:
         raise UsageError(
             f"score {score!r} goes by weights alone: leave the data out, repair with it, or take obs, wanda "
             "or taylor"
         )
+
+
+def zeros_measured(score: str, scope: str) -> bool:
+    """Tell whether zeros are chosen on data, by this score or in this scope."""
+    return score in DATA_WEIGHT_SCORERS or score in GRADIENT_WEIGHT_SCORERS or scope in ("owl", SENSITIVITY)
 
 
 def check_weight_score(name: str, before: str | None) -> None:
