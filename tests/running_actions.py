@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ class Runner:
         used: the actions that were used and what they were given, in their order.
         printed: what each step printed, by its name.
         failed: the exit status of the first step that failed; 0 if none did.
+        cancelled: the job was broken off in the step that failed.
     """
 
     folder: Path
@@ -33,6 +35,7 @@ class Runner:
     used: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     printed: dict[str, str] = field(default_factory=dict)
     failed: int = 0
+    cancelled: bool = False
 
     def run(self, action: Mapping[str, Any], **environment: str) -> None:
         """Run all steps whose conditions hold."""
@@ -75,18 +78,21 @@ class Runner:
             key, equals, value = line.partition("=")
             assert equals, line
             self.context[f"steps.{step['id']}.outputs.{key}"] = value
+        if "id" in step:
+            self.context[f"steps.{step['id']}.outcome"] = "failure" if done.returncode else "success"
         self.failed = self.failed or done.returncode
+        self.cancelled = self.cancelled or done.returncode == -signal.SIGTERM
 
     def expand(self, text: str) -> str:
         """Put values in the place of expressions."""
         return _EXPRESSION.sub(lambda match: self.value(match[1]), str(text))
 
     def value(self, expression: str) -> str:
-        """Return what a name or a quoted text stands for; outputs of steps that did not run are empty."""
+        """Return what a name or a quoted text stands for; of steps that did not run too."""
         if expression.startswith("'"):
             return expression.strip("'")
         if expression.startswith("steps."):
-            return self.context.get(expression, "")
+            return self.context.get(expression, "skipped" if expression.endswith(".outcome") else "")
         return self.context[expression]
 
     def holds(self, condition: str) -> bool:
@@ -97,7 +103,7 @@ class Runner:
     def _term(self, term: str) -> bool:
         if term == "success()":
             return not self.failed
-        if term == "!cancelled()":
-            return True
+        if term in ("!cancelled()", "always()"):
+            return term == "always()" or not self.cancelled
         left, operator, right = term.split()
         return (self.value(left) == self.value(right)) == {"==": True, "!=": False}[operator]

@@ -52,6 +52,8 @@ if status in (0, 3):
     record = {"verdict": "fail" if status else "pass", "stages": [{"reused": True}, {"reused": reused}]}
     pathlib.Path(given["output.json"]).write_text(json.dumps(record))
     pathlib.Path(given["output.markdown"]).write_text("### \\u2705 the summary, `$(touch harm)`\\n", "utf-8")
+if status < 0:  # the runner ends the shell, and all that it started
+    os.kill(os.getppid(), -status)
 sys.exit(status)
 """
 
@@ -178,6 +180,22 @@ def test_where_nothing_ran_anew_nothing_is_kept_anew(job: Runner) -> None:
     assert "actions/cache/save@v5" not in [name for name, _ in job.used]
 
 
+def test_a_run_whose_time_was_up_goes_on_next_time(job: Runner) -> None:
+    job.run(ACTION, STATUS="-15")
+
+    assert job.failed
+    assert [name for name, _ in job.used][-1] == "actions/cache/save@v5"  # no reports: there are none
+    assert "--resume" in noted(job, "onnxprune.json")
+
+
+def test_nothing_is_kept_of_a_run_that_never_began(job: Runner) -> None:
+    job.context["steps.python.outputs.python-path"] = "false"
+    job.run(ACTION)
+
+    assert job.failed
+    assert [name for name, _ in job.used] == ["actions/setup-python@v6"]
+
+
 def test_the_first_comment_is_posted_and_later_ones_replace_it(job: Runner) -> None:
     job.run(ACTION)
     job.run(ACTION, OURS="11\n12\n")
@@ -235,9 +253,8 @@ def test_arguments_are_read_as_a_shell_would_but_run_nothing(job: Runner) -> Non
     job.run(ACTION)
 
     assert job.failed == 0, job.printed
-    assert noted(job, "onnxprune.json")[1:5] == [
-        "--set", 'title=a "b" c', "--set", "title=$(touch",
-    ]  # fmt: skip
+    given = noted(job, "onnxprune.json")
+    assert given[2:6] == ["--set", 'title=a "b" c', "--set", "title=$(touch"]
     assert noted(job, "onnxprune.json")[-1] == "$(touch harm) a.toml"
     assert noted(job, "pip.json")[-1] == "/actions/onnxprune[torch,report]"
     assert not list(job.folder.rglob("harm"))
