@@ -9,7 +9,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxprune.advice.accuracy import metric_for
 from onnxprune.advice.actions import Action
 from onnxprune.advice.run import Advice, advise
 from onnxprune.analyze import Analysis, analyze
@@ -18,6 +17,7 @@ from onnxprune.calibration.noise import is_noise
 from onnxprune.data import Dataset
 from onnxprune.errors import LimitMissed, NothingToPrune, OnnxPruneError
 from onnxprune.gates.settings import GateSettings
+from onnxprune.measure.fitting import metric_for
 from onnxprune.messages import one_line
 from onnxprune.model.inputs import graph_inputs, symbol_of
 from onnxprune.model.io import load
