@@ -15,6 +15,7 @@ from onnxprune.data import Dataset, load_data
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.finetuning import finetune, save_finetuned
 from onnxprune.gradual_pipeline import prune_gradually
+from onnxprune.machine import graphics, processor
 from onnxprune.measure.metrics import Metric, find_metric
 from onnxprune.model.io import load, model_files
 from onnxprune.pipeline import prune, save_pruned
@@ -135,7 +136,13 @@ def depends_on(options: Stage, job: Job, start: Start) -> dict[str, Any]:
         found["data"] = samples.digest if isinstance(samples, Dataset) else samples
     if isinstance(options, Prune):
         if options.target_latency is not None:
-            found["machine"] = [run.provider, run.provider_options, run.latency_batch]
+            found["machine"] = [
+                processor(),
+                graphics(),
+                run.provider,
+                run.provider_options,
+                run.latency_batch,
+            ]
         earlier = [options.before, None if options.tuning is None else options.tuning.rewind]
         found["earlier"] = [None if path is None else digest_of(Path(path)) for path in earlier]
     if isinstance(options, (Finetune, Quantize)):
@@ -149,6 +156,8 @@ def depends_on(options: Stage, job: Job, start: Start) -> dict[str, Any]:
         found["validation"] = job.dataset(validation).digest
     if isinstance(options, Apply):
         found["plan"] = _digest_of_plan(Path(options.plan))
+    if isinstance(options, Quantize) and options.form == "int8" and options.computing == "auto":
+        found["machine"] = [processor(), graphics()]
     if isinstance(options, Quantize) and start.zeros is not None:
         found["zeros"] = _digest_of_plan(start.zeros)
     return found
@@ -310,6 +319,8 @@ def _quantize(task: Task, options: Quantize) -> Report | None:
         keep_float=options.keep_float,
         per_channel=options.per_channel,
         calibration=options.calibration,
+        computing=options.computing,
+        block_size=options.block_size,
         equalize=options.equalize,
         correct_bias=options.correct_bias,
         plan=task.start.zeros,
