@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from onnxprune.compression.chain import Chain
 from onnxprune.compression.folder import PACKAGES
@@ -25,13 +26,18 @@ from onnxprune.model.io import load, model_files
 from onnxprune.recipe.load import LoadedRecipe
 from onnxprune.record import (
     CheckRecord,
+    CurveRecord,
     Environment,
     FileRecord,
     GateRecord,
     PointRecord,
     RecipeRecord,
     Record,
+    StageRecord,
 )
+
+#: The table of a stage's report that holds the trials of a sensitivity analysis.
+_CURVES = "sensitivity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ def record_of(run: Run) -> Record:
         memory=evidence.memory,
         layers=layer_changes(load(run.job.original), load(run.chain.final), skipped),
         skipped=skipped,
+        sensitivity=_curves(run.chain.stages),
         pareto=_trade_off(run),
         baseline=baseline,
         commands=tuple(_commands(run)),
@@ -135,14 +142,15 @@ def _files(run: Run) -> Iterator[FileRecord]:
 def _trade_off(run: Run) -> tuple[PointRecord, ...]:
     """Return what each stage left of time (or of size) and of accuracy."""
     models = run.measured.evidence.models
-    timed = all(model.latency_ratio is not None for model in models)
+    timed = all(model.latency_ratio is not None for model in models[1:])
     points = []
     for model in models:
-        if model.accuracy is None:
-            return ()
-        cost = model.size_bytes / models[0].size_bytes
-        if timed and model.latency_ratio is not None:
-            cost = model.latency_ratio.value
+        if model.accuracy is None:  # no data; or the original, where the metric compares with it
+            continue
+        if timed:
+            cost = 1.0 if model.latency_ratio is None else model.latency_ratio.value
+        else:
+            cost = model.size_bytes / models[0].size_bytes
         points.append(
             PointRecord(
                 name=model.name,
@@ -153,6 +161,21 @@ def _trade_off(run: Run) -> tuple[PointRecord, ...]:
             )
         )
     return tuple(points)
+
+
+def _curves(stages: Sequence[StageRecord]) -> tuple[CurveRecord, ...]:
+    """Return what removing from one group alone costs, where the last stage that measured it says so."""
+    found = (stage.sections[_CURVES] for stage in reversed(stages) if stage.sections.get(_CURVES))
+    rows: Sequence[Mapping[str, Any]] = next(found, [])
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["increase"] is not None:  # a trial that failed has no loss
+            points.setdefault(row["group"], [(0.0, 0.0)]).append((row["removed_share"], row["increase"]))
+    return tuple(
+        CurveRecord(name=name, amount=tuple(amounts), loss=tuple(losses))
+        for name, its in points.items()
+        for amounts, losses in [zip(*sorted(its), strict=True)]
+    )
 
 
 def _commands(run: Run) -> Iterator[str]:

@@ -71,6 +71,18 @@ def test_the_record_says_what_happened(finished):
     assert record == read_record(finished.folder / "accepted.json")
 
 
+def test_the_record_has_curves_where_they_were_measured_and_a_trade_off(again):
+    record = onnxprune.compress(
+        again.recipe, overrides=["stages.prune.scope=sensitivity", "stages.prune.score=l2"]
+    ).record
+    assert [point.cost_of for point in record.pareto] == ["time", "time"]
+    assert [point.chosen for point in record.pareto] == [False, True]
+    assert {curve.name for curve in record.sensitivity} >= {"block1.conv1", "block2.conv1"}
+    for curve in record.sensitivity:
+        assert (curve.amount[0], curve.loss[0]) == (0.0, 0.0)
+        assert list(curve.amount) == sorted(curve.amount)
+
+
 def test_a_second_run_does_nothing_anew(again):
     before = again.digests()
     record = onnxprune.compress(again.recipe).record
