@@ -26,7 +26,7 @@ def test_the_report_has_a_row_for_each_layer_and_the_size(run, model, data, tmp_
     out = tmp_path / "int8.onnx"
     ran = run("quantize", model, "-o", out, "--data", data, "--computing", "float", "--json")
     assert ran.status == 0
-    report = ran.document["sections"] if "sections" in ran.document else ran.document
+    report = ran.document["sections"]
     assert {row["bits"] for row in report["layers"] if row["weights"] >= 64} == {8}
     assert [row["step"] for row in report["steps"]] == ["weights stored in int8", "biases corrected"]
     assert report["size"]["file_bytes"] == out.stat().st_size
