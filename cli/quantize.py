@@ -20,7 +20,7 @@ DATA = "Samples for ranges of activations: an .npz file, a folder, module:functi
 EVALUATION = "Samples to judge on, with labels if there are any. [default: a quarter of --data]"
 METRIC = "top1, topK, mse, cosine, agreement or module:function. [default: what fits]"
 MAX_DROP = "What the metric may lose; layers go back to float until it is met. [default: 0.01 of a share]"
-COMPUTING = "Of int8: integer, float (8 bits are how weights are stored), or auto: what is faster here."
+COMPUTING = "Of int8: integer, dynamic, float (only weights are stored so), or auto: what is fastest here."
 
 
 @click.command(short_help="Store and compute in fewer bits, zeros kept.", epilog=EXAMPLE)

@@ -98,8 +98,9 @@ def quantize(
         keep_float: globs over names of nodes and weights that stay in float.
         per_channel: a scale for each output channel of a weight, not one for all of it.
         calibration: ``minmax`` (the least and the greatest value), ``percentile`` or ``entropy``.
-        computing: of int8: ``integer``, ``float`` (weights are stored in 8 bits, and made float when the
-            model is loaded), or ``auto``: what is faster here, which is timed.
+        computing: of int8: ``integer``, ``dynamic`` (matrix products alone, with ranges found in every run),
+            ``float`` (weights are stored in 8 bits, and made float when the model is loaded), or ``auto``:
+            what is fastest here, which is timed.
         equalize: even out the ranges of the channels between layers: ``auto`` (where that brings the outputs
             closer), ``on`` or ``off``.
         correct_bias: let biases make up for the mean error of rounded weights: likewise.

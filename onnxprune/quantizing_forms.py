@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from onnxprune.errors import NothingToPrune
 from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.quantization.forms import in_dynamic, in_float16, in_four_bits, saturates, store_in
 from onnxprune.quantization.layer_effects import errors_at_layers
-from onnxprune.quantization.layers import Layer, channels_of
+from onnxprune.quantization.layers import Layer, channels_of, is_product
 from onnxprune.quantization.output_errors import OutputError
 from onnxprune.quantization.search import FLOAT, INTEGER, STORED
 from onnxprune.quantization.stored_weights import LEAST_SIZE
@@ -25,6 +25,13 @@ from onnxprune.types import Skipped
 
 #: What weights become.
 FORMS = ("int8", "dynamic", "int4", "float16")
+
+#: What int8 is called, by the way that it computes.
+_TITLES = {
+    "integer": "int8",
+    "dynamic": "int8 products, ranges found in each run",
+    "float": "int8 weights, computed in float",
+}
 
 #: Matrices with fewer weights gain little from 4 bits.
 LARGE = 1 << 14
@@ -95,45 +102,35 @@ def _int8(
         model = stored_without_data(work, layers, wish.settings)
         places = dict.fromkeys((layer.name for layer in layers), STORED)
         rows = _rows(layers, places, wish, {}, {}, {})
-        return Made(model, "int8 weights, computed in float", rows)
-    place, found, maker = int8(work, layers, data, judge, wish.settings)
+        return Made(model, _TITLES["float"], rows)
+    way, found, maker = int8(work, layers, data, judge, wish.settings)
     model = found.candidate.made
-    rows = _rows(
-        layers,
-        found.places,
-        wish,
-        _errors(found.candidate.work, model, layers, data, wish),
-        found.effects,
-        found.reasons,
-    )
-    title = "int8" if place == INTEGER else "int8 weights, computed in float"
+    errors = _errors(found.candidate.work, model, layers, data, wish)
+    rows = _rows(layers, found.places, wish, errors, found.effects, found.reasons)
     summary: dict[str, Any] = {f"time beside float, {name}": round(t, 3) for name, t in maker.times.items()}
-    if place == INTEGER and saturates():
+    if way == "integer" and saturates():
         summary["weights"] = "7 bits: products of 8 bits can overflow on this processor, which has no VNNI"
-    notes = list(maker.notes)
-    if place == INTEGER and not maker.times:
-        notes.append(Skipped("time", "not measured: computing='integer' was asked for"))
-    return Made(model, title, rows, maker.trail.steps, summary, notes)
+    return Made(model, _TITLES[way], rows, maker.trail.steps, summary, maker.notes)
 
 
 def _dynamic(
     work: ir.Model, layers: Sequence[Layer], data: Dataset | None, judge: Judge | None, wish: Wish
 ) -> Made:
     """MatMul in integers, ranges found in each run; other layers are stored in 8 bits."""
-    products = [layer for layer in layers if layer.op_type == "MatMul" and len(layer.shape) == 2]
-    others = [layer for layer in layers if layer not in products]
+    products = [layer for layer in layers if is_product(layer)]
     if not products:
         reasons = [
-            f"{layer.name}: a {layer.op_type}, which pays in integers only with ranges from data"
-            for layer in layers
+            f"{layer.name}: {layer.op_type} pays in integers only with ranges from data" for layer in layers
         ]
         raise NothingToPrune("the model has no MatMul with a stored weight: choose the form int8", reasons)
+    if data is not None and judge is not None:
+        settings = replace(wish.settings, computing="dynamic")
+        return _int8(work, layers, data, judge, replace(wish, settings=settings))
     model = in_dynamic(work, [layer.name for layer in products], per_channel=wish.settings.per_channel)
+    others = [layer for layer in layers if layer not in products]
     store_in(model, work, others, per_channel=wish.settings.per_channel)
     places = {layer.name: INTEGER if layer in products else STORED for layer in layers}
-    steps = _judged(model, judge, "dynamic")
-    rows = _rows(layers, places, wish, _errors(work, model, others, data, wish), {}, {})
-    return Made(model, "int8 weights, ranges of activations found in each run", rows, steps)
+    return Made(model, _TITLES["dynamic"], _rows(layers, places, wish, {}, {}, {}))
 
 
 def _four_bits(
@@ -142,7 +139,7 @@ def _four_bits(
     """Large MatMul in 4 bits; other layers are stored in 8 bits."""
     large = [
         layer for layer in layers
-        if layer.op_type == "MatMul" and len(layer.shape) == 2 and layer.size >= LARGE
+        if is_product(layer) and layer.size >= LARGE
     ]  # fmt: skip
     if not large:
         reasons = [

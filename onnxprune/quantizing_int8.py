@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,9 +17,9 @@ from onnxprune.messages import one_line
 from onnxprune.quantization.bias_correction import correct_biases
 from onnxprune.quantization.channel_ranges import channel_ranges, inputs_of_layers
 from onnxprune.quantization.equalize import equalize, find_joints
-from onnxprune.quantization.forms import Feeds, in_int8, store_in, with_stored_int8
+from onnxprune.quantization.forms import Feeds, in_dynamic, in_int8, store_in, with_stored_int8
 from onnxprune.quantization.layer_effects import alone_in_int8, effects
-from onnxprune.quantization.layers import Layer
+from onnxprune.quantization.layers import Layer, is_product
 from onnxprune.quantization.output_errors import OutputError
 from onnxprune.quantization.search import (
     INTEGER,
@@ -35,8 +35,16 @@ from onnxprune.quantizing_judge import Judge
 from onnxprune.runtime import Execution
 from onnxprune.types import Skipped
 
-#: How layers compute: as is faster here, in integers, or in float with weights stored in 8 bits.
-COMPUTING = ("auto", "integer", "float")
+#: How layers compute: as is fastest here; in integers, with ranges from data; matrix products in integers,
+#: with ranges found in each run; or in float, with weights stored in 8 bits.
+COMPUTING = ("auto", "integer", "dynamic", "float")
+
+#: What the report calls each of them.
+_TITLES = {
+    "integer": "int8, ranges from data",
+    "dynamic": "int8 products, ranges found in each run",
+    "float": "weights stored in int8",
+}
 
 #: Of the time in float, what integers may take to be worth their error.
 WORTH_IT = 0.97
@@ -69,7 +77,8 @@ class Int8:
         settings: of the user.
         trail: what was tried.
         notes: what the report must say.
-        times: time of one run beside that in float, by form, where it was measured.
+        times: time of one run beside that in float, by way, where it was measured.
+        way: that layers compute: one of `COMPUTING`.
     """
 
     layers: Sequence[Layer]
@@ -80,49 +89,61 @@ class Int8:
     folder: Path
     notes: list[Skipped] = field(default_factory=list)
     times: dict[str, float] = field(default_factory=dict)
+    way: str = "float"
     feeds: list[Feeds] = field(default_factory=list)
     _ranges: dict[int, Path] = field(default_factory=dict)
     _kept: list[ir.Model] = field(default_factory=list)
 
     def choose(self, work: ir.Model) -> tuple[str, Assigned]:
-        """Return `INTEGER` or `STORED`, and the model of that kind that loses least, within the bound."""
+        """Return the way that layers compute, and the model that loses least that way, within the bound."""
         # what folding alone rounds otherwise is not for the layers to make good
         self.trail.bound = max(self.trail.bound, self.judge.lost(work)[1])
         taken = feeds_by_batch(work, self.data, batch=self.settings.batch)
         self.feeds = [feeds for _, feeds in taken]
-        place, made = self._fastest(work)
+        self.way, made = self._fastest(work)
         start = Candidate(work, made, self.judge(made))
-        how = "int8, ranges from data" if place == INTEGER else "weights stored in int8"
-        self.trail.note(how, start.judged, True)
+        self.trail.note(_TITLES[self.way], start.judged, True)
         for name, wish, step in (
             ("equalized", self.settings.equalize, self._equalized),
-            ("biases corrected", self.settings.correct_bias, lambda work: self._corrected(work, place)),
+            ("biases corrected", self.settings.correct_bias, self._corrected),
         ):
-            if wish == "off" or (name == "equalized" and place == STORED and wish == "auto"):
+            if wish == "off" or (name == "equalized" and self.way == "float" and wish == "auto"):
                 continue
-            start = improve(
-                start, name, step, lambda float_model: self.make_all(float_model, place), self.trail,
-                always=wish == "on",
-            )  # fmt: skip
-        return place, meet_bound(start, self.layers, place, self.make, self._effects, self.trail)
+            start = improve(start, name, step, self.make_all, self.trail, always=wish == "on")
+        place = STORED if self.way == "float" else INTEGER
+        found = meet_bound(start, self.layers, place, self.make, self._effects, self.trail)
+        takes = {layer.name for layer in self.layers if self._takes(layer)}
+        places = {
+            name: STORED if where == INTEGER and name not in takes else where
+            for name, where in found.places.items()
+        }
+        return self.way, replace(found, places=places)
 
-    def make_all(self, work: ir.Model, place: str) -> ir.Model:
-        """Make a model of all layers in one place."""
-        return self.make(work, self.layers, ()) if place == INTEGER else self.make(work, (), self.layers)
+    def _takes(self, layer: Layer) -> bool:
+        """Return whether ONNX Runtime computes a layer in integers, the way that was chosen."""
+        if self.way == "dynamic":
+            return is_product(layer)
+        return self.way == "integer" and layer.op_type != "ConvTranspose"
+
+    def make_all(self, work: ir.Model) -> ir.Model:
+        """Make a model of all layers, the way that was chosen."""
+        return self.make(work, (), self.layers) if self.way == "float" else self.make(work, self.layers, ())
 
     def make(self, work: ir.Model, integer: Sequence[Layer], stored: Sequence[Layer]) -> ir.Model:
-        """Make a model of layers in integers, and of others that are stored in 8 bits."""
-        if not integer:
-            return with_stored_int8(work, stored, per_channel=self.settings.per_channel)
-        made = in_int8(
-            work,
-            [layer.name for layer in integer],
-            self.feeds,
-            calibration=self.settings.calibration,
-            per_channel=self.settings.per_channel,
-            ranges=self._ranges_of(work),
-        )
-        return store_in(made, work, stored, per_channel=self.settings.per_channel)
+        """Make a model of layers in integers, where they can be, and of others that are stored in 8 bits."""
+        names = [layer.name for layer in integer if self._takes(layer)]
+        stored = [*stored, *(layer for layer in integer if not self._takes(layer))]
+        per_channel = self.settings.per_channel
+        if not names:
+            return with_stored_int8(work, stored, per_channel=per_channel)
+        if self.way == "dynamic":
+            made = in_dynamic(work, names, per_channel=per_channel)
+        else:
+            made = in_int8(
+                work, names, self.feeds, calibration=self.settings.calibration, per_channel=per_channel,
+                ranges=self._ranges_of(work),
+            )  # fmt: skip
+        return store_in(made, work, stored, per_channel=per_channel)
 
     def _ranges_of(self, work: ir.Model) -> Path:
         """Return the file of the ranges of one float model: they are found once."""
@@ -132,28 +153,30 @@ class Int8:
         return self._ranges[id(work)]
 
     def _fastest(self, work: ir.Model) -> tuple[str, ir.Model]:
-        """Return the place that is faster here, and its model."""
-        if self.settings.computing == "float":
-            return STORED, self.make_all(work, STORED)
-        try:
-            integer = self.make_all(work, INTEGER)
-            if self.settings.computing == "integer":
-                return INTEGER, integer
-            ratio = self._time(work, integer)
-        except RuntimeFailure as error:
-            if self.settings.computing == "integer":
-                raise
-            self.notes.append(Skipped("integers", f"all layers compute in float: {one_line(error)}"))
-            return STORED, self.make_all(work, STORED)
-        self.times["int8"] = ratio
-        if ratio <= WORTH_IT:
-            return INTEGER, integer
-        reason = (
-            f"all layers compute in float, their weights stored in 8 bits: in integers a run takes "
-            f"{ratio:.2f} of the time here; computing='integer' does it anyway"
-        )
-        self.notes.append(Skipped("integers", reason))
-        return STORED, self.make_all(work, STORED)
+        """Return the way that is fastest here (or was asked for), and its model."""
+        if self.settings.computing != "auto":
+            self.way = self.settings.computing
+            return self.way, self.make_all(work)
+        made: dict[str, ir.Model] = {}
+        for self.way in ("integer", "dynamic"):
+            if not any(self._takes(layer) for layer in self.layers):
+                continue
+            try:
+                made[self.way] = self.make_all(work)
+                self.times[self.way] = self._time(work, made[self.way])
+            except RuntimeFailure as error:
+                self.notes.append(Skipped(_TITLES[self.way], f"not taken: {one_line(error)}"))
+        fastest = min(self.times, key=lambda way: self.times[way], default=None)
+        if fastest is not None and self.times[fastest] <= WORTH_IT:
+            return fastest, made[fastest]
+        self.way = "float"
+        if fastest is not None:
+            reason = (
+                "all layers compute in float, their weights stored in 8 bits: in integers a run takes "
+                f"{self.times[fastest]:.2f} of the time here; computing='integer' does it anyway"
+            )
+            self.notes.append(Skipped("integers", reason))
+        return self.way, self.make_all(work)
 
     def _time(self, work: ir.Model, made: ir.Model) -> float:
         """Return the time of one run beside that in float, both in turns."""
@@ -181,9 +204,9 @@ class Int8:
         )
         return changed if equalize(joints, known) else None
 
-    def _corrected(self, work: ir.Model, place: str) -> ir.Model | None:
+    def _corrected(self, work: ir.Model) -> ir.Model | None:
         changed = work.clone()
-        rounded = [layer for layer in self.layers if place == INTEGER or layer.size >= LEAST_SIZE]
+        rounded = [layer for layer in self.layers if self._takes(layer) or layer.size >= LEAST_SIZE]
         names = {layer.name for layer in rounded}
         wanted = inputs_of_layers([node for node in changed.graph if node.name in names])
         known = channel_ranges(
@@ -194,7 +217,7 @@ class Int8:
 
     def _effects(self, start: Candidate, place: str) -> Mapping[str, OutputError]:
         def alone(layer: Layer) -> ir.Model | None:
-            if place == INTEGER:
+            if place == INTEGER and self.way == "integer" and self._takes(layer):
                 return alone_in_int8(start.work, start.made, layer)
             return self.make(start.work, (), [layer])
 
@@ -204,12 +227,12 @@ class Int8:
 def int8(
     work: ir.Model, layers: Sequence[Layer], data: Dataset, judge: Judge, settings: Settings
 ) -> tuple[str, Assigned, Int8]:
-    """Return where layers compute, the model and their places, and what was found on the way."""
+    """Return the way that layers compute, the model and their places, and what was found on the way."""
     with tempfile.TemporaryDirectory(prefix="onnxprune-ranges-") as folder:
         trail = Trail(judge.bound, judge)
         maker = Int8(layers, data, judge, settings, trail, Path(folder))
-        place, assigned = maker.choose(work)
-    return place, assigned, maker
+        way, assigned = maker.choose(work)
+    return way, assigned, maker
 
 
 def stored_without_data(work: ir.Model, layers: Sequence[Layer], settings: Settings) -> ir.Model:

@@ -285,6 +285,7 @@ def test_integers_that_can_not_be_had_leave_float(residual, monkeypatch):
     monkeypatch.setattr("onnxprune.quantizing_int8.in_int8", refuse)
     result = quantize(residual, data=images())
     notes = {note.name: note.reason for note in result.report.skipped}
-    assert notes["integers"] == "all layers compute in float: no such kernel"
+    assert notes["int8, ranges from data"] == "not taken: no such kernel"
+    assert {row["computes_in"] for row in result.report.sections["layers"]} == {"float"}
     with pytest.raises(RuntimeFailure, match="no such kernel"):
         quantize(residual, data=images(), computing="integer")

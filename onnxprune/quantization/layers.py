@@ -147,6 +147,11 @@ def _is_read_by(node: ir.Node, names: Collection[str]) -> bool:
     return bool(users) and not leaves and all(str(user.name) in names for user in users)
 
 
+def is_product(layer: Layer) -> bool:
+    """Return whether a layer is a MatMul with one matrix, as transformers have them."""
+    return layer.op_type == "MatMul" and len(layer.shape) == 2
+
+
 def channels_of(layer: Layer) -> int:
     """Return the number of scales of a weight with one for each output channel."""
     return layer.shape[1 if layer.op_type == "ConvTranspose" else 0]

@@ -69,7 +69,10 @@ def _static(task: Task) -> None:
 
 def _dynamic(task: Task) -> None:
     from onnxruntime import quantization
+    from onnxruntime.quantization.onnx_model import ONNXModel
 
+    # it would transpose the weights of every Gemm, and name them anew, whether that is quantized or not
+    ONNXModel.replace_gemm_with_matmul = lambda _: None
     quantization.quantize_dynamic(
         task["model"],
         task["out"],
