@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -25,12 +25,14 @@ from onnxprune.model.io import load, model_files
 from onnxprune.recipe.load import LoadedRecipe
 from onnxprune.record import (
     CheckRecord,
+    CurveRecord,
     Environment,
     FileRecord,
     GateRecord,
     PointRecord,
     RecipeRecord,
     Record,
+    StageRecord,
 )
 
 
@@ -94,6 +96,7 @@ def record_of(run: Run) -> Record:
         memory=evidence.memory,
         layers=layer_changes(load(run.job.original), load(run.chain.final), skipped),
         skipped=skipped,
+        sensitivity=tuple(_curves(run.chain.stages)),
         pareto=_trade_off(run),
         baseline=baseline,
         commands=tuple(_commands(run)),
@@ -130,6 +133,23 @@ def _files(run: Run) -> Iterator[FileRecord]:
         if isinstance(samples, Dataset) and source is not None:
             size = sum(array.nbytes for array in samples.arrays.values())
             yield FileRecord(role=role, path=source, sha256=samples.digest, size_bytes=size)
+
+
+#: Columns of a table of trials that are not its loss.
+_NO_LOSS = {"group", "size", "removed", "removed_share", "increase", "top1_share"}
+
+
+def _curves(stages: Iterable[StageRecord]) -> Iterator[CurveRecord]:
+    """Yield the curves of the first stage that measured what removing from single groups costs."""
+    rows = next(filter(None, (stage.sections.get("sensitivity") for stage in stages)), [])
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["increase"] is not None:
+            points.setdefault(row["group"], []).append((row["removed_share"], row["increase"]))
+    metric = next((name for row in rows for name in row if name not in _NO_LOSS), "loss")
+    for name, curve in points.items():
+        amounts, losses = zip(*sorted(curve), strict=True)
+        yield CurveRecord(name=name, amount=amounts, loss=losses, metric=metric.replace("_", " "))
 
 
 def _trade_off(run: Run) -> tuple[PointRecord, ...]:
