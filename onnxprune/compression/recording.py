@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from onnxprune.compression.chain import Chain
 from onnxprune.compression.folder import PACKAGES
@@ -35,9 +34,6 @@ from onnxprune.record import (
     Record,
     StageRecord,
 )
-
-#: The table of a stage's report that holds the trials of a sensitivity analysis.
-_CURVES = "sensitivity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +96,7 @@ def record_of(run: Run) -> Record:
         memory=evidence.memory,
         layers=layer_changes(load(run.job.original), load(run.chain.final), skipped),
         skipped=skipped,
-        sensitivity=_curves(run.chain.stages),
+        sensitivity=tuple(_curves(run.chain.stages)),
         pareto=_trade_off(run),
         baseline=baseline,
         commands=tuple(_commands(run)),
@@ -139,6 +135,23 @@ def _files(run: Run) -> Iterator[FileRecord]:
             yield FileRecord(role=role, path=source, sha256=samples.digest, size_bytes=size)
 
 
+#: Columns of a table of trials that are not its loss.
+_NO_LOSS = {"group", "size", "removed", "removed_share", "increase", "top1_share"}
+
+
+def _curves(stages: Iterable[StageRecord]) -> Iterator[CurveRecord]:
+    """Yield the curves of the first stage that measured what removing from single groups costs."""
+    rows = next(filter(None, (stage.sections.get("sensitivity") for stage in stages)), [])
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["increase"] is not None:
+            points.setdefault(row["group"], [(0.0, 0.0)]).append((row["removed_share"], row["increase"]))
+    metric = next((name for row in rows for name in row if name not in _NO_LOSS), "loss")
+    for name, curve in points.items():
+        amounts, losses = zip(*sorted(curve), strict=True)
+        yield CurveRecord(name=name, amount=amounts, loss=losses, metric=metric.replace("_", " "))
+
+
 def _trade_off(run: Run) -> tuple[PointRecord, ...]:
     """Return what each stage left of time (or of size) and of accuracy."""
     models = run.measured.evidence.models
@@ -161,21 +174,6 @@ def _trade_off(run: Run) -> tuple[PointRecord, ...]:
             )
         )
     return tuple(points)
-
-
-def _curves(stages: Sequence[StageRecord]) -> tuple[CurveRecord, ...]:
-    """Return what removing from one group alone costs, where the last stage that measured it says so."""
-    found = (stage.sections[_CURVES] for stage in reversed(stages) if stage.sections.get(_CURVES))
-    rows: Sequence[Mapping[str, Any]] = next(found, [])
-    points: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row["increase"] is not None:  # a trial that failed has no loss
-            points.setdefault(row["group"], [(0.0, 0.0)]).append((row["removed_share"], row["increase"]))
-    return tuple(
-        CurveRecord(name=name, amount=tuple(amounts), loss=tuple(losses))
-        for name, its in points.items()
-        for amounts, losses in [zip(*sorted(its), strict=True)]
-    )
 
 
 def _commands(run: Run) -> Iterator[str]:

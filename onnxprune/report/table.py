@@ -118,7 +118,9 @@ def _mapping(value: Mapping[str, Any]) -> str:
 
 def decimals_for(width: float) -> int:
     """Return how many decimals show two digits of the width of an interval."""
-    return min(max(1 - math.floor(math.log10(width)), 0), 9) if width > 0 else 4
+    if not 0 < width < math.inf:
+        return 4
+    return min(max(1 - math.floor(math.log10(width)), 0), 9)
 
 
 def estimate(value: float, low: float, high: float, decimals: int | None = None) -> str:

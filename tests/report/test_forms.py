@@ -50,6 +50,8 @@ def test_inputs_and_each_other_are_not_written_over(tmp_path, document):
     link.symlink_to(document)
     with pytest.raises(UsageError, match="is an input"):
         check_forms({"html": link}, document)
+    with pytest.raises(UsageError, match="is an input"):
+        check_forms({"html": document}, link)
     with pytest.raises(UsageError, match="is where html goes"):
         check_forms({"html": tmp_path / "a", "junit": tmp_path / "b" / ".." / "a"}, document)
     with pytest.raises(OutputError, match="there is no folder"):

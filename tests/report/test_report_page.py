@@ -200,6 +200,8 @@ def test_the_keyboard_reaches_what_it_needs(show):
 
 def test_paper_gets_all_that_is_folded(show):
     opened = show("passing")
+    if not opened.says("CSS.supports('selector(::details-content)')"):
+        pytest.skip("this browser has no way to unfold on paper")
     inner = "document.querySelector('#stages details table').getBoundingClientRect().height"
     hidden = opened.says("document.querySelector('#stages details').open")
     assert hidden is False

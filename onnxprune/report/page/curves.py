@@ -37,35 +37,37 @@ def curves_picture(curves: Sequence[CurveRecord]) -> Markup:
     x = Scale(0.0, 1.0, _LEFT, _WIDTH - _RIGHT)
     y = Scale(math.log10(top * _LEAST), math.log10(top), _HEIGHT - _BOTTOM, _TOP)
     told = f"{len(curves)} layers. The most sensitive: " + "; ".join(
-        f"{curve.name}, up to {max(curve.loss):.3g}" for curve in curves[:3]
+        f"{curve.name}, up to {max(curve.loss):.3g}" for curve in curves[:3] if curve.loss
     )
     root = picture("curves", f"Growth of {metric} by share removed", f"{told}.", _WIDTH, _HEIGHT, "plot")
     _axes(root, x, y, metric)
+    places = [_places(curve, x, y) for curve in curves]
     for number in reversed(range(len(curves))):
-        _curve(root, curves[number], number, x, y)
-    _numbers(root, [curve for curve in curves[:MARKED] if curve.loss], x, y)
+        class_ = f"curve marked dash-{number}" if number < MARKED else "curve"
+        group = add(root, "g", class_)
+        add(group, "title", text=curves[number].name)
+        points = " ".join(f"{across:.1f},{up:.1f}" for across, up in places[number])
+        add(group, "polyline", points=points)
+    _numbers(root, places[:MARKED])
     return markup(root)
 
 
-def _numbers(root: Element, curves: Sequence[CurveRecord], x: Scale, y: Scale) -> None:
-    """Write the numbers of the marked curves beside their ends, each below the one before."""
-    ends = [(_place(curve.amount[-1], curve.loss[-1], x, y), n) for n, curve in enumerate(curves, 1)]
+def _places(curve: CurveRecord, x: Scale, y: Scale) -> list[tuple[float, float]]:
+    """Return the pixels of a curve; a loss of zero or less lies at the bottom."""
+    return [
+        (x(amount), y(math.log10(loss)) if loss > 0 else y(y.low))
+        for amount, loss in zip(curve.amount, curve.loss, strict=False)
+    ]
+
+
+def _numbers(root: Element, marked: Sequence[Sequence[tuple[float, float]]]) -> None:
+    """Write the numbers of the marked curves beside their ends, in one column, each below the one before."""
+    ends = [(places[-1], number) for number, places in enumerate(marked, 1) if places]
+    beside = max((across for (across, _), _ in ends), default=0.0) + 6
     lowest = -_LINE
-    for (across, up), number in sorted(ends, key=lambda end: end[0][1]):
+    for (_, up), number in sorted(ends, key=lambda end: end[0][1]):
         lowest = max(up + 4, lowest + _LINE)
-        add(root, "text", "number", str(number), x=across + 6, y=lowest)
-
-
-def _place(amount: float, loss: float, x: Scale, y: Scale) -> tuple[float, float]:
-    return x(amount), y(math.log10(loss)) if loss > 0 else y(y.low)
-
-
-def _curve(root: Element, curve: CurveRecord, number: int, x: Scale, y: Scale) -> None:
-    places = [_place(amount, loss, x, y) for amount, loss in zip(curve.amount, curve.loss, strict=False)]
-    class_ = f"curve marked dash-{number}" if number < MARKED else "curve"
-    group = add(root, "g", class_)
-    add(group, "title", text=curve.name)
-    add(group, "polyline", points=" ".join(f"{across:.1f},{up:.1f}" for across, up in places))
+        add(root, "text", "number", str(number), x=beside, y=lowest)
 
 
 def _axes(root: Element, x: Scale, y: Scale, metric: str) -> None:

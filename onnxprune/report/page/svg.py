@@ -82,12 +82,14 @@ class Scale:
 
     def __call__(self, figure: float) -> float:
         """Return the pixel of a figure; what lies outside is drawn at the edge."""
-        span = (self.high - self.low) or 1.0
-        share = min(max((figure - self.low) / span, 0.0), 1.0)
+        span = (self.high / 2 - self.low / 2) or 1.0  # halves: the whole may be no finite number
+        share = min(max((figure / 2 - self.low / 2) / span, 0.0), 1.0)
         return self.start + share * (self.end - self.start)
 
     def ticks(self, about: int = 5) -> list[float]:
-        """Return round figures within the scale."""
+        """Return round figures within the scale; none where it is wider than numbers go."""
+        if not math.isfinite(self.high - self.low):
+            return []
         step = _round_step((self.high - self.low) / max(about, 1))
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [number * step for number in range(first, last + 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,6 +33,8 @@ def times_picture(models: Sequence[ModelRecord]) -> Markup:
     high = max(float(np.quantile(times, _SHOWN)) for times in samples)
     room = (high - low or high or 1.0) * _MARGIN
     scale = Scale(max(0.0, low - room), high + room, 6, _WIDTH - 6)
+    if not scale.low < scale.high < math.inf:
+        return Markup()  # no times of a clock: the table has them
     beyond = sum(int((times > scale.high).sum()) for times in samples)
     height = _ROW * len(timed) + _AXIS
     root = picture("times", "Times of single runs", _told(timed, beyond), _WIDTH, height, "plot")
