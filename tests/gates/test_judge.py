@@ -177,6 +177,12 @@ class TestGraph:
         assert one(operators_forbidden=["*:QGemm"]).verdict == "fail"
         assert one(operators_forbidden=["other:QGemm"]).verdict == "pass"
 
+    def test_zeros_that_can_not_be_told_may_be_any(self):
+        evidence = EVIDENCE.model_copy(update={"unknown_weights": ("w: it is computed",)})
+        gate = one(evidence, sparsity=0.1)
+        assert gate.verdict == "inconclusive"
+        assert "w: it is computed" in gate.detail
+
     def test_an_original_without_macs_has_no_share(self):
         evidence = Evidence(models=(model(macs=0), model("final", macs=0)))
         assert one(evidence, macs_ratio=1).verdict == "inconclusive"
