@@ -220,7 +220,9 @@ def gather_evidence(
         accuracy=accuracy_record(results[last]) if results else None,
         latency=latency_record(times, evaluation is not None),
         memory=tuple(memories),
-        judged_accuracy=judge_accuracy(judged[last], settings, segments, seed) if judged else None,
+        judged_accuracy=(
+            judge_accuracy(judged[last], results[last], settings, segments, seed) if judged else None
+        ),
         judged_latency=judge_latency(timed, keys[last], times, settings.confidence),
         confidence=settings.confidence,
         **what_it_uses(files[final]),
@@ -242,7 +244,7 @@ def evidence_of_accuracy(
     return Evidence(
         models=(),
         accuracy=accuracy_record(result),
-        judged_accuracy=judge_accuracy(judged, settings, segments, seed),
+        judged_accuracy=judge_accuracy(judged, result, settings, segments, seed),
         confidence=settings.confidence,
     )
 
@@ -363,7 +365,7 @@ def accuracy_record(result: AccuracyResult) -> AccuracyRecord:
 
 
 def judge_accuracy(
-    judged: Judged, settings: GateSettings, segments: tuple[str, ...], seed: int
+    judged: Judged, result: AccuracyResult, settings: GateSettings, segments: tuple[str, ...], seed: int
 ) -> JudgedAccuracy:
     """Return what gates on accuracy are judged by.
 
@@ -372,7 +374,9 @@ def judge_accuracy(
     segments there are, the likelier one of them fails by chance; so they fail at the confidence
     1 - (1 - c) / k, for k segments (Bonferroni).
     """
-    plain = judged.result(confidence=settings.confidence, seed=seed)
+    plain = result  # which took long enough to draw
+    if settings.confidence != intervals.CONFIDENCE:
+        plain = judged.result(confidence=settings.confidence, seed=seed)
     corrected: dict[str, SubsetRecord] = {}
     if len(segments) > 1:
         together = 1 - (1 - settings.confidence) / len(segments)

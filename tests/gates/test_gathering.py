@@ -92,6 +92,13 @@ def test_without_data_there_is_no_accuracy_and_times_are_of_random_inputs(halves
     assert evidence.latency.setting["input_shapes"] == {"x": [3, 8]}
 
 
+def test_a_gate_on_the_95th_percentile_gets_its_rounds(halves):
+    settings = GateSettings(latency_p95_ms=10_000)
+    evidence = gather_evidence(halves, evaluation=None, settings=settings, **QUICK)
+    assert evidence.judged_latency.rounds >= 72
+    assert judge(settings, evidence)[0].verdict == "pass"
+
+
 def test_every_stage_is_timed_against_the_same_original(halves, tmp_path):
     paths = {"original": halves["original"], "cleanup": halves["original"], "prune": halves["final"]}
     paths["nothing"] = tmp_path / "again.onnx"

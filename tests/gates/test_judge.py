@@ -99,6 +99,12 @@ def test_without_evidence_nothing_passes(name):
     assert not accepts(wanted, [gate])
 
 
+def test_shares_are_of_the_original_not_of_the_stage_before():
+    stages = (EVIDENCE.models[0], model("prune", size_bytes=2000), EVIDENCE.models[1])
+    gate = one(EVIDENCE.model_copy(update={"models": stages}), size_ratio=0.25)
+    assert (gate.verdict, gate.measured) == ("pass", 0.25)
+
+
 class TestTimes:
     def test_the_control_widens_the_interval(self):
         narrow = interval(0.79, 0.785, 0.795)
