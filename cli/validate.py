@@ -41,7 +41,7 @@ def validate(
     from onnxprune.gates.asked import gates_of
     from onnxprune.gates.evidence import evidence_of_accuracy
     from onnxprune.gates.judge import judge
-    from onnxprune.gates.settings import ON_DATA, check_settings, judged_segments
+    from onnxprune.gates.settings import ON_DATA, check_data, check_settings
     from onnxprune.measure.accuracy import run_on_data
     from onnxprune.report.measured import accuracy_report
 
@@ -49,7 +49,7 @@ def validate(
     check_settings(asked, has_data=True, metric=setting["metric"])
     out.step(f"reading {data}")
     samples = load_data(data)
-    segments = judged_segments(asked, samples)
+    segments = check_data(asked, samples, setting["metric"])
     judged, reference = (a, None) if b is None else (b, a)
     out.step(f"running {len(samples)} samples")
     found = run_on_data(judged, reference, data=samples, progress=out.progress.share, **setting)

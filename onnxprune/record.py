@@ -205,7 +205,8 @@ class GateRecord(_Part):
         name: the key in the recipe; with the segment's name where it is judged for each one.
         requirement: what is asked, in words: "at most 0.01 below the original".
         limit: what is asked: a number, or what is allowed.
-        measured: what was found; an interval where it is an estimate, None where it could not be found.
+        measured: what was found; where it is an estimate, with the interval that it is judged by: of the
+            confidence that the gates ask for, and widened by noise; None where it could not be found.
         verdict: pass, fail or inconclusive.
         detail: one line with the figures that decided it, and what would decide it where it is inconclusive.
     """

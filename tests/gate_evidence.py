@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.data import Dataset
 from onnxprune.gates.evidence import Evidence, evidence_of_accuracy
-from onnxprune.gates.settings import GateSettings, judged_segments
+from onnxprune.gates.settings import GateSettings, check_data
 from onnxprune.measure.accuracy import run_on_data
 
 CLASSES = 4
@@ -66,7 +66,9 @@ def evidence_on(data: Dataset, settings: GateSettings, metric: str = "top1", **m
     """Evidence of accuracy alone."""
     first, last = (ir.from_proto(half(which)) for which in (True, False))
     judged = run_on_data(last, first, data=data, metric=metric, batch=1000)
-    found = evidence_of_accuracy(judged, judged.result(), settings, judged_segments(settings, data), seed=0)
+    found = evidence_of_accuracy(
+        judged, judged.result(), settings, check_data(settings, data, metric), seed=0
+    )
     return found.model_copy(update=more)
 
 

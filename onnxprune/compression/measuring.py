@@ -12,7 +12,7 @@ from onnxprune.compression.chain import Chain
 from onnxprune.compression.folder import RunFolder, Work
 from onnxprune.compression.stages import Job
 from onnxprune.gates.evidence import Evidence, gather_evidence
-from onnxprune.gates.settings import HOW
+from onnxprune.gates.settings import MEASURED_BY
 from onnxprune.machine import graphics, processor
 from onnxprune.runtime import Execution
 
@@ -43,7 +43,7 @@ def measure(job: Job, chain: Chain, folder: RunFolder) -> Measured:
     recipe = job.recipe
     run, data = recipe.run, recipe.data
     evaluation = None if data.evaluation is None else job.dataset(data.evaluation)
-    how = recipe.gates.model_dump(mode="json", include=set(HOW))
+    how = recipe.gates.model_dump(mode="json", include=set(MEASURED_BY))
     depends_on = {
         "measure": dict(chain.digests),
         "gates": [*recipe.gates.asked()], "how": how, "threads": run.threads, "batch": run.batch,

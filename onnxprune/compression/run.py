@@ -18,7 +18,7 @@ from onnxprune.compression.stages import Job, digest_of
 from onnxprune.compression.told import Told
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.gates.judge import accepts, judge
-from onnxprune.gates.settings import check_settings
+from onnxprune.gates.settings import check_data, check_settings
 from onnxprune.messages import visible
 from onnxprune.recipe.load import LoadedRecipe, load_recipe
 from onnxprune.record import Record, read_record
@@ -86,6 +86,8 @@ def compress(
         original = import_original(loaded.recipe, folder, told)
         digest = digest_of(original)
         job = Job(loaded.recipe, original, digest, folder.cache, told)
+        if data.evaluation is not None:
+            check_data(loaded.recipe.gates, job.dataset(data.evaluation), data.metric)
         chain = run_stages(job, folder)
         measured = measure(job, chain, folder)
         gates = judge(loaded.recipe.gates, measured.evidence, None if earlier is None else earlier[1])

@@ -16,7 +16,7 @@ from onnxprune.analyze import analyze
 from onnxprune.cost import cost_of
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError, UsageError
-from onnxprune.gates.settings import ON_MEMORY, GateSettings, check_settings, judged_segments
+from onnxprune.gates.settings import ON_MEMORY, GateSettings, check_data, check_settings
 from onnxprune.machine import graphics, processor
 from onnxprune.measure import intervals
 from onnxprune.measure.accuracy import AccuracyResult, Judged, Subset, run_on_data
@@ -26,12 +26,12 @@ from onnxprune.measure.latency import CONTROL, PERCENTILES, LatencyResult, Timed
 from onnxprune.measure.memory import measure_memory
 from onnxprune.measure.metrics import Metric, find_metric
 from onnxprune.measure.turns import ratio_of
+from onnxprune.messages import visible
 from onnxprune.model.digest import files_digest
 from onnxprune.model.inputs import graph_inputs
 from onnxprune.model.io import load, model_files
 from onnxprune.model.size import zstd_size_bytes
 from onnxprune.model.stored import all_nodes
-from onnxprune.ops.weights import locate_weights
 from onnxprune.record import (
     AccuracyRecord,
     Interval,
@@ -119,6 +119,7 @@ class Evidence(_Facts):
         operators: of the final model, with their domain where it is not ONNX's own: ``com.microsoft:QGemm``.
         opset: the ONNX operator set of the final model, its functions' too; 0 where it uses none.
         ir_version: of the final model.
+        unknown_weights: those of the final model whose zeros can't be counted, each with the reason.
     """
 
     models: tuple[ModelRecord, ...]
@@ -131,6 +132,7 @@ class Evidence(_Facts):
     operators: tuple[str, ...] | None = None
     opset: int | None = None
     ir_version: int | None = None
+    unknown_weights: tuple[str, ...] = ()
 
 
 def gather_evidence(
@@ -179,7 +181,7 @@ def gather_evidence(
     if len(paths) < 2:
         raise UsageError("gates compare a model with its original: give both")
     check_settings(settings, has_data=evaluation is not None, metric=metric)
-    segments = () if evaluation is None else judged_segments(settings, evaluation)
+    segments = () if evaluation is None else check_data(settings, evaluation, metric)
     say = step or (lambda _: None)
     files = {name: Path(path) for name, path in paths.items()}
     original = next(iter(files.values()))
@@ -218,7 +220,9 @@ def gather_evidence(
         accuracy=accuracy_record(results[last]) if results else None,
         latency=latency_record(times, evaluation is not None),
         memory=tuple(memories),
-        judged_accuracy=judge_accuracy(judged[last], settings, segments, seed) if judged else None,
+        judged_accuracy=(
+            judge_accuracy(judged[last], results[last], settings, segments, seed) if judged else None
+        ),
         judged_latency=judge_latency(timed, keys[last], times, settings.confidence),
         confidence=settings.confidence,
         **what_it_uses(files[final]),
@@ -240,7 +244,7 @@ def evidence_of_accuracy(
     return Evidence(
         models=(),
         accuracy=accuracy_record(result),
-        judged_accuracy=judge_accuracy(judged, settings, segments, seed),
+        judged_accuracy=judge_accuracy(judged, result, settings, segments, seed),
         confidence=settings.confidence,
     )
 
@@ -264,12 +268,12 @@ def model_record(
         macs=cost.macs,
         size_bytes=sum(file.stat().st_size for file in model_files(path)),
         zstd_bytes=zstd_size_bytes(path),
-        sparsity=share_of_zeros(locate_weights(model)[0]),
+        sparsity=share_of_zeros(model)[0],
     )
 
 
 def what_it_uses(path: str | Path) -> dict[str, Any]:
-    """Return ``operators``, ``opset`` and ``ir_version`` of a model file, as in `Evidence`.
+    """Return ``operators``, ``opset``, ``ir_version`` and ``unknown_weights`` of a file, as in `Evidence`.
 
     Bodies and functions count; calls of the model's own functions are no operators.
     """
@@ -281,7 +285,13 @@ def what_it_uses(path: str | Path) -> dict[str, Any]:
         if node.op_identifier() not in model.functions
     }
     versions = [versions.get(domain) or 0 for versions in imports for domain in _ONNX_DOMAINS]
-    return {"operators": tuple(sorted(names)), "opset": max(versions), "ir_version": model.ir_version}
+    unknown = share_of_zeros(model)[1]
+    return {
+        "operators": tuple(sorted(names)),
+        "opset": max(versions),
+        "ir_version": model.ir_version,
+        "unknown_weights": tuple(f"{visible(skip.name)}: {visible(skip.reason)}" for skip in unknown),
+    }
 
 
 def _feeds(
@@ -355,7 +365,7 @@ def accuracy_record(result: AccuracyResult) -> AccuracyRecord:
 
 
 def judge_accuracy(
-    judged: Judged, settings: GateSettings, segments: tuple[str, ...], seed: int
+    judged: Judged, result: AccuracyResult, settings: GateSettings, segments: tuple[str, ...], seed: int
 ) -> JudgedAccuracy:
     """Return what gates on accuracy are judged by.
 
@@ -364,7 +374,9 @@ def judge_accuracy(
     segments there are, the likelier one of them fails by chance; so they fail at the confidence
     1 - (1 - c) / k, for k segments (Bonferroni).
     """
-    plain = judged.result(confidence=settings.confidence, seed=seed)
+    plain = result  # which took long enough to draw
+    if settings.confidence != intervals.CONFIDENCE:
+        plain = judged.result(confidence=settings.confidence, seed=seed)
     corrected: dict[str, SubsetRecord] = {}
     if len(segments) > 1:
         together = 1 - (1 - settings.confidence) / len(segments)

@@ -144,7 +144,10 @@ def _counted_gates(settings: GateSettings, evidence: Evidence) -> Iterator[GateR
             settings.sparsity,
             at_least=True,
         )
-        if evidence.models:
+        if evidence.unknown_weights:
+            unknown = evidence.unknown_weights
+            yield claim.missing(one_line(f"the zeros of {len(unknown)} weights can't be told; {unknown[0]}"))
+        elif evidence.models:
             share = evidence.models[-1].sparsity
             yield claim.exact(share, f"{share:.2%} of the weights are zero")
         else:

@@ -139,6 +139,9 @@ class GateSettings(BaseModel):
     confidence: Annotated[_Number, Field(ge=0.8, lt=1)] = Field(
         0.95, description="of the intervals that gates are judged by"
     )
+    without_baseline: Literal["fail", "pass"] = Field(
+        "fail", description="what baseline gates say where no run was accepted yet; pass is for the first run"
+    )
     higher_is_better: bool | None = Field(
         None, description="the direction of a metric of your own, module:function"
     )
@@ -153,7 +156,10 @@ class GateSettings(BaseModel):
 
 
 #: Keys that ask for nothing themselves: they say how others are judged.
-HOW = ("segments", "inconclusive", "confidence", "higher_is_better")
+HOW = ("segments", "inconclusive", "confidence", "without_baseline", "higher_is_better")
+
+#: Those of them that decide what is measured.
+MEASURED_BY = ("segments", "confidence")
 
 #: Keys that are gates.
 GATES = tuple(name for name in GateSettings.model_fields if name not in HOW)
@@ -229,12 +235,23 @@ def _check_shares(settings: GateSettings, names: list[str], metric: str) -> None
             raise UsageError(f"gate {name} = {limit:g}: {metric} is a share between 0 and 1, such as 0.9")
 
 
-def judged_segments(settings: GateSettings, data: Dataset) -> tuple[str, ...]:
-    """Return the names of the segments that gates judge; none where no gate asks for them.
+def check_data(settings: GateSettings, data: Dataset, metric: str) -> tuple[str, ...]:
+    """Find out whether data has what the gates need, before anything is run on it.
+
+    Args:
+        settings: the gates.
+        data: the evaluation data.
+        metric: what it is judged by.
+
+    Returns:
+        Names of the segments that gates judge; none where no gate asks for them.
 
     Raises:
-        DataError: the data lacks segments, or one that the settings name.
+        DataError: the data lacks labels, or segments, or one that the settings name.
     """
+    found = find_metric(metric)
+    if data.labels is None and isinstance(found, Metric) and found.against == "labels":
+        raise DataError(f"{data.source}: metric {metric!r} needs labels, an array called 'label'")
     asked = [name for name in _BY_SEGMENT if name in settings.asked()]
     if not asked:
         return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
-from onnxprune.model.stored import tensor_of
+from onnxprune.model.stored import all_nodes, consumer_name, tensor_of
 from onnxprune.model.streaming import read_pieces
 from onnxprune.ops.constant_views import ZeroPoint
-from onnxprune.ops.weights import FoundWeight
+from onnxprune.ops.packed import is_packed_product, nonzero_weight
+from onnxprune.ops.weights import FoundWeight, locate_weights
 from onnxprune.patterns import Pattern, count_bad_runs, parse_pattern
-from onnxprune.types import BoolArray
+from onnxprune.types import BoolArray, Skipped
 
 #: Looked for in files that declare nothing, the strictest first.
 _KNOWN_RUNS = ("1:4", "2:4", "4:8")
@@ -79,14 +81,25 @@ def _zeros_like(tensor: ir.TensorProtocol, zero_point: ZeroPoint, shape: tuple[i
         ) from None
 
 
-def share_of_zeros(weights: Sequence[FoundWeight]) -> float:
-    """Return the share of zeros among weights, each stored tensor counted once; 0 where there are none."""
+def share_of_zeros(model: ir.Model) -> tuple[float, tuple[Skipped, ...]]:
+    """Return the share of zeros among all weights, and the weights that can't be told.
+
+    Weights are what is multiplied and summed, packed ones too; a stored tensor counts once, whoever reads it.
+    The share is 0 where there are none.
+    """
+    weights, skipped = locate_weights(model)
     stored = {id(weight.stored): weight for weight in weights}
+    masks = ((weight.use.tensor, nonzero(weight.tensor, weight.zero_point)) for weight in stored.values())
+    products = {id(node.inputs[1]): node for node in all_nodes(model) if is_packed_product(node)}
+    packed = [(consumer_name(node), nonzero_weight(node)) for node in products.values()]
     kept = size = 0
-    for weight in stored.values():
-        kept += int(np.count_nonzero(nonzero(weight.tensor, weight.zero_point)))
-        size += math.prod(weight.shape)
-    return 1 - kept / size if size else 0.0
+    for name, mask in itertools.chain(masks, packed):
+        if mask is None:
+            skipped.append(Skipped(name, "its packed weight is computed"))
+        else:
+            kept += int(np.count_nonzero(mask))
+            size += mask.size
+    return (1 - kept / size if size else 0.0), tuple(skipped)
 
 
 def count_zeros(weights: Sequence[FoundWeight], declared: Pattern | None) -> list[WeightZeros]:

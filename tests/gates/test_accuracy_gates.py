@@ -72,11 +72,11 @@ class TestDrop:
         """A model that loses 3 points is passed at 2.9 in fewer than one of forty evaluations."""
         generator = np.random.default_rng(0)
         passed = 0
-        for _ in range(100):
+        for _ in range(60):
             drawn = generator.choice(3, size=400, p=[0.04, 0.01, 0.95])
             data = answers(drawn != 1, drawn != 0)
             passed += one(data, accuracy_drop=0.029).verdict == "pass"
-        assert passed <= 6
+        assert passed <= 4
 
 
 class TestRelative:

@@ -14,8 +14,8 @@ from onnxprune.gates.settings import (
     ON_MEMORY,
     ON_TIME,
     GateSettings,
+    check_data,
     check_settings,
-    judged_segments,
 )
 
 
@@ -128,20 +128,27 @@ class TestSegments:
     data = answers([True] * 4, [True] * 4, ["day", "day", "night", "night"])
 
     def test_all_of_them_by_default(self):
-        assert judged_segments(GateSettings(segment_drop=0.1), self.data) == ("day", "night")
+        assert check_data(GateSettings(segment_drop=0.1), self.data, "top1") == ("day", "night")
 
     def test_those_that_are_named(self):
         settings = GateSettings(worst_segment=0.1, segments=["night"])
-        assert judged_segments(settings, self.data) == ("night",)
+        assert check_data(settings, self.data, "top1") == ("night",)
 
     def test_none_where_no_gate_asks(self):
-        assert judged_segments(GateSettings(accuracy_drop=0.1), self.data) == ()
+        assert check_data(GateSettings(accuracy_drop=0.1), self.data, "top1") == ()
 
     def test_a_missing_one(self):
         settings = GateSettings(segment_drop=0.1, segments=["day", "nigt"])
         with pytest.raises(DataError, match=r"no segment 'nigt' \(did you mean 'night'\?\)"):
-            judged_segments(settings, self.data)
+            check_data(settings, self.data, "top1")
 
     def test_data_without_segments(self):
         with pytest.raises(DataError, match="segment_drop needs segments"):
-            judged_segments(GateSettings(segment_drop=0.1), changed(20))
+            check_data(GateSettings(segment_drop=0.1), changed(20), "top1")
+
+
+def test_data_without_labels_is_found_before_anything_runs():
+    data = type(changed(20)).from_arrays(dict(changed(20).arrays), "bare.npz")
+    with pytest.raises(DataError, match=r"bare\.npz: metric 'top1' needs labels"):
+        check_data(GateSettings(accuracy=0.5), data, "top1")
+    assert check_data(GateSettings(accuracy=0.5), data, "agreement") == ()

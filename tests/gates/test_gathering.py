@@ -92,6 +92,13 @@ def test_without_data_there_is_no_accuracy_and_times_are_of_random_inputs(halves
     assert evidence.latency.setting["input_shapes"] == {"x": [3, 8]}
 
 
+def test_a_gate_on_the_95th_percentile_gets_its_rounds(halves):
+    settings = GateSettings(latency_p95_ms=10_000)
+    evidence = gather_evidence(halves, evaluation=None, settings=settings, **QUICK)
+    assert evidence.judged_latency.rounds >= 72
+    assert judge(settings, evidence)[0].verdict == "pass"
+
+
 def test_every_stage_is_timed_against_the_same_original(halves, tmp_path):
     paths = {"original": halves["original"], "cleanup": halves["original"], "prune": halves["final"]}
     paths["nothing"] = tmp_path / "again.onnx"
@@ -188,7 +195,12 @@ class TestWhatItUses:
         model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=9)
         onnx.save(model, tmp_path / "m.onnx")
         found = what_it_uses(tmp_path / "m.onnx")
-        assert found == {"operators": ("If", "Tanh", "com.microsoft:Gelu"), "opset": 17, "ir_version": 9}
+        assert found == {
+            "operators": ("If", "Tanh", "com.microsoft:Gelu"),
+            "opset": 17,
+            "ir_version": 9,
+            "unknown_weights": (),
+        }
 
 
 class TestModelRecord:
@@ -248,3 +260,24 @@ class TestModelRecord:
             tmp_path / "q.onnx",
         )
         assert model_record("q", tmp_path / "q.onnx").sparsity == pytest.approx(8 / 24)
+
+    @pytest.mark.parametrize("computed", [False, True])
+    def test_packed_zeros_are_told_or_said_to_be_unknown(self, tmp_path, computed):
+        packed = np.full((2, 1, 16), 0x98, np.uint8)  # pairs of 8, which is zero, and 9
+        node = helper.make_node(
+            "MatMulNBits", ["x", "p" if computed else "q", "scale"], ["y"], domain="com.microsoft",
+            K=32, N=2, bits=4, block_size=32,
+        )  # fmt: skip
+        before = [helper.make_node("Abs", ["q"], ["p"])] if computed else []
+        graph = helper.make_graph(
+            [*before, node], "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 32])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])],
+            [numpy_helper.from_array(packed, "q"), numpy_helper.from_array(np.ones(2, np.float32), "scale")],
+        )  # fmt: skip
+        opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+        path = tmp_path / "n.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+        assert model_record("n", path).sparsity == (0 if computed else 0.5)
+        unknown = what_it_uses(path)["unknown_weights"]
+        assert (len(unknown) == 1) == computed

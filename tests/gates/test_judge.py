@@ -99,6 +99,12 @@ def test_without_evidence_nothing_passes(name):
     assert not accepts(wanted, [gate])
 
 
+def test_shares_are_of_the_original_not_of_the_stage_before():
+    stages = (EVIDENCE.models[0], model("prune", size_bytes=2000), EVIDENCE.models[1])
+    gate = one(EVIDENCE.model_copy(update={"models": stages}), size_ratio=0.25)
+    assert (gate.verdict, gate.measured) == ("pass", 0.25)
+
+
 class TestTimes:
     def test_the_control_widens_the_interval(self):
         narrow = interval(0.79, 0.785, 0.795)
@@ -176,6 +182,12 @@ class TestGraph:
     def test_a_domain_is_part_of_the_name(self):
         assert one(operators_forbidden=["*:QGemm"]).verdict == "fail"
         assert one(operators_forbidden=["other:QGemm"]).verdict == "pass"
+
+    def test_zeros_that_can_not_be_told_may_be_any(self):
+        evidence = EVIDENCE.model_copy(update={"unknown_weights": ("w: it is computed",)})
+        gate = one(evidence, sparsity=0.1)
+        assert gate.verdict == "inconclusive"
+        assert "w: it is computed" in gate.detail
 
     def test_an_original_without_macs_has_no_share(self):
         evidence = Evidence(models=(model(macs=0), model("final", macs=0)))
