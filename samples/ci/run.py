@@ -161,12 +161,12 @@ def show(rows: list[Row]) -> None:
     """Print one table."""
     table = Table(
         title="The CI step on handwritten digits: how many are right before and after;\n"
-        "size and latency as shares of the original's",
+        "size and time as shares of the original's",
         box=box.SIMPLE_HEAD,
         title_justify="left",
     )
     table.add_column("step")
-    for name in ("status", "verdict", "reused", "before", "after", "size", "latency", "seconds"):
+    for name in ("status", "verdict", "reused", "before", "after", "size", "time", "s"):
         table.add_column(name, justify="left" if name == "verdict" else "right")
     for row in rows:
         table.add_row(

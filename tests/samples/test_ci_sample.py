@@ -103,12 +103,12 @@ def test_what_goes_wrong_is_seen(
 @pytest.mark.xdist_group("samples")
 def test_the_whole_step(run_script: Callable[..., Any], needs: Callable[..., None], tmp_path: Path) -> None:
     needs("torch", "onnxscript", "sklearn")
-    run_script("ci/run.py", "--out", tmp_path, "--json", tmp_path / "rows.json")
+    run_script("ci/run.py", "--out", tmp_path, "--epochs", 15, "--json", tmp_path / "rows.json")
     first, again, tight, retrained = json.loads((tmp_path / "rows.json").read_text())
 
     assert [row["status"] for row in (first, again, tight, retrained)] == [0, 0, 3, 0]
     for row in (first, tight, retrained):
         assert row["accuracy"] > row["original_accuracy"] - 0.02
         assert row["size_ratio"] < 1 / 6
-    assert retrained["original_accuracy"] > 0.97
+    assert retrained["original_accuracy"] > 0.95
     assert first["seconds"] > 0
