@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from onnxprune.compression.chain import Chain
 from onnxprune.compression.folder import PACKAGES
@@ -141,7 +142,8 @@ _NO_LOSS = {"group", "size", "removed", "removed_share", "increase", "top1_share
 
 def _curves(stages: Iterable[StageRecord]) -> Iterator[CurveRecord]:
     """Yield the curves of the first stage that measured what removing from single groups costs."""
-    rows = next(filter(None, (stage.sections.get("sensitivity") for stage in stages)), [])
+    tables = (stage.sections.get("sensitivity") for stage in stages)
+    rows: Sequence[Mapping[str, Any]] = next(filter(None, tables), ())
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["increase"] is not None:
