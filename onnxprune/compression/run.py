@@ -18,7 +18,7 @@ from onnxprune.compression.stages import Job, digest_of
 from onnxprune.compression.told import Told
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.gates.judge import accepts, judge
-from onnxprune.gates.settings import check_data, check_settings
+from onnxprune.gates.settings import GateSettings, check_data, check_settings
 from onnxprune.messages import visible
 from onnxprune.recipe.load import LoadedRecipe, load_recipe
 from onnxprune.record import Record, read_record
@@ -90,15 +90,26 @@ def compress(
             check_data(loaded.recipe.gates, job.dataset(data.evaluation), data.metric)
         chain = run_stages(job, folder)
         measured = measure(job, chain, folder)
-        gates = judge(loaded.recipe.gates, measured.evidence, None if earlier is None else earlier[1])
+        asked, notes = _judged_by(loaded, earlier)
+        gates = judge(asked, measured.evidence, None if earlier is None else earlier[1])
         if digest_of(original) != digest:
             raise ModelError(f"{visible(original)}: has changed while the run was working; run it again")
         told.step(f"writing {outputs.recipe.model}")
-        accepted = accepts(loaded.recipe.gates, gates)
+        accepted = accepts(asked, gates)
         placed = outputs.place_model(chain.final, original, accepted=accepted)
         record = record_of(Run(loaded, started, job, chain, measured, gates, earlier, placed, accepted))
         written = outputs.write(record, placed, chain.plans)
-    return CompressResult(record, accepted, placed.path, written, tuple(folder.damaged))
+    return CompressResult(record, accepted, placed.path, written, (*folder.damaged, *notes))
+
+
+def _judged_by(loaded: LoadedRecipe, baseline: tuple[str, Record] | None) -> tuple[GateSettings, list[str]]:
+    """Return the gates that are judged, and notes: the first run has nothing before it to be compared with."""
+    gates, accepted = loaded.recipe.gates, loaded.recipe.output.accepted
+    compared = [name for name in gates.asked() if name.startswith("baseline_")]
+    if baseline is not None or accepted is None or not compared:
+        return gates, []
+    note = f"{visible(accepted)}: no run was accepted yet, so {', '.join(compared)} could not be judged"
+    return gates.model_copy(update=dict.fromkeys(compared)), [note]
 
 
 def _baseline(loaded: LoadedRecipe, given: str | Path | None) -> tuple[str, Record] | None:

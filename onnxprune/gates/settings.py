@@ -134,7 +134,9 @@ class GateSettings(BaseModel):
         None, description="most on disk, as a share of what it was in the last accepted run"
     )
     inconclusive: Literal["fail", "pass"] = Field(
-        "fail", description="what becomes of a model that the evidence neither clears nor convicts"
+        "fail",
+        description="what becomes of a model that the evidence neither clears nor convicts; a figure "
+        "that is missing never passes",
     )
     confidence: Annotated[_Number, Field(ge=0.8, lt=1)] = Field(
         0.95, description="of the intervals that gates are judged by"

@@ -163,6 +163,20 @@ def test_the_accepted_record_is_the_next_baseline(again):
     assert record.baseline.path == str(again.folder / "accepted.json")
 
 
+def test_the_first_run_has_no_baseline_and_says_so(project):
+    asked = ["gates.baseline_size_ratio=1.01"]
+    first = onnxprune.compress(project.recipe, overrides=asked)
+    assert first.accepted
+    assert "no run was accepted yet, so baseline_size_ratio" in first.notes[0]
+    assert "baseline_size_ratio" not in {gate.name for gate in first.record.gates}
+    second = onnxprune.compress(project.recipe, overrides=asked)
+    assert [gate.verdict for gate in second.record.gates if gate.name == "baseline_size_ratio"] == ["pass"]
+    nowhere = onnxprune.compress(
+        project.recipe, overrides=[*asked, "gates.inconclusive=pass", f"output={{model='{project.output}'}}"]
+    )
+    assert (nowhere.record.verdict, nowhere.accepted) == ("inconclusive", False)
+
+
 def test_a_rejected_run_is_no_baseline(again):
     onnxprune.compress(again.recipe, overrides=["gates.size_ratio=0.01"])
     with pytest.raises(RecipeError, match="not accepted"):
