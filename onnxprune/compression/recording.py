@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from onnxprune.compression.chain import Chain
 from onnxprune.compression.folder import PACKAGES
@@ -29,6 +30,7 @@ from onnxprune.record import (
     Environment,
     FileRecord,
     GateRecord,
+    ModelRecord,
     PointRecord,
     RecipeRecord,
     Record,
@@ -96,8 +98,8 @@ def record_of(run: Run) -> Record:
         memory=evidence.memory,
         layers=layer_changes(load(run.job.original), load(run.chain.final), skipped),
         skipped=skipped,
-        sensitivity=tuple(_curves(run.chain.stages)),
-        pareto=_trade_off(run),
+        sensitivity=tuple(curves(run.chain.stages)),
+        pareto=trade_off(evidence.models),
         baseline=baseline,
         commands=tuple(_commands(run)),
     )
@@ -139,9 +141,11 @@ def _files(run: Run) -> Iterator[FileRecord]:
 _NO_LOSS = {"group", "size", "removed", "removed_share", "increase", "top1_share"}
 
 
-def _curves(stages: Iterable[StageRecord]) -> Iterator[CurveRecord]:
+def curves(stages: Iterable[StageRecord]) -> Iterator[CurveRecord]:
     """Yield the curves of the first stage that measured what removing from single groups costs."""
-    rows = next(filter(None, (stage.sections.get("sensitivity") for stage in stages)), [])
+    rows: Sequence[Mapping[str, Any]] = next(
+        filter(None, (stage.sections.get("sensitivity") for stage in stages)), []
+    )
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["increase"] is not None:
@@ -152,17 +156,16 @@ def _curves(stages: Iterable[StageRecord]) -> Iterator[CurveRecord]:
         yield CurveRecord(name=name, amount=amounts, loss=losses, metric=metric.replace("_", " "))
 
 
-def _trade_off(run: Run) -> tuple[PointRecord, ...]:
+def trade_off(models: Sequence[ModelRecord]) -> tuple[PointRecord, ...]:
     """Return what each stage left of time (or of size) and of accuracy."""
-    models = run.measured.evidence.models
-    timed = all(model.latency_ratio is not None for model in models)
+    timed = all(model.latency_ratio is not None for model in models[1:])  # the original has none to itself
     points = []
     for model in models:
         if model.accuracy is None:
             return ()
         cost = model.size_bytes / models[0].size_bytes
-        if timed and model.latency_ratio is not None:
-            cost = model.latency_ratio.value
+        if timed:
+            cost = 1.0 if model.latency_ratio is None else model.latency_ratio.value
         points.append(
             PointRecord(
                 name=model.name,
