@@ -30,6 +30,7 @@ from onnxprune.record import (
     Environment,
     FileRecord,
     GateRecord,
+    ModelRecord,
     PointRecord,
     RecipeRecord,
     Record,
@@ -97,8 +98,8 @@ def record_of(run: Run) -> Record:
         memory=evidence.memory,
         layers=layer_changes(load(run.job.original), load(run.chain.final), skipped),
         skipped=skipped,
-        sensitivity=tuple(_curves(run.chain.stages)),
-        pareto=_trade_off(run),
+        sensitivity=tuple(curves(run.chain.stages)),
+        pareto=trade_off(evidence.models),
         baseline=baseline,
         commands=tuple(_commands(run)),
     )
@@ -140,7 +141,7 @@ def _files(run: Run) -> Iterator[FileRecord]:
 _NO_LOSS = {"group", "size", "removed", "removed_share", "increase", "top1_share"}
 
 
-def _curves(stages: Iterable[StageRecord]) -> Iterator[CurveRecord]:
+def curves(stages: Iterable[StageRecord]) -> Iterator[CurveRecord]:
     """Yield the curves of the first stage that measured what removing from single groups costs."""
     tables = (stage.sections.get("sensitivity") for stage in stages)
     rows: Sequence[Mapping[str, Any]] = next(filter(None, tables), ())
@@ -154,9 +155,8 @@ def _curves(stages: Iterable[StageRecord]) -> Iterator[CurveRecord]:
         yield CurveRecord(name=name, amount=amounts, loss=losses, metric=metric.replace("_", " "))
 
 
-def _trade_off(run: Run) -> tuple[PointRecord, ...]:
+def trade_off(models: Sequence[ModelRecord]) -> tuple[PointRecord, ...]:
     """Return what each stage left of time (or of size) and of accuracy."""
-    models = run.measured.evidence.models
     timed = all(model.latency_ratio is not None for model in models[1:])
     points = []
     for model in models:

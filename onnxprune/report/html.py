@@ -33,7 +33,7 @@ from onnxprune.report.page.curves import by_sensitivity, curves_picture
 from onnxprune.report.page.network import macs_picture, width_picture
 from onnxprune.report.page.svg import MINUS
 from onnxprune.report.page.times import times_picture
-from onnxprune.report.page.trade_off import trade_off_picture
+from onnxprune.report.page.trade_off import best_points, trade_off_picture
 from onnxprune.report.page.whiskers import gate_picture
 from onnxprune.report.reasons import gather
 from onnxprune.report.table import heading, size_text
@@ -210,6 +210,8 @@ def _measured(record: Record) -> dict[str, Any]:
         "latency_setting": rows.latency_table(latency) if latency else None,
         "memory": rows.memory_table(record),
         "trade_off_picture": trade_off_picture(record.pareto, metric_name(record), direction),
+        "has_front": direction is not None
+        and len(best_points(record.pareto, higher_is_better=direction)) > 1,
         "points": rows.points_table(record),
         "curves_picture": curves_picture(by_sensitivity(record.sensitivity)),
         "curves": rows.curves_table(record),

@@ -8,8 +8,8 @@ import pytest
 from projects import RECIPE, make_project
 
 import onnxprune
-from onnxprune.compression.recording import _curves
-from onnxprune.record import Record, StageRecord, read_record
+from onnxprune.compression.recording import curves, trade_off
+from onnxprune.record import Interval, Record, StageRecord, read_record
 from onnxprune.report.html import html
 from onnxprune.report.markdown import markdown
 
@@ -52,10 +52,23 @@ def test_files_are_what_the_record_gives_again(record):
     assert (folder / "report.md").read_text(encoding="utf-8") == markdown(run)
 
 
-def test_what_a_candidate_costs_is_named(record):
+def test_candidates_cost_time_where_it_was_measured_and_else_size(record):
     run, _ = record
-    timed = all(model.latency_ratio is not None for model in run.models)
-    assert {point.cost_of for point in run.pareto} <= {"time" if timed else "size"}
+    interval = Interval(value=0.5, low=0.4, high=0.6, count=9)
+    accuracy = Interval(value=0.9, low=0.8, high=1.0, count=9)
+    models = [model.model_copy(update={"accuracy": accuracy, "latency_ratio": None}) for model in run.models]
+    sizes = [model.size_bytes / models[0].size_bytes for model in models]
+    by_size = trade_off(models)
+    assert [(point.cost, point.cost_of, point.chosen) for point in by_size] == [
+        (size, "size", place == len(models) - 1) for place, size in enumerate(sizes)
+    ]
+    later = [model.model_copy(update={"latency_ratio": interval}) for model in models[1:]]
+    by_time = trade_off([models[0], *later])
+    assert [(point.cost, point.cost_of) for point in by_time] == [
+        (1.0, "time"),
+        *[(0.5, "time")] * len(later),
+    ]
+    assert trade_off([run.models[0].model_copy(update={"accuracy": None})]) == ()
 
 
 def test_trials_without_a_figure_are_left_out():
@@ -68,6 +81,6 @@ def test_trials_without_a_figure_are_left_out():
         StageRecord(name="first", kind="prune"),
         StageRecord(name="second", kind="prune", sections={"sensitivity": rows}),
     ]
-    (curve,) = _curves(stages)
+    (curve,) = curves(stages)
     assert (curve.name, curve.amount, curve.loss, curve.metric) == ("a", (0.25, 0.5), (1.0, 2.0), "mse")
-    assert list(_curves(stages[:1])) == []
+    assert list(curves(stages[:1])) == []
