@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from onnxprune_cli import options
+from onnxprune_cli.gates import GATE_MISSED, why_missed
 from onnxprune_cli.output import Output, reporting
-
-if TYPE_CHECKING:
-    from onnxprune.compression.run import CompressResult
 
 EXAMPLE = options.example("onnxprune compress recipe.toml --set gates.accuracy_drop=0.005")
 SET = "Say something else than the recipe: stages.prune.target_macs=0.4; repeat it for each key."
 BASELINE = "The JSON report of the last accepted run, to compare with. [default: output.accepted]"
 INIT = "Write a commented recipe for this model, and stop."
 TRUST = "Let the recipe name code that is run: a .pt2 file, module:function."
-GATE_MISSED = 3
 
 
 @click.command(short_help="Run a whole recipe: stages, gates, reports.", epilog=EXAMPLE)
@@ -64,16 +61,10 @@ def compress(out: Output, recipe: Path, init: Path | None, data: str | None, **c
     for note in result.notes:
         click.echo(f"note: {note}", err=True)
     if not result.accepted:
-        out.fail(_why(result), status=GATE_MISSED)
-
-
-def _why(result: CompressResult) -> str:
-    """Return one line that names the gates that were not passed."""
-    missed = [gate for gate in result.record.gates if gate.verdict == "fail"]
-    missed = missed or [gate for gate in result.record.gates if gate.verdict == "inconclusive"]
-    what = "failed" if missed[0].verdict == "fail" else "inconclusive"
-    named = "; ".join(f"{gate.name}: {gate.detail}" for gate in missed)
-    return f"{what} {named}; the model is kept aside as {result.model}"
+        out.fail(
+            f"{why_missed(result.record.gates)}; the model is kept aside as {result.model}",
+            status=GATE_MISSED,
+        )
 
 
 def _write_starter(out: Output, recipe: Path, model: Path, data: str | None) -> None:

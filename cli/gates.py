@@ -46,4 +46,4 @@ def why_missed(records: Sequence[GateRecord]) -> str:
     failed = [record for record in records if record.verdict == "fail"]
     missed = failed or [record for record in records if record.verdict == "inconclusive"]
     named = "; ".join(f"{record.name}: {record.detail}" for record in missed)
-    return f"gate {'failed' if failed else 'inconclusive'}: {named}"
+    return f"{'failed' if failed else 'inconclusive'} {named}"

@@ -134,7 +134,7 @@ class AccuracyGates:
         for subset in found:
             name = visible(subset.record.name)
             gate = self._drop(f"segment_drop[{name}]", limit, subset, f" in segment {name}")
-            yield gate.model_copy(update={"detail": gate.detail + _together(len(found))})
+            yield _together(gate, len(found))
 
     def _worst_segment(self, limit: float) -> GateRecord:
         found = [subset for subset in self.subsets if subset.record.kind == "segment"]
@@ -155,7 +155,7 @@ class AccuracyGates:
         _, shown_gate = min(
             (entry for entry in gates if entry[1].verdict == verdict), key=lambda entry: entry[0]
         )
-        return shown_gate.model_copy(update={"detail": shown_gate.detail + _together(len(found))})
+        return _together(shown_gate, len(found))
 
     def _likeness(self, name: str) -> GateRecord:
         limit = getattr(self.settings, name)
@@ -248,5 +248,9 @@ def _changes(subset: JudgedSubset) -> str:
     return f" ({fallen:.0f} became wrong, {risen:.0f} right)"
 
 
-def _together(count: int) -> str:
-    return "" if count == 1 else f"; fails only by an interval that holds for all {count} segments together"
+def _together(gate: GateRecord, count: int) -> GateRecord:
+    """Say by what interval a segment that did not pass is judged, where it is one of several."""
+    if count == 1 or gate.verdict == "pass":
+        return gate
+    why = f"; fails only by an interval that holds for all {count} segments together"
+    return gate.model_copy(update={"detail": gate.detail + why})

@@ -67,7 +67,8 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 def flipped(figure: Interval) -> Interval:
     """Return an estimate of the same figure with the other sign."""
-    return Interval(value=-figure.value, low=-figure.high, high=-figure.low, count=figure.count)
+    ends = {"value": 0.0 - figure.value, "low": 0.0 - figure.high, "high": 0.0 - figure.low}  # never -0
+    return Interval(**ends, count=figure.count)
 
 
 def shown(figure: Interval, digits: int = 4) -> str:

@@ -12,10 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 from small_models import mlp, residual_net
 
 from onnxprune.errors import DataError, ModelError, UsageError
+from onnxprune.gates import evidence as evidence_module
 from onnxprune.gates.evidence import Evidence, gather_evidence, model_record, what_it_uses
 from onnxprune.gates.judge import judge
 from onnxprune.gates.settings import GateSettings
 from onnxprune.measure import turns
+from onnxprune.measure.latency import CONTROL, Timed
+from onnxprune.measure.turns import TurnTimes
+from onnxprune.runtime import DEFAULT
 
 QUICK = {"pairs": 20}
 
@@ -110,6 +114,27 @@ def test_every_stage_is_timed_against_the_same_original(halves, tmp_path):
     rounds = {model.latency_ratio.count for model in evidence.models[1:]}
     assert len(rounds) == 1
     assert evidence.models[2].latency_ratio == evidence.models[3].latency_ratio
+
+
+def test_times_stand_with_the_models_that_took_them(halves, tmp_path, monkeypatch):
+    slow = tmp_path / "slow.onnx"
+    onnx.save(mlp(), slow)
+    seconds = {"original.onnx": 0.004, "slow.onnx": 0.008, "final.onnx": 0.001}
+
+    def timed(original, others, *, seed, **_):
+        models = {0: original, CONTROL: original, 1: others[0], 3: others[1]}
+        wall = {key: np.full((80, 2), seconds[path.name]) for key, path in sorted(models.items())}
+        times = TurnTimes(wall, {key: spent.sum(axis=1) for key, spent in wall.items()})
+        return Timed(times, seed, DEFAULT, None, {})
+
+    monkeypatch.setattr(evidence_module, "time_in_turns", timed)
+    paths = {"original": halves["original"], "prune": slow, "quantize": halves["final"]}
+    evidence = gather_evidence(paths, evaluation=None, settings=GateSettings(), **QUICK)
+    assert [model.latency_ms for model in evidence.models] == pytest.approx([4, 8, 1])
+    assert [model.latency_ratio.value for model in evidence.models[1:]] == pytest.approx([2, 0.25])
+    assert evidence.judged_latency.ratio.value == pytest.approx(0.25)
+    assert evidence.judged_latency.p95_ms.value == pytest.approx(1)
+    assert evidence.latency.verdict == "faster"
 
 
 def test_a_batch_larger_than_the_data_takes_samples_twice(halves):
