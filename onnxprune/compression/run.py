@@ -103,7 +103,7 @@ def compress(
 
 
 def _judged_by(loaded: LoadedRecipe, baseline: tuple[str, Record] | None) -> tuple[GateSettings, list[str]]:
-    """Return the gates that are judged, and notes: the first run has nothing before it to be compared with."""
+    """Return the gates that are judged, and notes: before the first run there is nothing to compare with."""
     gates, accepted = loaded.recipe.gates, loaded.recipe.output.accepted
     compared = [name for name in gates.asked() if name.startswith("baseline_")]
     if baseline is not None or accepted is None or not compared:
