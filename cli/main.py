@@ -14,7 +14,6 @@ from onnxprune_cli import endings
 
 #: Every command in the order of a job, and the module and function that it lives in.
 COMMANDS = {
-    "compress": ("onnxprune_cli.compress", "compress"),
     "import": ("onnxprune_cli.import_", "import_model"),
     "inspect": ("onnxprune_cli.inspect_", "inspect_model"),
     "advise": ("onnxprune_cli.advise", "advise"),
@@ -26,6 +25,7 @@ COMMANDS = {
     "verify": ("onnxprune_cli.verify", "verify"),
     "bench": ("onnxprune_cli.bench", "bench"),
     "validate": ("onnxprune_cli.validate", "validate"),
+    "compress": ("onnxprune_cli.compress", "compress"),
     "report": ("onnxprune_cli.report", "report"),
 }
 

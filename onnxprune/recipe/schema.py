@@ -297,8 +297,8 @@ class Quantize(_Stage):
     calibration: Literal["minmax", "percentile", "entropy"] = Field(
         "minmax", description="how ranges of activations are taken from samples"
     )
-    computing: Literal["auto", "integer", "float"] = Field(
-        "auto", description="of int8: auto takes what is faster here, which is timed"
+    computing: Literal["auto", "integer", "dynamic", "float"] = Field(
+        "auto", description="of int8: auto takes what is fastest here, which is timed"
     )
     block_size: int = Field(32, ge=16, description="weights that share a scale in int4: a power of two")
     equalize: Literal["auto", "on", "off"] = Field(
