@@ -83,6 +83,9 @@ def test_trials_without_a_figure_are_left_out():
     ]
     (curve,) = curves(stages)
     assert (curve.name, curve.amount, curve.loss, curve.metric) == (
-        "a", (0.0, 0.25, 0.5), (0.0, 1.0, 2.0), "mse",
-    )  # fmt: skip
+        "a",
+        (0.0, 0.25, 0.5),
+        (0.0, 1.0, 2.0),
+        "mse",
+    )
     assert list(curves(stages[:1])) == []
