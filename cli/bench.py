@@ -135,7 +135,8 @@ def _evidence(
     input_shapes: Mapping[str, tuple[int, ...]] | None,
 ) -> Evidence:
     """Return what the gates are judged by; the models are counted only where one asks for that."""
-    from onnxprune.gates.evidence import Evidence, judge_latency, model_record, what_it_uses
+    from onnxprune.gates.evidence import Evidence
+    from onnxprune.gates.figures import judge_latency, model_record, what_it_uses
     from onnxprune.gates.settings import ON_MEMORY, ON_TIME
     from onnxprune.record import MemoryRecord
 

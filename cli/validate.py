@@ -39,7 +39,7 @@ def validate(
     """
     from onnxprune import load_data
     from onnxprune.gates.asked import gates_of
-    from onnxprune.gates.evidence import evidence_of_accuracy
+    from onnxprune.gates.figures import evidence_of_accuracy
     from onnxprune.gates.judge import judge
     from onnxprune.gates.settings import ON_DATA, check_data, check_settings
     from onnxprune.measure.accuracy import run_on_data

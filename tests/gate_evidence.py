@@ -13,7 +13,8 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.data import Dataset
-from onnxprune.gates.evidence import Evidence, evidence_of_accuracy
+from onnxprune.gates.evidence import Evidence
+from onnxprune.gates.figures import evidence_of_accuracy
 from onnxprune.gates.settings import GateSettings, check_data
 from onnxprune.measure.accuracy import run_on_data
 

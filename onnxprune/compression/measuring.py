@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 from onnxprune.compression.chain import Chain
 from onnxprune.compression.folder import RunFolder, Work
 from onnxprune.compression.stages import Job
-from onnxprune.gates.evidence import Evidence, gather_evidence
+from onnxprune.gates.evidence import Evidence
+from onnxprune.gates.gathering import gather_evidence
 from onnxprune.gates.settings import MEASURED_BY
 from onnxprune.machine import graphics, processor
 from onnxprune.runtime import Execution

@@ -8,7 +8,7 @@ from gate_evidence import changed, evidence_on
 
 from onnxprune.gates.baseline import compare_with_baseline, difference
 from onnxprune.gates.evidence import Evidence, JudgedLatency
-from onnxprune.gates.evidence import interval as to_record
+from onnxprune.gates.figures import interval as to_record
 from onnxprune.gates.judge import judge
 from onnxprune.gates.settings import GateSettings
 from onnxprune.measure.intervals import proportion

@@ -12,8 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from small_models import mlp, residual_net
 
 from onnxprune.errors import DataError, ModelError, UsageError
-from onnxprune.gates import evidence as evidence_module
-from onnxprune.gates.evidence import Evidence, gather_evidence, model_record, what_it_uses
+from onnxprune.gates import gathering
+from onnxprune.gates.evidence import Evidence
+from onnxprune.gates.figures import model_record, what_it_uses
+from onnxprune.gates.gathering import gather_evidence
 from onnxprune.gates.judge import judge
 from onnxprune.gates.settings import GateSettings
 from onnxprune.measure import turns
@@ -127,7 +129,7 @@ def test_times_stand_with_the_models_that_took_them(halves, tmp_path, monkeypatc
         times = TurnTimes(wall, {key: spent.sum(axis=1) for key, spent in wall.items()})
         return Timed(times, seed, DEFAULT, None, {})
 
-    monkeypatch.setattr(evidence_module, "time_in_turns", timed)
+    monkeypatch.setattr(gathering, "time_in_turns", timed)
     paths = {"original": halves["original"], "prune": slow, "quantize": halves["final"]}
     evidence = gather_evidence(paths, evaluation=None, settings=GateSettings(), **QUICK)
     assert [model.latency_ms for model in evidence.models] == pytest.approx([4, 8, 1])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from gate_evidence import changed, evidence_on
 
-from onnxprune.gates.evidence import Evidence, JudgedLatency, judge_latency
+from onnxprune.gates.evidence import Evidence, JudgedLatency
+from onnxprune.gates.figures import judge_latency
 from onnxprune.gates.judge import accepts, judge
 from onnxprune.gates.settings import GATES, ON_DATA, GateSettings
 from onnxprune.measure.latency import Timed
