@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.data import Dataset
-from onnxprune.errors import OnnxPruneError, RuntimeFailure
+from onnxprune.errors import OnnxPruneError
 from onnxprune.measure.latency import benchmark_each
 from onnxprune.messages import one_line
 from onnxprune.quantization.bias_correction import correct_biases
@@ -164,7 +164,7 @@ class Int8:
             try:
                 made[self.way] = self.make_all(work)
                 self.times[self.way] = self._time(work, made[self.way])
-            except RuntimeFailure as error:
+            except OnnxPruneError as error:
                 self.notes.append(Skipped(_TITLES[self.way], f"not taken: {one_line(error)}"))
         fastest = min(self.times, key=lambda way: self.times[way], default=None)
         if fastest is not None and self.times[fastest] <= WORTH_IT:

@@ -153,6 +153,10 @@ def test_what_float_has_lost_already_is_not_charged_to_int8(residual, tmp_path):
     result = quantize(path, reference=residual, data=images(), metric="cosine", max_drop=0.001)
     notes = {note.name: note.reason for note in result.report.skipped}
     assert "the model in float has lost" in notes["bound"]
+    judged = images().take(np.arange(3, 64, 4))  # every fourth is set aside
+    found = onnxprune.validate(path, residual, data=judged, metric="cosine")
+    allowed = result.report.sections["quantization"]["it may lose"]
+    assert allowed == pytest.approx(1 - found.overall.model.value + 0.001)
     assert {row["bits"] for row in result.report.sections["layers"] if row["weights"] >= 64} == {8}
 
 
