@@ -14,6 +14,8 @@ import safetensors.numpy
 import small_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_bodies import BRANCH_WEIGHTS, BRANCHES
+from test_bodies import model as with_bodies
 
 import onnxprune
 from onnxprune.errors import OutputError, PlanError
@@ -343,3 +345,11 @@ def test_an_outline_that_turns_in_a_circle_ends(outlined):
     path.write_text(json.dumps(graph))
     with pytest.raises(PlanError, match="another graph"):
         onnxprune.apply_plan(ir.from_proto(small_models.mlp()), load_plan(outlined))
+
+
+@pytest.mark.parametrize("proto", [small_models.attention(), with_bodies(BRANCHES, BRANCH_WEIGHTS)])
+def test_the_outlines_of_real_plans_come_back(tmp_path, proto):
+    """With the sizes that a Reshape reads, and with the bodies of an If."""
+    plan = onnxprune.plan(ir.from_proto(proto), amount=0.5)
+    assert plan.graph is not None
+    assert load_plan(save_plan(plan, tmp_path / "real.plan")).graph == plan.graph
