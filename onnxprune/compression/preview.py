@@ -80,7 +80,10 @@ def preview(
             model, cost, what = _predicted(job, model, options)
             rows.append(_row(name, what, cost))
     gates = [{"gate": name, "limit": getattr(wanted.gates, name)} for name in wanted.gates.asked()]
-    written = {"model": wanted.output.model, "plan": wanted.output.plan, **outputs.reports}
+    output = wanted.output
+    written = {
+        "model": output.model, "plan": output.plan, "accepted": output.accepted, **outputs.reports
+    }  # fmt: skip
     sections = {
         "stages": rows, "gates": gates or [{"gate": "none"}],
         "would be written": {key: path for key, path in written.items() if path is not None},

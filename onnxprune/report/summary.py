@@ -13,8 +13,7 @@ def summary(record: Record) -> Report:
     sections: dict[str, Any] = {
         "verdict": {"verdict": record.verdict, "accepted": record.accepted, "model": record.output},
         "gates": [
-            {"gate": gate.name, "verdict": gate.verdict, "asked": gate.requirement, "found": gate.detail}
-            for gate in record.gates
+            {"gate": gate.name, "verdict": gate.verdict, "asked": gate.requirement} for gate in record.gates
         ],
         "what each stage gave": [_model(record, number) for number in range(len(record.models))],
     }
@@ -23,9 +22,21 @@ def summary(record: Record) -> Report:
     return Report(
         f"compress {record.title}",
         {name: rows for name, rows in sections.items() if rows},
-        checks=tuple(Check(check.name, check.passed, check.detail) for check in record.checks),
+        checks=(*_gates(record), *(Check(check.name, check.passed, check.detail) for check in record.checks)),
         skipped=tuple(Skipped(skip.name, skip.reason) for skip in record.skipped),
         seconds={stage.name: stage.seconds for stage in record.stages if not stage.reused},
+    )
+
+
+def _gates(record: Record) -> tuple[Check, ...]:
+    """Return gates as checks, so that a report whose gates were not passed does not say that it has passed."""
+    return tuple(
+        Check(
+            f"gate {gate.name}",
+            gate.verdict == "pass" or (gate.verdict == "inconclusive" and record.accepted),
+            gate.detail,
+        )
+        for gate in record.gates
     )
 
 

@@ -50,6 +50,21 @@ def test_json_is_one_document(run, project):
 
 
 @pytest.mark.parametrize(
+    ("override", "passed"),
+    [
+        ("gates.size_ratio=0.1", False),
+        ("gates.agreement=0.99", False),
+        ("gates={agreement=0.99, inconclusive='pass'}", True),
+    ],
+)
+def test_json_has_not_passed_unless_the_gates_have(run, project, override, passed):
+    ran = run("compress", project.recipe, "--json", "--set", override)
+    assert ran.status == (0 if passed else 3)
+    assert ran.document["passed"] is passed
+    assert all(check["passed"] for check in ran.document["checks"] if not check["name"].startswith("gate "))
+
+
+@pytest.mark.parametrize(
     ("override", "status", "part"),
     [
         ("stages.prune.amout=0.1", 1, "stages.1.amout: unknown key (did you mean 'amount'?)"),
