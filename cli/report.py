@@ -27,14 +27,15 @@ def report(out: Output, record: Path, **targets: Path | None) -> None:
     whatever the verdict of the run is, which `onnxprune compress` gave when it ended.
     """
     from onnxprune.record import read_record
-    from onnxprune.report.forms import check_forms, summary, write_forms
+    from onnxprune.report.forms import check_forms, write_forms
+    from onnxprune.report.summary import summary
 
     wanted = {form: path for form, path in targets.items() if path is not None}
     check_forms(wanted, record)
     run = read_record(record)
     write_forms(run, wanted)
     if wanted or out.as_json:
-        out.show(summary(run, wanted))
+        out.show(summary(run), title=f"report of {run.title}", written=wanted)
     else:
         from onnxprune.report.markdown import markdown
 

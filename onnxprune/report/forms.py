@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from onnxprune.errors import UsageError
 from onnxprune.messages import visible
 from onnxprune.model.atomic import check_target, write_whole
-from onnxprune.types import Check, Report
 
 if TYPE_CHECKING:
     from onnxprune.record import Record
@@ -75,26 +74,3 @@ def write_forms(record: Record, targets: Mapping[str, Path]) -> None:
     drawn = {form: FORMS[form](record).encode() for form in targets}
     for form, contents in drawn.items():
         write_whole(targets[form], contents)
-
-
-def summary(record: Record, written: Mapping[str, Path]) -> Report:
-    """Return what was drawn, and of what, as a report for the terminal or a program."""
-    from onnxprune.report.figures import all_checks, verdict_line
-
-    return Report(
-        title=f"report of {record.title}",
-        sections={
-            "run": {
-                "verdict": record.verdict,
-                "finished": record.finished,
-                "recipe": record.recipe.path,
-                "output": record.output,
-            },
-            "written": [{"form": form, "file": str(path)} for form, path in written.items()],
-        },
-        checks=(
-            Check("the run", record.verdict == "pass", verdict_line(record)),
-            *(Check(gate.name, gate.verdict == "pass", gate.detail) for gate in record.gates),
-            *(Check(check.name, check.passed, check.detail) for check in all_checks(record)),
-        ),
-    )

@@ -29,7 +29,7 @@ def summary(record: Record) -> Report:
 
 
 def _gates(record: Record) -> tuple[Check, ...]:
-    """Return gates as checks, so that a report whose gates were not passed does not say that it has passed."""
+    """Return gates as checks, so that a report of a run that was not accepted does not say that it passed."""
     return tuple(
         Check(
             f"gate {gate.name}",
