@@ -81,7 +81,7 @@ def test_the_document_of_the_command_says_the_verdict(document, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["passed"] is False
     assert found["sections"]["verdict"]["verdict"] == "fail"
-    assert found["sections"]["written"] == []
+    assert found["sections"]["written"] == {}
     assert next(check for check in found["checks"] if check["name"] == "accuracy_drop")["passed"] is False
 
 
