@@ -30,14 +30,7 @@ _SETTING = ("provider", "options", "threads", "input_shapes", "processor")
 def baseline_gates(
     settings: GateSettings, evidence: Evidence, baseline: Record | None
 ) -> Iterator[GateRecord]:
-    """Yield the gates that compare with the last accepted run; the first run may be let through."""
-    if baseline is None and settings.without_baseline == "pass":
-        for name in ("baseline_accuracy_drop", "baseline_latency_ratio", "baseline_size_ratio"):
-            limit = getattr(settings, name)
-            if limit is not None:
-                claim = Claim(name, "nothing: no run was accepted yet", limit, at_least=False)
-                yield claim.record("pass", None, "without_baseline lets it through")
-        return
+    """Yield the gates that compare with the last accepted run."""
     drop, slower, larger = (
         settings.baseline_accuracy_drop,
         settings.baseline_latency_ratio,

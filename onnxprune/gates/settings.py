@@ -141,9 +141,6 @@ class GateSettings(BaseModel):
     confidence: Annotated[_Number, Field(ge=0.8, lt=1)] = Field(
         0.95, description="of the intervals that gates are judged by"
     )
-    without_baseline: Literal["fail", "pass"] = Field(
-        "fail", description="what baseline gates say where no run was accepted yet; pass is for the first run"
-    )
     higher_is_better: bool | None = Field(
         None, description="the direction of a metric of your own, module:function"
     )
@@ -158,7 +155,7 @@ class GateSettings(BaseModel):
 
 
 #: Keys that ask for nothing themselves: they say how others are judged.
-HOW = ("segments", "inconclusive", "confidence", "without_baseline", "higher_is_better")
+HOW = ("segments", "inconclusive", "confidence", "higher_is_better")
 
 #: Those of them that decide what is measured.
 MEASURED_BY = ("segments", "confidence")
