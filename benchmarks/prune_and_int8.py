@@ -1,6 +1,6 @@
 """What pruning and int8 bring alone and together: sizes, accuracy, and times in one interleaved run.
 
-python benchmarks/prune_and_int8.py MODEL.onnx CALIBRATION.npz EVALUATION.npz [--tune EPOCHS] [--zeros 2:4] [--work FOLDER]
+python benchmarks/prune_and_int8.py MODEL.onnx CALIBRATION.npz EVALUATION.npz [--tune EPOCHS] [--zeros 2:4]
 
 Prints a Markdown table. Every model is made by ``onnxprune.compress``, as a recipe would.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import onnxprune
 from onnxprune.data import load_data
-from onnxprune.gates.evidence import gather_evidence
+from onnxprune.gates.gathering import gather_evidence
 from onnxprune.gates.settings import GateSettings
 from onnxprune.record import Interval, ModelRecord
 
