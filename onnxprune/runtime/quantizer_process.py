@@ -121,7 +121,7 @@ def _float16(task: Task) -> None:
     once = list({tuple(node.output): node for node in reversed(converted.graph.node)}.values())[::-1]
     del converted.graph.node[:]
     converted.graph.node.extend(once)
-    sorted_model = ir.from_proto(converted)  # it puts casts at the end, which ONNX Runtime crashes on
+    sorted_model = ir.from_proto(converted)  # it puts casts at the end, behind their readers
     sorted_model.graph.sort()
     onnx.save(ir.to_proto(sorted_model), task["out"], save_as_external_data=task["large"])
 
