@@ -203,6 +203,17 @@ def test_other_forms_need_no_data(tmp_path, form):
     assert report.sections["size"]["times_smaller"] > limit
 
 
+def test_small_matrices_have_more_than_four_bits(tmp_path):
+    path = saved(small_models.attention, tmp_path / "model.onnx", width=96, heads=4)
+    result = quantize(path, form="int4")
+    rows = {row["layer"]: row for row in result.report.sections["layers"]}
+    assert {row["bits"] for row in rows.values()} == {4, 8}
+    for node in result.model.graph:
+        if node.name in rows and node.op_type == "MatMul":
+            assert rows[node.name]["bits"] == 8
+    save_quantized(result, tmp_path / "out.onnx", against=path)
+
+
 @pytest.mark.parametrize("form", ["dynamic", "int4", "float16"])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_other_forms_keep_zeros(tmp_path, form, pattern):

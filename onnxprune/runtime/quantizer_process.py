@@ -85,6 +85,7 @@ def _dynamic(task: Task) -> None:
 
 
 def _four_bits(task: Task) -> None:
+    import onnx
     from onnxruntime.quantization import QuantFormat
     from onnxruntime.quantization.matmul_nbits_quantizer import (
         DefaultWeightOnlyQuantConfig,
@@ -97,7 +98,10 @@ def _four_bits(task: Task) -> None:
         quant_format=QuantFormat.QOperator,
         op_types_to_quantize=("MatMul",),
     )
-    quantizer = MatMulNBitsQuantizer(task["model"], algo_config=config, nodes_to_include=task["nodes"])
+    model = onnx.load(task["model"])
+    # it takes every MatMul that is not excluded, whichever are included
+    others = [node.name for node in model.graph.node if node.name not in task["nodes"]]
+    quantizer = MatMulNBitsQuantizer(model, algo_config=config, nodes_to_exclude=others)
     quantizer.process()
     quantizer.model.save_model_to_file(task["out"], task["large"])
 
@@ -117,7 +121,7 @@ def _float16(task: Task) -> None:
     once = list({tuple(node.output): node for node in reversed(converted.graph.node)}.values())[::-1]
     del converted.graph.node[:]
     converted.graph.node.extend(once)
-    sorted_model = ir.from_proto(converted)  # it puts casts at the end, which ONNX Runtime crashes on
+    sorted_model = ir.from_proto(converted)  # it puts casts at the end, behind their readers
     sorted_model.graph.sort()
     onnx.save(ir.to_proto(sorted_model), task["out"], save_as_external_data=task["large"])
 
