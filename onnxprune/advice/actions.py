@@ -36,8 +36,6 @@ LEAST_RETURN = 0.35
 _AMOUNTS: tuple[tuple[float, Risk], ...] = ((0.1, "low"), (0.3, "medium"), (0.6, "high"))
 _DEPTHS: tuple[tuple[float, Risk], ...] = ((0.1, "medium"), (0.3, "high"))
 
-_INT8 = "onnxruntime.quantization.quantize_static in Python: docs/advise.md has the lines"
-
 
 @dataclass(frozen=True, slots=True)
 class Action:
@@ -104,6 +102,11 @@ class Words:
             words += ["--data", self.data]
         return shlex.join([*words, *self.flags])
 
+    def quantize(self) -> str:
+        """Return the command line that makes the model in int8, in integers as it was timed."""
+        words = ["onnxprune", "quantize", self.model, "-o", f"{self.model.removesuffix('.onnx')}.int8.onnx"]
+        return shlex.join([*words, "--data", self.data or "random:64", "--computing", "integer"])
+
 
 def actions_of(
     trials: Sequence[Trial],
@@ -135,7 +138,7 @@ def _action(trial: Trial, accuracy: Accuracy | str | None, words: Words, folded:
     if candidate.pattern == FOLD:
         command = None
     else:
-        command = _INT8 if candidate.pattern == "int8" else words.prune(trial)
+        command = words.quantize() if candidate.pattern == "int8" else words.prune(trial)
     return Action(
         title=candidate.name, command=command, worth=worth, latency_ratio=trial.ratio, bound=trial.bound,
         size_ratio=trial.size_ratio, risk=risk, accuracy=accuracy,
