@@ -45,5 +45,5 @@ def why_missed(records: Sequence[GateRecord]) -> str:
     """Return one line that names the gates that failed, or else those that are inconclusive."""
     failed = [record for record in records if record.verdict == "fail"]
     missed = failed or [record for record in records if record.verdict == "inconclusive"]
-    named = "; ".join(f"{record.name}: {record.detail}" for record in missed)
+    named = "; ".join(f"{record.name}: {record.requirement}; {record.detail}" for record in missed)
     return f"{'failed' if failed else 'inconclusive'} {named}"

@@ -49,7 +49,8 @@ class FileRecord(_Part):
     Attributes:
         role: what it was for: "model", "calibration data", "output", "plan" and so on.
         path: as the recipe or the user gave it.
-        sha256: of its bytes, and of the files it refers to.
+        sha256: of its bytes, with those of the files it refers to; of data: of names, types, shapes and
+            contents of its arrays; of a plan: of the hashes of its files.
         size_bytes: of all of these.
     """
 

@@ -16,11 +16,11 @@ from onnxprune.compression.stages import (
     Start,
     Task,
     depends_on,
-    digest_of,
     nothing_done,
     run_stage,
 )
 from onnxprune.errors import NothingToPrune
+from onnxprune.model.digest import files_digest
 from onnxprune.plans import load_plan
 from onnxprune.recipe.schema import Stage
 from onnxprune.record import StageRecord
@@ -83,7 +83,7 @@ def following(start: Start, result: Result) -> Start:
     if not model.exists():  # there was nothing to do
         return start
     zeros = plan if plan.exists() and load_plan(plan).masks else start.zeros
-    return Start(model, digest_of(model), zeros)
+    return Start(model, files_digest(model), zeros)
 
 
 def _result(job: Job, folder: RunFolder, options: Stage, start: Start, *, last: bool) -> Result:

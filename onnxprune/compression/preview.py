@@ -16,12 +16,12 @@ from onnxprune.compression.stages import (
     Job,
     Start,
     depends_on,
-    digest_of,
     options_of_prune,
 )
 from onnxprune.compression.told import Told
 from onnxprune.cost import cost_of
 from onnxprune.errors import NothingToPrune, RecipeError
+from onnxprune.model.digest import files_digest
 from onnxprune.model.io import load
 from onnxprune.pipeline import plan, prune
 from onnxprune.plans import load_plan
@@ -64,7 +64,7 @@ def preview(
     if original.suffix.lower() != ".onnx":
         raise RecipeError(f"{wanted.model.path}: is imported first; --dry-run looks at .onnx files only")
     folder = RunFolder(Path(wanted.run.folder))
-    job = Job(wanted, original, digest_of(original), folder.cache, told)
+    job = Job(wanted, original, files_digest(original), folder.cache, told)
     model = load(original)
     rows = [_row("original", "", _cost(model))]
     start: Start | None = Start(original, job.original_digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
@@ -13,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.compression.chain import Chain
-from onnxprune.compression.folder import PACKAGES
+from onnxprune.compression.folder import PACKAGES, hash_file
 from onnxprune.compression.measuring import Measured
 from onnxprune.compression.outputs import Placed
-from onnxprune.compression.stages import Job, digest_of
+from onnxprune.compression.stages import Job
 from onnxprune.data import Dataset
 from onnxprune.gates.baseline import compare_with_baseline
 from onnxprune.gates.judge import verdict_of
 from onnxprune.layer_changes import layer_changes
 from onnxprune.machine import graphics, processor
+from onnxprune.model.digest import files_digest
 from onnxprune.model.io import load, model_files
 from onnxprune.recipe.load import LoadedRecipe
+from onnxprune.recipe.schema import Apply
 from onnxprune.record import (
     CheckRecord,
     CurveRecord,
@@ -126,9 +129,15 @@ def _files(run: Run) -> Iterator[FileRecord]:
         yield FileRecord(
             role=role,
             path=recipe.model.path if role == "model" else str(path),
-            sha256=digest_of(path),
+            sha256=files_digest(path),
             size_bytes=sum(file.stat().st_size for file in model_files(path)),
         )
+    for stage in recipe.stages:
+        if isinstance(stage, Apply):
+            files = [path for path in sorted(Path(stage.plan).iterdir()) if path.is_file()]
+            digest = hashlib.sha256("".join(hash_file(path) for path in files).encode()).hexdigest()
+            size = sum(path.stat().st_size for path in files)
+            yield FileRecord(role="plan", path=stage.plan, sha256=digest, size_bytes=size)
     data = (("calibration data", recipe.data.calibration), ("evaluation data", recipe.data.evaluation))
     for role, source in data:
         samples = None if source is None else run.job.samples(source)

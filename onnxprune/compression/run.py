@@ -14,12 +14,13 @@ from onnxprune.compression.importing import import_original
 from onnxprune.compression.measuring import measure
 from onnxprune.compression.outputs import Outputs
 from onnxprune.compression.recording import Run, record_of
-from onnxprune.compression.stages import Job, digest_of
+from onnxprune.compression.stages import Job
 from onnxprune.compression.told import Told
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.gates.judge import accepts, judge
 from onnxprune.gates.settings import GateSettings, check_data, check_settings
 from onnxprune.messages import visible
+from onnxprune.model.digest import files_digest
 from onnxprune.recipe.load import LoadedRecipe, load_recipe
 from onnxprune.record import Record, read_record
 
@@ -84,7 +85,7 @@ def compress(
     folder = RunFolder(Path(loaded.recipe.run.folder), resume=resume, fresh=fresh)
     with folder.locked():
         original = import_original(loaded.recipe, folder, told)
-        digest = digest_of(original)
+        digest = files_digest(original)
         job = Job(loaded.recipe, original, digest, folder.cache, told)
         if data.evaluation is not None:
             check_data(loaded.recipe.gates, job.dataset(data.evaluation), data.metric)
@@ -92,7 +93,7 @@ def compress(
         measured = measure(job, chain, folder)
         asked, notes = _judged_by(loaded, earlier)
         gates = judge(asked, measured.evidence, None if earlier is None else earlier[1])
-        if digest_of(original) != digest:
+        if files_digest(original) != digest:
             raise ModelError(f"{visible(original)}: has changed while the run was working; run it again")
         told.step(f"writing {outputs.recipe.model}")
         accepted = accepts(asked, gates)

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxprune.allocate.options import SENSITIVITY
 from onnxprune.calibration.noise import is_noise
-from onnxprune.compression.folder import Work, hash_file, key_of
+from onnxprune.compression.folder import Work, hash_file
 from onnxprune.compression.told import Told
 from onnxprune.data import Dataset, load_data
 from onnxprune.errors import NothingToPrune, UsageError
@@ -17,7 +17,8 @@ from onnxprune.finetuning import finetune, save_finetuned
 from onnxprune.gradual_pipeline import prune_gradually
 from onnxprune.machine import graphics, processor
 from onnxprune.measure.metrics import Metric, find_metric
-from onnxprune.model.io import load, model_files
+from onnxprune.model.digest import files_digest
+from onnxprune.model.io import load
 from onnxprune.pipeline import prune, save_pruned
 from onnxprune.plans import load_plan
 from onnxprune.pruning import PruneResult
@@ -144,7 +145,7 @@ def depends_on(options: Stage, job: Job, start: Start) -> dict[str, Any]:
                 run.latency_batch,
             ]
         earlier = [options.before, None if options.tuning is None else options.tuning.rewind]
-        found["earlier"] = [None if path is None else digest_of(Path(path)) for path in earlier]
+        found["earlier"] = [None if path is None else files_digest(path) for path in earlier]
     if isinstance(options, (Finetune, Quantize)):
         found["original"] = job.original_digest
     if isinstance(options, Quantize):
@@ -165,15 +166,6 @@ def depends_on(options: Stage, job: Job, start: Start) -> dict[str, Any]:
 
 def _digest_of_plan(folder: Path) -> dict[str, str]:
     return {path.name: hash_file(path) for path in sorted(folder.glob("*")) if path.is_file()}
-
-
-def digest_of(model: Path) -> str:
-    """Return the hash of a model's file and its data files.
-
-    Raises:
-        ModelError: it can't be read.
-    """
-    return key_of({"files": [hash_file(path) for path in model_files(model)]})
 
 
 def run_stage(task: Task) -> Report | None:

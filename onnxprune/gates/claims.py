@@ -73,4 +73,5 @@ def flipped(figure: Interval) -> Interval:
 
 def shown(figure: Interval, digits: int = 4) -> str:
     """Return an estimate as text."""
-    return f"{figure.value:.{digits}g} [{figure.low:.{digits}g}, {figure.high:.{digits}g}]"
+    value, low, high = (f"{end + 0.0:.{digits}g}" for end in (figure.value, figure.low, figure.high))
+    return f"{value} [{low}, {high}]"  # adding 0 takes the sign from a zero
