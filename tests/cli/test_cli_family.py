@@ -11,6 +11,9 @@ import pytest
 
 from onnxprune.measure import turns
 
+#: What a plan consists of, behind the name of its model.
+PLAN = (".plan/graph.json", ".plan/plan.json")
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
@@ -34,7 +37,7 @@ def test_a_model_for_each_target_and_one_report(run, saved, tmp_path):
     ran = run("prune", saved["mlp"], "-o", folder, *arguments, "--json")
     assert ran.status == 0
     names = ("mlp-macs-0.4", "mlp-macs-0.7")
-    assert files_of(folder) == [name + end for name in names for end in (".onnx", ".plan/plan.json")]
+    assert files_of(folder) == [name + end for name in names for end in (".onnx", *PLAN)]
     document = ran.document
     assert (document["command"], document["passed"]) == ("prune", True)
     rows = document["sections"]["family"]
@@ -56,7 +59,7 @@ def test_a_missed_target_is_named_and_the_others_are_written(run, saved, tmp_pat
     ran = run("prune", saved["mlp"], "-o", folder, "--targets", "0.7 0.001", "--targets-of", "macs", "--json")
     assert ran.status == 3
     assert "missed: macs-0.001: " in ran.error
-    assert files_of(folder) == ["mlp-macs-0.7.onnx", "mlp-macs-0.7.plan/plan.json"]
+    assert files_of(folder) == ["mlp-macs-0.7" + end for end in (".onnx", *PLAN)]
     (missed,) = ran.document["sections"]["missed"]
     assert missed["target"] == 0.001
     assert 0.001 < missed["reached"] < 0.7

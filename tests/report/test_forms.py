@@ -82,7 +82,9 @@ def test_the_document_of_the_command_says_the_verdict(document, capsys):
     assert found["passed"] is False
     assert found["sections"]["verdict"]["verdict"] == "fail"
     assert found["sections"]["written"] == {}
-    assert next(check for check in found["checks"] if check["name"] == "accuracy_drop")["passed"] is False
+    assert (
+        next(check for check in found["checks"] if check["name"] == "gate accuracy_drop")["passed"] is False
+    )
 
 
 @pytest.mark.parametrize(
