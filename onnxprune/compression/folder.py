@@ -7,6 +7,7 @@
       results/KEY/          one for each stage: its files, and done.json with their hashes
       work/KEY/             a stage that is under way, or was broken off: its checkpoints
       cache/                measurements that several stages share: sensitivity, times of parts
+      scratch/              temporary files, which are gone when no run works here
 
 A result appears whole or not at all (its folder is renamed once it is complete and on the disk), and is used
 only if every byte of it is what was written.
@@ -20,6 +21,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -101,7 +103,8 @@ class RunFolder:
             for part in ("results", "work", "cache"):
                 with output_errors(self._folder):
                     (self._folder / part).mkdir(exist_ok=True)
-            yield self
+            with _temporary_files_in(self._folder / "scratch"):
+                yield self
             self._forget_unused()
         finally:
             lock.release()
@@ -151,6 +154,27 @@ class RunFolder:
                 if folder.name not in self._used:
                     with output_errors(folder):
                         shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Let temporary files of this process, and of those that it starts, lie in a folder for a while.
+
+    So nothing is written elsewhere, and what a killed run leaves is removed by the next one.
+    """
+    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
+    with output_errors(folder):
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder.resolve())
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        os.environ.pop("TMPDIR")
+        os.environ |= {} if variable is None else {"TMPDIR": variable}
+        shutil.rmtree(folder, ignore_errors=True)  # of no use, and the next run removes what is left
 
 
 class Work:

@@ -93,14 +93,14 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole, tmp_path, share, when):
 
 
 def test_a_run_that_is_killed_again_and_again_arrives(whole, tmp_path):
-    """Each attempt dies a few renames later than where it began."""
+    """Each attempt dies a few renames later than where it began; writing the outputs alone takes eight."""
     reference, renames = whole
     project = make_project(tmp_path / "project", TUNED)
     attempts = 0
-    while run(project, 7, "before").returncode == -signal.SIGKILL:
+    while run(project, 12, "before").returncode == -signal.SIGKILL:
         attempts += 1
         assert attempts <= renames, "no attempt gets any further"
-    assert attempts > 2
+    assert attempts >= 2
     assert results(project) == results(reference)
 
 

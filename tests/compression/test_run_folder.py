@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -180,6 +184,23 @@ def test_a_folder_of_the_users_own_is_left_alone(tmp_path, make):
     with pytest.raises(OutputError, match="is no folder of a run"):
         once(tmp_path, make)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_temporary_files_lie_in_the_folder_while_a_run_works(tmp_path, make):
+    usual, variable = tempfile.gettempdir(), os.environ.get("TMPDIR")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").touch()
+    (tmp_path / "run" / "scratch").mkdir()
+    (tmp_path / "run" / "scratch" / "of a killed run").touch()
+    with RunFolder(tmp_path / "run").locked():
+        here = Path(tempfile.mkdtemp())
+        there = subprocess.run(
+            [sys.executable, "-c", "import tempfile; print(tempfile.mkdtemp())"],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+        assert sorted((tmp_path / "run" / "scratch").iterdir()) == sorted([here, Path(there)])
+    assert (tempfile.gettempdir(), os.environ.get("TMPDIR")) == (usual, variable)
+    assert not (tmp_path / "run" / "scratch").exists()
 
 
 def test_a_look_changes_nothing(tmp_path, make):
