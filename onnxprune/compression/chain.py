@@ -16,7 +16,6 @@ from onnxprune.compression.stages import (
     Start,
     Task,
     depends_on,
-    nothing_done,
     run_stage,
 )
 from onnxprune.errors import NothingToPrune
@@ -91,7 +90,7 @@ def _result(job: Job, folder: RunFolder, options: Stage, start: Start, *, last: 
 
     def make(work: Work) -> dict[str, Any]:
         began = time.perf_counter()
-        report = run_stage(Task(job, options, start, work, *storage)) or nothing_done(options)
+        report = run_stage(Task(job, options, start, work, *storage))
         return {"report": as_json(report), "seconds": time.perf_counter() - began}
 
     return folder.result({**depends_on(options, job, start), "storage": storage}, make)

@@ -11,7 +11,7 @@ from pathlib import Path
 from onnxprune.errors import OutputError
 from onnxprune.messages import quoted, visible
 from onnxprune.model.atomic import check_target, write_whole
-from onnxprune.model.io import load
+from onnxprune.model.io import load, model_files
 from onnxprune.pipeline import save_examined
 from onnxprune.plans import load_plan, save_plan
 from onnxprune.recipe.load import LoadedRecipe
@@ -23,10 +23,17 @@ from onnxprune.verification import verify
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where the compressed model is, and what was checked on that file."""
+    """What became of the compressed model.
+
+    Attributes:
+        path: where it is.
+        checks: of that file.
+        written: it and its plans, by what they are.
+    """
 
     path: Path
     checks: tuple[Check, ...]
+    written: Mapping[str, Path]
 
 
 class Outputs:
@@ -42,6 +49,7 @@ class Outputs:
     def __init__(self, loaded: LoadedRecipe) -> None:
         self.recipe = loaded.recipe.output
         self._inputs = _inputs_of(loaded)
+        self._stages = loaded.recipe.stage_names
 
     @property
     def reports(self) -> dict[str, Path]:
@@ -61,18 +69,30 @@ class Outputs:
         for path in (*files.values(), rejected(model)):
             check_target(path)
         plan = {} if self.recipe.plan is None else {"plan": Path(self.recipe.plan)}
+        places = {f"plan of {stage}": plan_target(path, stage, alone=False)
+                  for path in plan.values() for stage in self._stages}  # fmt: skip
         for (one, path), (other, second) in itertools.combinations({**files, **plan}.items(), 2):
             if os.path.abspath(path) == os.path.abspath(second):  # noqa: PTH100 # no link is followed
                 raise OutputError(f"output.{one} and output.{other} are the same: {visible(path)}")
-        for name, path in files.items():
+        for name, path in {**files, **plan, **places}.items():
             for source in self._inputs:
                 if path.exists() and source.exists() and path.samefile(source):
                     raise OutputError(
                         f"output.{name} {visible(path)}: is an input of this run; inputs are never changed"
                     )
 
-    def place_model(self, final: Path, original: Path, *, accepted: bool) -> Placed:
-        """Write the compressed model: under its name, or under one that says that it was rejected.
+    def place_model(
+        self, final: Path, original: Path, plans: Mapping[str, Path], *, accepted: bool
+    ) -> Placed:
+        """Write the compressed model and its plans; or the model alone, under a name that says: rejected.
+
+        Plans appear once the file has passed its checks, before it does: who has the model has its plan.
+
+        Args:
+            final: what the last stage gave.
+            original: what interface and size are compared with.
+            plans: folders by the name of the stage.
+            accepted: every gate was passed.
 
         Raises:
             OutputError: it can't be written.
@@ -84,21 +104,25 @@ class Outputs:
         def examine(temporary: Path) -> Sequence[Check]:
             return verify(temporary, against=original).checks
 
-        report = save_examined(load(final), target, Report("compressed"), examine)
-        return Placed(target, report.checks)
+        written = {"model" if accepted else "rejected model": target}
+        wanted = {} if self.recipe.plan is None or not accepted else plans
 
-    def write(self, record: Record, placed: Placed, plans: Mapping[str, Path]) -> dict[str, Path]:
-        """Write plans (if the model was accepted) and reports; return all that was written.
+        def place_plans() -> None:
+            for stage, folder in wanted.items():
+                place = plan_target(Path(str(self.recipe.plan)), stage, alone=len(plans) == 1)
+                save_plan(load_plan(folder), place)
+                written[f"plan of {quoted(stage)}"] = place
+
+        report = save_examined(load(final), target, Report("compressed"), examine, once_passed=place_plans)
+        return Placed(target, report.checks, written)
+
+    def write(self, record: Record, placed: Placed) -> dict[str, Path]:
+        """Write the reports; return all that was written.
 
         Raises:
             OutputError: a file can't be written.
         """
-        written = {"model" if record.accepted else "rejected model": placed.path}
-        if self.recipe.plan is not None and record.accepted:
-            for stage, folder in plans.items():
-                target = plan_target(Path(self.recipe.plan), stage, alone=len(plans) == 1)
-                save_plan(load_plan(folder), target)
-                written[f"plan of {quoted(stage)}"] = target
+        written = dict(placed.written)
         for form, path in self.reports.items():
             write_whole(path, FORMS[form](record).encode())
             written[form] = path
@@ -119,7 +143,17 @@ def plan_target(plan: Path, stage: str, *, alone: bool) -> Path:
     return plan if alone else plan.with_name(f"{plan.stem}.{stage}{plan.suffix}")
 
 
+#: Keys of a stage, or of how it tunes, that name what is read.
+_INPUT_KEYS = ("plan", "data", "before", "rewind", "validation")
+
+
 def _inputs_of(loaded: LoadedRecipe) -> list[Path]:
+    """Return all files and folders that a run reads, those that hold the model's weights among them."""
     recipe = loaded.recipe
-    named = [recipe.model.path, recipe.data.calibration, recipe.data.evaluation]
-    return [Path(name) for name in named if name is not None] + ([loaded.path] if loaded.path else [])
+    named = [recipe.model.path, recipe.data.calibration, recipe.data.evaluation, loaded.path]
+    for stage in recipe.stages:
+        for holder in (stage, getattr(stage, "tuning", None)):
+            named += [getattr(holder, key, None) for key in _INPUT_KEYS]
+    paths = [Path(name) for name in named if isinstance(name, (str, Path))]
+    model = Path(recipe.model.path)
+    return [*paths, *(model_files(model) if model.suffix.lower() == ".onnx" else ())]

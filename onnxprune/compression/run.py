@@ -97,9 +97,9 @@ def compress(
             raise ModelError(f"{visible(original)}: has changed while the run was working; run it again")
         told.step(f"writing {outputs.recipe.model}")
         accepted = accepts(asked, gates)
-        placed = outputs.place_model(chain.final, original, accepted=accepted)
+        placed = outputs.place_model(chain.final, original, chain.plans, accepted=accepted)
         record = record_of(Run(loaded, started, job, chain, measured, gates, earlier, placed, accepted))
-        written = outputs.write(record, placed, chain.plans)
+        written = outputs.write(record, placed)
     return CompressResult(record, accepted, placed.path, written, (*folder.damaged, *notes))
 
 

@@ -24,7 +24,16 @@ from onnxprune.plans import load_plan
 from onnxprune.pruning import PruneResult
 from onnxprune.quantizing import quantize, save_quantized
 from onnxprune.recipe.order import leaves_zeros
-from onnxprune.recipe.schema import Apply, Finetune, GradualOptions, Prune, Quantize, Recipe, Stage
+from onnxprune.recipe.schema import (
+    Apply,
+    Finetune,
+    GradualOptions,
+    Prune,
+    Quantize,
+    Recipe,
+    Stage,
+    TuningOptions,
+)
 from onnxprune.repruning import apply_plan
 from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
@@ -137,22 +146,16 @@ def depends_on(options: Stage, job: Job, start: Start) -> dict[str, Any]:
         found["data"] = samples.digest if isinstance(samples, Dataset) else samples
     if isinstance(options, Prune):
         if options.target_latency is not None:
-            found["machine"] = [
-                processor(),
-                graphics(),
-                run.provider,
-                run.provider_options,
-                run.latency_batch,
-            ]
+            timed = [run.provider, run.provider_options, run.latency_batch]
+            found["machine"] = [processor(), graphics(), *timed]
         earlier = [options.before, None if options.tuning is None else options.tuning.rewind]
         found["earlier"] = [None if path is None else files_digest(path) for path in earlier]
     if isinstance(options, (Finetune, Quantize)):
         found["original"] = job.original_digest
     if isinstance(options, Quantize):
         found["metric"] = [job.recipe.data.metric, job.recipe.data.output, _allowed_drop(options, job)]
-    validation = getattr(options, "validation", None) or getattr(
-        getattr(options, "tuning", None), "validation", None
-    )
+    tuned = options.tuning if isinstance(options, Prune) else options
+    validation = tuned.validation if isinstance(tuned, TuningOptions) else None
     if isinstance(validation, str):
         found["validation"] = job.dataset(validation).digest
     if isinstance(options, Apply):
@@ -168,8 +171,8 @@ def _digest_of_plan(folder: Path) -> dict[str, str]:
     return {path.name: hash_file(path) for path in sorted(folder.glob("*")) if path.is_file()}
 
 
-def run_stage(task: Task) -> Report | None:
-    """Do what a stage says, and write its files. None: there was nothing to do, the model stays as it was.
+def run_stage(task: Task) -> Report:
+    """Do what a stage says, and write its files; none where there was nothing to do.
 
     Raises:
         OnnxPruneError: whatever the command of that name would raise.
@@ -186,17 +189,17 @@ def run_stage(task: Task) -> Report | None:
     return _cleanup(task)
 
 
-def _cleanup(task: Task) -> Report | None:
+def _cleanup(task: Task) -> Report:
     try:
         result = prune(
             load(task.start.model), pattern="dead", input_shapes=task.job.recipe.run.input_shapes or None
         )
-    except NothingToPrune:
-        return None
+    except NothingToPrune as nothing:
+        return _nothing_done(task, nothing)
     return _saved(task, result)
 
 
-def _prune(task: Task, options: Prune) -> Report | None:
+def _prune(task: Task, options: Prune) -> Report:
     job = task.job
     given = options_of_prune(options, job)
     try:
@@ -204,11 +207,10 @@ def _prune(task: Task, options: Prune) -> Report | None:
             result = prune(load(task.start.model), **given, progress=job.share)
         else:
             result = _prune_gradually(task, options.tuning, given)
-    except NothingToPrune as reasons:
+    except NothingToPrune as nothing:
         if not options.optional:
             raise
-        job.told.progress(1.0, str(reasons))
-        return None
+        return _nothing_done(task, nothing)
     return _saved(task, result)
 
 
@@ -263,7 +265,7 @@ def _prune_gradually(task: Task, tuning: GradualOptions, given: Mapping[str, Any
     )
 
 
-def _apply(task: Task, options: Apply) -> Report | None:
+def _apply(task: Task, options: Apply) -> Report:
     result = apply_plan(
         load(task.start.model),
         load_plan(options.plan),
@@ -278,7 +280,7 @@ def _apply(task: Task, options: Apply) -> Report | None:
     return _saved(task, result)
 
 
-def _finetune(task: Task, options: Finetune) -> Report | None:
+def _finetune(task: Task, options: Finetune) -> Report:
     job = task.job
     samples = job.samples(options.data)
     if samples is None:
@@ -298,7 +300,7 @@ def _finetune(task: Task, options: Finetune) -> Report | None:
     return save_finetuned(result, task.output, against=task.start.model, **task.storage)
 
 
-def _quantize(task: Task, options: Quantize) -> Report | None:
+def _quantize(task: Task, options: Quantize) -> Report:
     job = task.job
     samples = job.samples(options.data)
     result = quantize(
@@ -348,8 +350,8 @@ def _saved(task: Task, result: PruneResult) -> Report:
     )
 
 
-def nothing_done(options: Stage) -> Report:
-    """Return the report of a stage that found nothing to do."""
-    return Report(
-        f"{options.kind}: nothing to do", skipped=(Skipped(options.kind, "there was nothing to remove"),)
-    )
+def _nothing_done(task: Task, nothing: NothingToPrune) -> Report:
+    kind = task.options.kind
+    pairs = [reason.partition(": ") for reason in nothing.reasons] or [(kind, ": ", str(nothing))]
+    skipped = tuple(Skipped(name, reason) for name, _, reason in pairs)
+    return Report(f"{kind}: nothing to do", skipped=skipped)

@@ -193,16 +193,27 @@ def test_a_baseline_that_is_named_must_be_there(again):
     [
         ("output.model=model.onnx", "is an input of this run"),
         ("output.json=recipe.toml", "is an input of this run"),
+        ("stages.prune={kind='apply', plan='small.apply.plan'}", "output.plan of apply .* is an input"),
         ("output.html=report.md", "output.html and output.markdown are the same"),
         ("output.html=none/report.html", "there is no folder"),
         ("output.html=run", "is a folder"),
     ],
 )
 def test_outputs_are_checked_before_anything_runs(again, change, part):
+    shutil.copytree(again.folder / "small.prune.plan", again.folder / "small.apply.plan")
     before = again.digests()
     with pytest.raises(OutputError, match=part):
         onnxprune.compress(again.recipe, overrides=[change, "run.seed=9"])
     assert again.digests() == before
+
+
+def test_data_files_of_the_model_are_inputs_too(project):
+    model = onnx.load(project.folder / "model.onnx")
+    onnx.save(model, project.folder / "model.onnx", save_as_external_data=True, location="weights.bin")
+    before = project.digests()
+    with pytest.raises(OutputError, match="is an input of this run"):
+        onnxprune.compress(project.recipe, overrides=["output.json=weights.bin"])
+    assert project.digests() == before
 
 
 def test_gates_that_could_never_be_judged_are_refused_before_anything_runs(project):
