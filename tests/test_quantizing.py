@@ -304,3 +304,17 @@ def test_integers_that_can_not_be_had_leave_float(residual, monkeypatch):
     assert {row["computes_in"] for row in result.report.sections["layers"]} == {"float"}
     with pytest.raises(RuntimeFailure, match="no such kernel"):
         quantize(residual, data=images(), computing="integer")
+
+
+def test_matrices_of_gemm_keep_their_zero_points(tmp_path):
+    """ONNX Runtime 1.23 runs no others where there is a scale for each output."""
+    path = tmp_path / "mlp.onnx"
+    onnx.save(small_models.mlp(), path)
+    samples = {"x": np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32)}
+    found = quantize(path, data=Dataset.from_arrays(samples), computing="integer").model
+    gemms = [node for node in found.graph if node.op_type == "Gemm"]
+    assert gemms
+    for gemm in gemms:
+        restored = gemm.inputs[1].producer()
+        scale, zero = (restored.inputs[place].const_value.numpy() for place in (1, 2))
+        assert scale.shape == zero.shape

@@ -73,9 +73,14 @@ def _drop_default_zero_points(graph: ir.Graph) -> None:
         stored, zero = node.inputs[0], node.inputs[2]
         if stored is None or zero is None or not stored.is_initializer() or zero.const_value is None:
             continue
-        if not zero.const_value.numpy().any():
+        if not zero.const_value.numpy().any() and not _is_matrix_of_gemm(node):
             node.replace_input_with(2, None)
             node.resize_inputs(2)
+
+
+def _is_matrix_of_gemm(node: ir.Node) -> bool:
+    """Tell whether a Gemm multiplies with it: there ONNX Runtime 1.23 wants as many zero points as scales."""
+    return any(use.node.op_type == "Gemm" and use.idx == 1 for use in node.outputs[0].uses())
 
 
 def _drop_default_attributes(graph: ir.Graph) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -45,6 +46,8 @@ def _static(task: Task) -> None:
                 return None
             return {name: self._arrays[f"{run}_{place}"] for place, name in enumerate(task["names"])}
 
+    # ONNX Runtime for Python 3.10 keeps no ranges: it finds them again each time, with the same result
+    keeps_ranges = "calibration_cache_path" in inspect.signature(quantization.quantize_static).parameters
     activations = quantization.QuantType.QInt8 if task["signed"] else quantization.QuantType.QUInt8
     quantization.quantize_static(
         task["model"],
@@ -57,7 +60,7 @@ def _static(task: Task) -> None:
         nodes_to_quantize=task["nodes"],
         calibrate_method=quantization.CalibrationMethod[task["calibration"]],
         use_external_data_format=task["large"],
-        calibration_cache_path=task["ranges"],
+        **({"calibration_cache_path": task["ranges"]} if keeps_ranges else {}),
         extra_options={
             "WeightSymmetric": True,
             "CalibTensorRangeSymmetric": False,

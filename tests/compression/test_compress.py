@@ -276,3 +276,32 @@ def test_the_final_file_is_stored_as_the_recipe_says(project):
     data = [path for path in project.folder.iterdir() if path.suffix == ".data"]
     assert len(data) == 1
     assert result.record.models[-1].size_bytes == project.output.stat().st_size + data[0].stat().st_size
+
+
+FACTORY = """
+import torch
+
+
+def build():
+    torch.manual_seed(0)
+    first, last = torch.nn.Linear(16, 32), torch.nn.Linear(32, 4)
+    return torch.nn.Sequential(first, torch.nn.ReLU(), last)
+"""
+
+
+def test_a_recipe_may_import_its_model(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    (tmp_path / "networks_of_a_recipe.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "model": {"path": "networks_of_a_recipe:build", "import": {"input_shapes": {"input": [1, 16]}}},
+        "stages": [{"kind": "prune", "amount": 0.5, "align": 1}],
+        "output": {"model": "small.onnx"},
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="trust-input-code"):
+        onnxprune.compress(values)
+    first = onnxprune.compress(values, trust_code=True)
+    again = onnxprune.compress(values, trust_code=True)
+    assert first.accepted
+    assert first.record.models[-1].params < first.record.models[0].params
+    assert reused(again.record) == [True]  # exported anew, to the same file
