@@ -289,6 +289,7 @@ def build():
 """
 
 
+@pytest.mark.long
 def test_a_recipe_may_import_its_model(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     (tmp_path / "networks_of_a_recipe.py").write_text(FACTORY)
