@@ -306,3 +306,20 @@ def test_a_recipe_may_import_its_model(tmp_path, monkeypatch):
     assert first.accepted
     assert first.record.models[-1].params < first.record.models[0].params
     assert reused(again.record) == [True]  # exported anew, to the same file
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "{kind='prune', target_macs=0.6, tuning={steps=20}}",
+        "{kind='prune', pattern='unstructured', amount=0.5, tuning={steps=20, rounds=2}}",
+    ],
+)
+def test_a_stage_may_tune_while_it_prunes(project, stage):
+    pytest.importorskip("torch")
+    overrides = [f"stages=[{stage}]", "gates.agreement=0.0", "gates.size_ratio=1.1"]
+    record = onnxprune.compress(project.recipe, overrides=overrides).record
+    original, pruned = record.models
+    assert pruned.macs <= 0.6 * original.macs or pruned.sparsity == pytest.approx(0.5, abs=0.01)
+    assert reused(onnxprune.compress(project.recipe, overrides=overrides).record) == [True]
