@@ -58,7 +58,7 @@ def compress(out: Output, recipe: Path, init: Path | None, data: str | None, **c
 
     result = run(recipe, told=told, **choices)
     out.show(summary(result.record), written=result.written)
-    for note in result.notes:
+    for note in () if out.quiet else result.notes:
         click.echo(f"note: {note}", err=True)
     if not result.accepted:
         out.fail(
