@@ -393,6 +393,8 @@ def read_record(path: str | Path) -> Record:
         DataError: it is missing, damaged, or of another schema.
     """
     where = visible(path)
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would never end, a device neither
+        raise DataError(f"{where}: is no regular file")
     try:
         with Path(path).open("rb") as stream:
             text = stream.read(_LARGEST_BYTES + 1)

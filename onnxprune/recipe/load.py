@@ -98,6 +98,8 @@ def load_recipe(
 
 
 def _read(path: Path, label: str) -> str:
+    if path.exists() and not path.is_file():  # a pipe would never end, a device neither
+        raise RecipeError(f"{label}: is no regular file")
     try:
         with path.open("rb") as stream:
             contents = stream.read(_LARGEST_BYTES + 1)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from onnxprune.errors import OnnxPruneError, RecipeError, UsageError
+from onnxprune.errors import DataError, OnnxPruneError, RecipeError, UsageError
 from onnxprune.recipe.load import load_recipe
 from onnxprune.recipe.schema import KINDS
+from onnxprune.record import read_record
 
 TEXT = """
 [model]
@@ -197,6 +199,14 @@ def test_a_bad_file_is_one_line(tmp_path, name, contents, part):
         load_recipe(path)
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(RecipeError, match="is no regular file"):
+        load_recipe(tmp_path / "pipe.toml")
+    with pytest.raises(DataError, match="is no regular file"):
+        read_record(tmp_path / "pipe.toml")
 
 
 def test_a_missing_file_is_one_line(tmp_path):
