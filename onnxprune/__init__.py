@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import plan, prune, save_pruned
     from onnxprune.plans import Drift, compare_plans, load_plan, save_plan
     from onnxprune.pruning import PruneResult
-    from onnxprune.quantizing import QuantizeResult, quantize, save_quantized
+    from onnxprune.quantizing.run import QuantizeResult, quantize, save_quantized
     from onnxprune.repruning import apply_plan
     from onnxprune.runtime.execution import Execution
     from onnxprune.scores.magnitude import score
@@ -50,7 +50,7 @@ _HOMES = {
     "Family": "onnxprune.family",
     "FinetuneResult": "onnxprune.finetuning",
     "PruneResult": "onnxprune.pruning",
-    "QuantizeResult": "onnxprune.quantizing",
+    "QuantizeResult": "onnxprune.quantizing.run",
     "Sensitivity": "onnxprune.survey",
     "Tuning": "onnxprune.tuning",
     "advise": "onnxprune.advice.run",
@@ -71,13 +71,13 @@ _HOMES = {
     "prune_family": "onnxprune.family",
     "prune_folder": "onnxprune.folders.run",
     "prune_gradually": "onnxprune.gradual_pipeline",
-    "quantize": "onnxprune.quantizing",
+    "quantize": "onnxprune.quantizing.run",
     "save": "onnxprune.model.io",
     "save_family": "onnxprune.family",
     "save_finetuned": "onnxprune.finetuning",
     "save_plan": "onnxprune.plans",
     "save_pruned": "onnxprune.pipeline",
-    "save_quantized": "onnxprune.quantizing",
+    "save_quantized": "onnxprune.quantizing.run",
     "score": "onnxprune.scores.magnitude",
     "validate": "onnxprune.measure.accuracy",
     "verify": "onnxprune.verification",

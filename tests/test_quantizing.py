@@ -297,7 +297,7 @@ def test_integers_that_can_not_be_had_leave_float(residual, monkeypatch):
     def refuse(*args, **options):
         raise RuntimeFailure("no such kernel")
 
-    monkeypatch.setattr("onnxprune.quantizing_int8.in_int8", refuse)
+    monkeypatch.setattr("onnxprune.quantizing.int8.in_int8", refuse)
     result = quantize(residual, data=images())
     notes = {note.name: note.reason for note in result.report.skipped}
     assert notes["int8, ranges from data"] == "not taken: no such kernel"

@@ -22,7 +22,7 @@ from onnxprune.model.io import load
 from onnxprune.pipeline import prune, save_pruned
 from onnxprune.plans import load_plan
 from onnxprune.pruning import PruneResult
-from onnxprune.quantizing import quantize, save_quantized
+from onnxprune.quantizing.run import quantize, save_quantized
 from onnxprune.recipe.order import leaves_zeros
 from onnxprune.recipe.schema import (
     Apply,

@@ -21,9 +21,9 @@ from onnxprune.planning.watch import Watch
 from onnxprune.plans import load_plan
 from onnxprune.quantization.layers import Layer, find_layers, is_quantized, matching
 from onnxprune.quantization.preparing import prepared
-from onnxprune.quantizing_forms import FORMS, Made, Wish, make_form
-from onnxprune.quantizing_int8 import COMPUTING, Settings
-from onnxprune.quantizing_judge import Judge, Samples, divide
+from onnxprune.quantizing.forms import FORMS, Made, Wish, make_form
+from onnxprune.quantizing.int8 import COMPUTING, Settings
+from onnxprune.quantizing.judge import Judge, Samples, divide
 from onnxprune.registry import did_you_mean
 from onnxprune.runtime.quantizer import CALIBRATIONS
 from onnxprune.types import Check, Plan, Report, Skipped

@@ -31,7 +31,7 @@ from onnxprune.quantization.search import (
     meet_bound,
 )
 from onnxprune.quantization.stored_weights import LEAST_SIZE
-from onnxprune.quantizing_judge import Judge
+from onnxprune.quantizing.judge import Judge
 from onnxprune.runtime import Execution
 from onnxprune.types import Skipped
 

@@ -19,8 +19,8 @@ from onnxprune.quantization.layers import Layer, channels_of, is_product
 from onnxprune.quantization.output_errors import OutputError
 from onnxprune.quantization.search import FLOAT, INTEGER, STORED
 from onnxprune.quantization.stored_weights import LEAST_SIZE
-from onnxprune.quantizing_int8 import Settings, int8, stored_without_data
-from onnxprune.quantizing_judge import Judge
+from onnxprune.quantizing.int8 import Settings, int8, stored_without_data
+from onnxprune.quantizing.judge import Judge
 from onnxprune.types import Skipped
 
 #: What weights become.
