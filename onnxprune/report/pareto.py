@@ -102,8 +102,8 @@ def _draw(axes: Axes, rows: Sequence[Mapping[str, Any]], behind: set[str], acros
         line += [] if hollow else [(x[0], y[0])]
         colour, mark = (INK, "s") if row["model"] == ORIGINAL else (COLOUR, "o")
         axes.errorbar(
-            x[0], y[0], xerr=_reach(x), yerr=_reach(y), fmt=mark, markersize=2 * _MARK - 1, color=colour, elinewidth=0.7, zorder=2,
-            markerfacecolor="white" if hollow else colour,
+            x[0], y[0], xerr=_reach(x), yerr=_reach(y), fmt=mark, markersize=2 * _MARK - 1, color=colour,
+            elinewidth=0.7, zorder=2, markerfacecolor="white" if hollow else colour,
         )  # fmt: skip
     axes.plot(*zip(*sorted(line), strict=True), color=FAINT, linewidth=1.2, zorder=1)
     axes.set_xlabel(across.label, color=INK)
