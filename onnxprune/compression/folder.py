@@ -33,9 +33,9 @@ import filelock
 from onnxprune.errors import OutputError
 from onnxprune.messages import visible
 from onnxprune.model.atomic import flush_folder, output_errors, write_whole
+from onnxprune.model.digest import sha256_of
 
 _DONE = "done.json"
-_READ_BYTES = 1 << 20
 
 #: Packages that results depend on, beside our own code.
 PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "scipy")
@@ -210,7 +210,7 @@ class Work:
         with output_errors(self.place):
             if self.checkpoint.exists():
                 shutil.rmtree(self.checkpoint)
-            files = {str(path.relative_to(self.place)): hash_file(path) for path in _files(self.place)}
+            files = {str(path.relative_to(self.place)): sha256_of(path) for path in _files(self.place)}
             done = {"key": self._key, "files": files, "about": dict(about)}
             done["check"] = key_of(done)
             write_whole(self.place / _DONE, (json.dumps(done, indent=1) + "\n").encode())
@@ -232,7 +232,7 @@ def read_done(folder: Path, key: str) -> dict[str, Any] | None:
         found = {str(path.relative_to(folder)) for path in _files(folder)} - {_DONE}
         if found != set(done["files"]):
             return None
-        if any(hash_file(folder / name) != digest for name, digest in done["files"].items()):
+        if any(sha256_of(folder / name) != digest for name, digest in done["files"].items()):
             return None
         about: dict[str, Any] = done["about"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -250,15 +250,6 @@ def _key(depends_on: Mapping[str, Any]) -> str:
     return key_of({**depends_on, "tool": tool_digest()})
 
 
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 @functools.cache
 def tool_digest() -> str:
     """Return the hash of our own code, and of the versions that results depend on."""
@@ -268,7 +259,7 @@ def tool_digest() -> str:
 
 def sources_of(package: Path) -> dict[str, str]:
     """Return the hash of every module of a package, by its path."""
-    return {str(path.relative_to(package)): hash_file(path) for path in sorted(package.rglob("*.py"))}
+    return {str(path.relative_to(package)): sha256_of(path) for path in sorted(package.rglob("*.py"))}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -6,16 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from onnxprune.compression.folder import RunFolder, Work, hash_file
+from onnxprune.compression.folder import RunFolder, Work
 from onnxprune.compression.stages import MODEL_FILE
 from onnxprune.compression.told import Told
 from onnxprune.importers import import_model
+from onnxprune.model.digest import sha256_of
 from onnxprune.model.io import save
 from onnxprune.recipe.schema import Recipe
 
 
-def import_original(recipe: Recipe, folder: RunFolder, told: Told) -> Path:
-    """Return the ONNX file of a recipe's model: the one it names, or one exported into the run folder.
+def import_original(recipe: Recipe, folder: RunFolder, told: Told) -> tuple[Path, list[str]]:
+    """Return the ONNX file of a recipe's model, which is exported into the run folder if need be, and notes.
 
     Code of the user's (``module:factory``) is exported at every run, for nobody can say what it depends on;
     what follows is then reused where the export is the same.
@@ -25,11 +26,11 @@ def import_original(recipe: Recipe, folder: RunFolder, told: Told) -> Path:
     """
     source = recipe.model.path
     if Path(source).suffix.lower() == ".onnx":
-        return Path(source)
+        return Path(source), []
     told.step(f"importing {source}")
     options = recipe.model.options.model_dump()
     path = Path(source)
-    contents = hash_file(path) if path.is_file() else f"imported at {time.time_ns()}"
+    contents = sha256_of(path) if path.is_file() else f"imported at {time.time_ns()}"
 
     def make(work: Work) -> dict[str, Any]:
         # load_recipe has refused sources that run code unless the user trusts them
@@ -38,4 +39,4 @@ def import_original(recipe: Recipe, folder: RunFolder, told: Told) -> Path:
         return {"notes": list(found.notes)}
 
     result = folder.result({"import": options, "seed": recipe.run.seed, "source": contents}, make)
-    return result.folder / MODEL_FILE
+    return result.folder / MODEL_FILE, list(result.about["notes"])

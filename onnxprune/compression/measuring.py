@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -20,22 +18,7 @@ from onnxprune.runtime import Execution
 _EVIDENCE = TypeAdapter(Evidence)
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What was measured.
-
-    Attributes:
-        evidence: all of it.
-        seconds: wall time that it took.
-        reused: an earlier run had measured the same.
-    """
-
-    evidence: Evidence
-    seconds: float
-    reused: bool
-
-
-def measure(job: Job, chain: Chain, folder: RunFolder) -> Measured:
+def measure(job: Job, chain: Chain, folder: RunFolder) -> Evidence:
     """Measure the original and what each stage gave.
 
     Raises:
@@ -55,7 +38,6 @@ def measure(job: Job, chain: Chain, folder: RunFolder) -> Measured:
     }  # fmt: skip
 
     def make(_work: Work) -> dict[str, Any]:
-        began = time.perf_counter()
         evidence = gather_evidence(
             chain.models,
             evaluation=evaluation,
@@ -72,10 +54,6 @@ def measure(job: Job, chain: Chain, folder: RunFolder) -> Measured:
             step=job.told.step,
             progress=job.share,
         )
-        plain = _EVIDENCE.dump_python(evidence, mode="json", by_alias=True)
-        return {"evidence": plain, "seconds": time.perf_counter() - began}
+        return {"evidence": _EVIDENCE.dump_python(evidence, mode="json", by_alias=True)}
 
-    result = folder.result(depends_on, make)
-    return Measured(
-        _EVIDENCE.validate_python(result.about["evidence"]), result.about["seconds"], result.reused
-    )
+    return _EVIDENCE.validate_python(folder.result(depends_on, make).about["evidence"])

@@ -16,7 +16,7 @@ from onnxprune.pipeline import save_examined
 from onnxprune.plans import load_plan, save_plan
 from onnxprune.recipe.load import LoadedRecipe
 from onnxprune.record import Record
-from onnxprune.report.forms import FORMS
+from onnxprune.report.forms import FORMS, write_forms
 from onnxprune.types import Check, Report
 from onnxprune.verification import verify
 
@@ -122,10 +122,8 @@ class Outputs:
         Raises:
             OutputError: a file can't be written.
         """
-        written = dict(placed.written)
-        for form, path in self.reports.items():
-            write_whole(path, FORMS[form](record).encode())
-            written[form] = path
+        write_forms(record, self.reports)
+        written = {**placed.written, **self.reports}
         if self.recipe.accepted is not None and record.accepted:
             path = Path(self.recipe.accepted)
             write_whole(path, record.to_text().encode())

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.compression.chain import Chain
-from onnxprune.compression.folder import PACKAGES, hash_file
-from onnxprune.compression.measuring import Measured
+from onnxprune.compression.folder import PACKAGES
 from onnxprune.compression.outputs import Placed
 from onnxprune.compression.stages import Job
 from onnxprune.data import Dataset
 from onnxprune.gates.baseline import compare_with_baseline
+from onnxprune.gates.evidence import Evidence
 from onnxprune.gates.judge import verdict_of
 from onnxprune.layer_changes import layer_changes
 from onnxprune.machine import graphics, processor
-from onnxprune.model.digest import files_digest
+from onnxprune.model.digest import files_digest, sha256_of
 from onnxprune.model.io import load, model_files
 from onnxprune.recipe.load import LoadedRecipe
 from onnxprune.recipe.schema import Apply
@@ -37,6 +37,7 @@ from onnxprune.record import (
     PointRecord,
     RecipeRecord,
     Record,
+    Skip,
     StageRecord,
 )
 
@@ -50,28 +51,32 @@ class Run:
         started: when.
         job: what the stages shared.
         chain: what they gave.
-        measured: on the models.
+        evidence: measured on the models.
         gates: judged.
         baseline: path and record of the last accepted run, or None.
         placed: the compressed model.
         accepted: it is under its name.
+        notes: what the user should know and did not ask for.
     """
 
     loaded: LoadedRecipe
     started: datetime
     job: Job
     chain: Chain
-    measured: Measured
+    evidence: Evidence
     gates: tuple[GateRecord, ...]
     baseline: tuple[str, Record] | None
     placed: Placed
     accepted: bool
+    notes: tuple[str, ...]
 
 
 def record_of(run: Run) -> Record:
     """Return the record of a run."""
-    recipe, evidence = run.loaded.recipe, run.measured.evidence
-    skipped = tuple(dict.fromkeys(skip for stage in run.chain.stages for skip in stage.skipped))
+    recipe, evidence = run.loaded.recipe, run.evidence
+    noted = (Skip(name="the run", reason=note) for note in run.notes)
+    left = (skip for stage in run.chain.stages for skip in stage.skipped)
+    skipped = tuple(dict.fromkeys((*left, *noted)))
     baseline = None
     if run.baseline is not None:
         path, earlier = run.baseline
@@ -135,7 +140,7 @@ def _files(run: Run) -> Iterator[FileRecord]:
     for stage in recipe.stages:
         if isinstance(stage, Apply):
             files = [path for path in sorted(Path(stage.plan).iterdir()) if path.is_file()]
-            digest = hashlib.sha256("".join(hash_file(path) for path in files).encode()).hexdigest()
+            digest = hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()
             size = sum(path.stat().st_size for path in files)
             yield FileRecord(role="plan", path=stage.plan, sha256=digest, size_bytes=size)
     data = (("calibration data", recipe.data.calibration), ("evaluation data", recipe.data.evaluation))

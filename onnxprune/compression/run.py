@@ -84,23 +84,26 @@ def compress(
     earlier = _baseline(loaded, baseline)
     folder = RunFolder(Path(loaded.recipe.run.folder), resume=resume, fresh=fresh)
     with folder.locked():
-        original = import_original(loaded.recipe, folder, told)
+        original, imported = import_original(loaded.recipe, folder, told)
         digest = files_digest(original)
         job = Job(loaded.recipe, original, digest, folder.cache, told)
         if data.evaluation is not None:
             check_data(loaded.recipe.gates, job.dataset(data.evaluation), data.metric)
         chain = run_stages(job, folder)
-        measured = measure(job, chain, folder)
-        asked, notes = _judged_by(loaded, earlier)
-        gates = judge(asked, measured.evidence, None if earlier is None else earlier[1])
+        evidence = measure(job, chain, folder)
+        asked, unjudged = _judged_by(loaded, earlier)
+        gates = judge(asked, evidence, None if earlier is None else earlier[1])
         if files_digest(original) != digest:
             raise ModelError(f"{visible(original)}: has changed while the run was working; run it again")
         told.step(f"writing {outputs.recipe.model}")
         accepted = accepts(asked, gates)
         placed = outputs.place_model(chain.final, original, chain.plans, accepted=accepted)
-        record = record_of(Run(loaded, started, job, chain, measured, gates, earlier, placed, accepted))
+        notes = (*imported, *folder.damaged, *unjudged)
+        record = record_of(
+            Run(loaded, started, job, chain, evidence, gates, earlier, placed, accepted, notes)
+        )
         written = outputs.write(record, placed)
-    return CompressResult(record, accepted, placed.path, written, (*folder.damaged, *notes))
+    return CompressResult(record, accepted, placed.path, written, notes)
 
 
 def _judged_by(loaded: LoadedRecipe, baseline: tuple[str, Record] | None) -> tuple[GateSettings, list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxprune.allocate.options import SENSITIVITY
 from onnxprune.calibration.noise import is_noise
-from onnxprune.compression.folder import Work, hash_file
+from onnxprune.compression.folder import Work
 from onnxprune.compression.told import Told
 from onnxprune.data import Dataset, load_data
 from onnxprune.errors import NothingToPrune, UsageError
@@ -17,7 +17,7 @@ from onnxprune.finetuning import finetune, save_finetuned
 from onnxprune.gradual_pipeline import prune_gradually
 from onnxprune.machine import graphics, processor
 from onnxprune.measure.metrics import Metric, find_metric
-from onnxprune.model.digest import files_digest
+from onnxprune.model.digest import files_digest, sha256_of
 from onnxprune.model.io import load
 from onnxprune.pipeline import prune, save_pruned
 from onnxprune.plans import load_plan
@@ -168,7 +168,7 @@ def depends_on(options: Stage, job: Job, start: Start) -> dict[str, Any]:
 
 
 def _digest_of_plan(folder: Path) -> dict[str, str]:
-    return {path.name: hash_file(path) for path in sorted(folder.glob("*")) if path.is_file()}
+    return {path.name: sha256_of(path) for path in sorted(folder.glob("*")) if path.is_file()}
 
 
 def run_stage(task: Task) -> Report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,24 @@ def files_digest(path: str | os.PathLike[str]) -> str:
     Raises:
         ModelError: the model can't be read.
     """
+    try:
+        return sha256_of(*model_files(path))
+    except OSError as error:
+        where = visible(str(error.filename or path))
+        raise ModelError(f"{where}: can't be read: {error.strerror}; check the disk") from error
+
+
+def sha256_of(*files: Path) -> str:
+    """Return the SHA-256, in hexadecimal, of files one after another.
+
+    Raises:
+        OSError: one can't be read.
+    """
     digest = hashlib.sha256()
-    for file in model_files(path):
-        try:
-            with file.open("rb") as stream:
-                while piece := stream.read(_READ_BYTES):
-                    digest.update(piece)
-        except OSError as error:
-            raise ModelError(f"{visible(file)}: can't be read: {error.strerror}; check the disk") from error
+    for file in files:
+        with file.open("rb") as stream:
+            while piece := stream.read(_READ_BYTES):
+                digest.update(piece)
     return digest.hexdigest()
 
 

@@ -48,14 +48,12 @@ class QuantizeResult:
         report: a row for each layer, what each step gave, what stays in float and why.
         original: what was given.
         form: what the weights became.
-        plan: whose zeros must be there, if one was given.
     """
 
     model: ir.Model
     report: Report
     original: ir.Model
     form: str
-    plan: Plan | None = None
 
 
 def quantize(
@@ -129,7 +127,7 @@ def quantize(
         given = _loaded(model)
         if is_quantized(given):
             raise UsageError("the model is quantized already: give the one that it was made from")
-        declared = _declared(plan, given)
+        _check_declared(plan, given)
         found = samples_of(data, given, seed, input_shapes)
         if form == "int8" and found is None and computing != "float":
             raise UsageError(
@@ -152,7 +150,7 @@ def quantize(
     watch.tell(1.0)
     notes = [*skipped, *made.notes, *(judge.notes if judge else ()), *(samples.notes if samples else ())]
     report = _report(given, made, judge, samples, [*notes, *notes_on_noise(found)])
-    return QuantizeResult(made.model, replace(report, seconds=dict(watch.seconds)), given, form, declared)
+    return QuantizeResult(made.model, replace(report, seconds=dict(watch.seconds)), given, form)
 
 
 def save_quantized(
@@ -214,14 +212,13 @@ def _loaded(model: Model) -> ir.Model:
     return model if isinstance(model, ir.Model) else load(model)
 
 
-def _declared(plan: Plan | str | Path | None, model: ir.Model) -> Plan | None:
-    """Return a plan whose zeros are in the model."""
+def _check_declared(plan: Plan | str | Path | None, model: ir.Model) -> None:
+    """Refuse a plan whose zeros are not in the model; once there, every zero is verified to stay."""
     declared = load_plan(plan) if isinstance(plan, (str, Path)) else plan
     if declared is not None and declared.masks:
         check = check_declared_zeros(model, declared.masks)
         if not check.passed:
             raise PlanError(f"{check.detail}; apply the plan to the model first (onnxprune apply)")
-    return declared
 
 
 def _layers_of(work: ir.Model, form: str, keep_float: Sequence[str]) -> tuple[list[Layer], list[Skipped]]:

@@ -36,7 +36,6 @@ def quantize_static(
     nodes: Sequence[str] = (),
     calibration: str = "minmax",
     per_channel: bool = True,
-    signed_activations: bool = False,
     reduced_range: bool = False,
     ranges: str | Path | None = None,
     timeout_seconds: float | None = None,
@@ -51,7 +50,6 @@ def quantize_static(
         calibration: a key of `CALIBRATIONS`: the least and the greatest value, all but the outermost of them,
             or the range that loses the least information.
         per_channel: a scale for each output channel of a weight, not one for all.
-        signed_activations: int8 in place of uint8.
         reduced_range: weights in 7 bits, for processors whose 8-bit products can saturate.
         ranges: a file that keeps the ranges of activations for a second run; written if it is not there.
         timeout_seconds: after which the work is stopped; None for no limit.
@@ -61,7 +59,7 @@ def quantize_static(
     """
     options = {
         "nodes": list(nodes), "calibration": CALIBRATIONS[calibration], "per_channel": per_channel,
-        "signed": signed_activations, "reduced": reduced_range,
+        "reduced": reduced_range,
         "ranges": None if ranges is None else str(ranges),
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="onnxprune-quantize-") as folder:

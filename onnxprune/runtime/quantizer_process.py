@@ -48,13 +48,12 @@ def _static(task: Task) -> None:
 
     # ONNX Runtime for Python 3.10 keeps no ranges: it finds them again each time, with the same result
     keeps_ranges = "calibration_cache_path" in inspect.signature(quantization.quantize_static).parameters
-    activations = quantization.QuantType.QInt8 if task["signed"] else quantization.QuantType.QUInt8
     quantization.quantize_static(
         task["model"],
         task["out"],
         Reader(),
         per_channel=task["per_channel"],
-        activation_type=activations,
+        activation_type=quantization.QuantType.QUInt8,  # int8 would waste half its values after a Relu
         weight_type=quantization.QuantType.QInt8,
         reduce_range=task["reduced"],
         nodes_to_quantize=task["nodes"],

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "compression"))  # its projects are ours, too
-from projects import Project, make_project
+from recipe_projects import Project, make_project
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 import small_models
-from projects import RECIPE, Project, make_project
+from recipe_projects import RECIPE, Project, make_project
 
 import onnxprune
 from onnxprune.errors import DataError, LimitMissed, NothingToPrune, OutputError, RecipeError, UsageError
@@ -169,6 +169,7 @@ def test_the_first_run_has_no_baseline_and_says_so(project):
     assert first.accepted
     assert "no run was accepted yet, so baseline_size_ratio" in first.notes[0]
     assert "baseline_size_ratio" not in {gate.name for gate in first.record.gates}
+    assert first.notes[0] in {skip.reason for skip in first.record.skipped}
     second = onnxprune.compress(project.recipe, overrides=asked)
     assert [gate.verdict for gate in second.record.gates if gate.name == "baseline_size_ratio"] == ["pass"]
     nowhere = onnxprune.compress(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from projects import RECIPE, Project, make_project
+from recipe_projects import RECIPE, Project, make_project
 
 TUNED = RECIPE.replace(
     "[gates]",

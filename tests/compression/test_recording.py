@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from projects import RECIPE, make_project
+from recipe_projects import RECIPE, make_project
 
 import onnxprune
 from onnxprune.compression.recording import curves, trade_off
