@@ -9,20 +9,22 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import click
 
-from onnxprune.errors import LimitMissed, NothingToPrune, OnnxPruneError, UsageError
-from onnxprune.messages import one_line
+from onnxprune.containment import Ended, take_signals, told
+from onnxprune.errors import LimitMissed, NothingToPrune, OnnxPruneError, RuntimeFailure, UsageError
+from onnxprune.messages import one_line, visible
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 TERMINATED = 143  # 128 + SIGTERM
 NO_READER = 141  # 128 + SIGPIPE
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 _LONGEST_MESSAGE = 1000
 
 
@@ -38,17 +40,19 @@ class Ending:
         as_json: an error is a JSON document on stdout as well.
         context: of the group, once its options were read.
         status: the exit status.
+        stopped: what a signal raised, whatever became of it on its way here.
     """
 
     as_json: bool
     context: click.Context | None = None
     status: int = 0
+    stopped: BaseException | None = None
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Turn whatever ends the block into a status and, where it is an error, one line."""
         try:
-            with _terminated_by_signal():
+            with self._stopped_by_signals():
                 yield
                 sys.stdout.flush()
         except click.exceptions.Exit as ending:
@@ -57,7 +61,7 @@ class Ending:
             self.status = NO_READER
             _discard_stdout()
         except BaseException as error:  # noqa: BLE001 # the last stop: everything becomes a status here
-            self.status = self._fail(error)
+            self.status = self.fail(error if self.stopped is None else self.stopped)
             try:
                 sys.stdout.flush()
             except OSError:  # what failed just now would fail again when the interpreter ends
@@ -67,7 +71,8 @@ class Ending:
     def _command(self) -> str | None:
         return None if self.context is None else self.context.invoked_subcommand
 
-    def _fail(self, error: BaseException) -> int:
+    def fail(self, error: BaseException) -> int:
+        """Say what went wrong; return the exit status that it means."""
         status, message = describe(error, self._command)
         if message is None:
             traceback.print_exception(error)
@@ -80,6 +85,30 @@ class Ending:
                 click.echo(json.dumps(self._document(error, status, line), indent=1))
         click.echo(f"error: {line}", err=True)
         return status
+
+    @contextlib.contextmanager
+    def _stopped_by_signals(self) -> Iterator[None]:
+        """Let SIGINT and SIGTERM end the block like an exception, so that what cleans up does its work.
+
+        The first one counts: a terminal tells a whole group of processes, and our supervisor tells us again.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may set handlers
+            return
+
+        def stop(number: int, _frame: FrameType | None) -> None:
+            for each in _STOPPING:
+                signal.signal(each, signal.SIG_IGN)
+            self.stopped = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+            raise self.stopped
+
+        before = {number: signal.signal(number, stop) for number in _STOPPING}
+        take_signals()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _document(self, error: BaseException, status: int, message: str) -> dict[str, Any]:
         reasons = list(error.reasons) if isinstance(error, (LimitMissed, NothingToPrune)) else []
@@ -108,28 +137,28 @@ def describe(error: BaseException, command: str | None) -> tuple[int, str | None
     if isinstance(error, Terminated):
         return TERMINATED, "terminated; nothing was left half written"
     if isinstance(error, MemoryError):
-        return 1, "out of memory; close other programs, or keep the weights in external data"
+        where = f"{visible(told.current_subject())}: " if told.current_subject() else ""
+        return 1, f"{where}out of memory; close other programs, or allow more with --memory"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
         return 1, f"{where}{error.strerror or error}"
     return 1, None
 
 
-@contextlib.contextmanager
-def _terminated_by_signal() -> Iterator[None]:
-    """Let SIGTERM end the block like an exception, so that temporary files go and children end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def after(ended: Ended, arguments: Sequence[str]) -> int:
+    """Return the exit status for how a worker ended, after saying what it could not say itself."""
+    for line in ended.noise.splitlines():
+        click.echo(visible(line, _LONGEST_MESSAGE), err=True)
+    if ended.status is not None:
+        return ended.status
+    ending = Ending(as_json="--json" in arguments)
+    if ended.signal is not None:
+        return ending.fail(KeyboardInterrupt() if ended.signal == signal.SIGINT else Terminated())
+    where = f"{visible(ended.subject)}: " if ended.subject else ""
+    at = f" (at: {visible(ended.step)})" if ended.step else ""
+    if ended.timed_out:
+        return ending.fail(LimitMissed(f"{where}took longer than --timeout allows{at}"))
+    return ending.fail(RuntimeFailure(f"{where}{ended.why}{at}"))
 
 
 def open_standard_streams() -> None:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import click
 
+from onnxprune import containment
 from onnxprune.registry import did_you_mean
-from onnxprune_cli import endings
+from onnxprune_cli import endings, options
 
 #: Every command in the order of a job, and the module and function that it lives in.
 COMMANDS = {
@@ -81,10 +82,24 @@ Exit status:
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option(
+    "--debug", is_flag=True, help="Show the traceback of an error and what libraries print."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End with status 3 after this time.",
+)
+@click.option(
+    "--memory",
+    callback=options.size,
+    metavar="SIZE",
+    help="Fail beyond this much memory, such as 8GB; by default what the machine has.",
+)
 @click.version_option(package_name="onnxprune", message="%(prog)s %(version)s")
 @click.pass_context
-def main(ctx: click.Context, debug: bool) -> None:  # noqa: ARG001 # read from the context once something fails
+def main(ctx: click.Context, debug: bool, timeout: float | None, memory: int | None) -> None:
     """Make a trained ONNX model smaller and faster, and prove it.
 
     onnxprune COMMAND --help says more.
@@ -92,6 +107,7 @@ def main(ctx: click.Context, debug: bool) -> None:  # noqa: ARG001 # read from t
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(2)
+    containment.keep_limits(timeout_seconds=timeout, memory_bytes=memory, show_noise=debug)
 
 
 def execute(arguments: Sequence[str]) -> int:
@@ -110,4 +126,9 @@ def run() -> None:
     endings.open_standard_streams()
     if "_ONNXPRUNE_COMPLETE" in os.environ:
         main.main(prog_name="onnxprune")  # the shell asks what could come next
-    sys.exit(execute(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    try:
+        ended = containment.supervise(lambda: execute(arguments))
+    except OSError as error:
+        ended = containment.Ended(None, why=f"can't start a process: {error.strerror}")
+    sys.exit(endings.after(ended, arguments))

@@ -163,7 +163,7 @@ def runs_on_data() -> Decorator:
     return together(
         count("--batch", default=32, help="Samples in one run on data, where the batch is free."),
         option(
-            "--memory-limit", default="1GB", callback=_bytes, metavar="SIZE",
+            "--memory-limit", default="1GB", callback=size, metavar="SIZE",
             help="What work on data may keep in memory, beside model and data: bytes, or as 512MB, 2GB.",
         ),
         threads(),
@@ -173,16 +173,23 @@ def runs_on_data() -> Decorator:
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def _bytes(ctx: click.Context, param: click.Parameter, text: str) -> int:
+def size(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
+    """Read a size such as 512MB, 2GB, or a number of bytes: the callback of an option.
+
+    Raises:
+        click.BadParameter: it is none.
+    """
+    if text is None:
+        return None
     number = text.rstrip("BbKkMmGgTtIi ")
     unit = text[len(number) :].strip().upper().removesuffix("B").removesuffix("I")
     try:
-        size = int(float(number) * _UNITS[unit])
+        bytes_ = int(float(number) * _UNITS[unit])
     except (KeyError, ValueError, OverflowError):  # the last one: infinity
-        size = 0
-    if size < 1:
+        bytes_ = 0
+    if bytes_ < 1:
         raise click.BadParameter(f"{text!r} is no size such as 512MB, 2GB, or a number of bytes", ctx, param)
-    return size
+    return bytes_
 
 
 def threads() -> Decorator:

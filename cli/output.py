@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
+from onnxprune.containment import told
 from onnxprune.errors import LimitMissed, NothingToPrune, OutputError
 from onnxprune.messages import one_line
 from onnxprune_cli.progress import Progress
@@ -108,6 +109,13 @@ class Output:
             raise OutputError(f"standard output: cannot be written ({error.strerror})") from None
 
 
+def _subject(ctx: click.Context) -> str:
+    """Return the first argument of a command: the file that it is about."""
+    names = [parameter.name for parameter in ctx.command.params if isinstance(parameter, click.Argument)]
+    value = ctx.params.get(names[0] or "") if names else None
+    return str(value[0] if isinstance(value, tuple) and value else value or "")
+
+
 def reporting(command: _Command) -> _Command:
     """Add ``--json``, ``--quiet`` and ``--verbose``; the command gets an `Output` as its first argument."""
 
@@ -118,6 +126,7 @@ def reporting(command: _Command) -> _Command:
     @functools.wraps(command)
     def wrapped(ctx: click.Context, /, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
         name = ctx.info_name or ""
+        told.subject(_subject(ctx))
         out = Output(name, sys.stdout, as_json, quiet, verbose, Progress(name, quiet))
         try:
             with contextlib.redirect_stdout(sys.stderr):

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from onnxprune.containment import told
 from onnxprune.messages import one_line
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Progress:
     def step(self, text: str) -> None:
         """Begin a step."""
         self._step = one_line(text)
+        told.step(self._step)
         if self._quiet:
             return
         if sys.stderr.isatty():

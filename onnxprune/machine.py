@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
 from pathlib import Path
 
 _CPU = Path("/proc/cpuinfo")
+_GROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 #: Lines of /proc/cpuinfo that tell processors apart, on x86 and on ARM.
 _TELLING = ("model name", "cpu family", "model", "stepping", "flags", "Features", "CPU implementer",
             "CPU architecture", "CPU variant", "CPU part")  # fmt: skip
+
+
+@functools.cache
+def memory_bytes() -> int | None:
+    """Return the memory of the machine, or what our control group may use of it; None if nobody tells."""
+    found = []
+    if hasattr(os, "sysconf"):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for file in _GROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+            found.append(int(file.read_text(encoding="ascii")))
+    return min(found, default=None)
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import stat
 import zipfile
 import zlib
@@ -13,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune import machine
 from onnxprune.errors import DataError
 from onnxprune.messages import one_line, quoted
 
@@ -49,7 +49,7 @@ def _read_members(archive: zipfile.ZipFile, label: str) -> dict[str, npt.NDArray
     if len(members) > MEMBER_LIMIT:
         raise DataError(f"{label}: holds {len(members)} arrays; at most {MEMBER_LIMIT} are read")
     total_bytes = sum(member.file_size for member in members)
-    memory_bytes = _memory_bytes()
+    memory_bytes = machine.memory_bytes()
     if memory_bytes is not None and total_bytes > memory_bytes:
         raise DataError(f"{label}: unpacks to {total_bytes / 2**30:.1f} GiB, more than this machine's memory")
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -92,11 +92,3 @@ def _check_header(stream: IO[bytes], size_bytes: int, where: str) -> None:
     stored_bytes = size_bytes - stream.tell()
     if declared_bytes != stored_bytes:
         raise DataError(f"{where} declares {declared_bytes} bytes, the archive holds {stored_bytes}")
-
-
-def _memory_bytes() -> int | None:
-    """Return the size of the physical memory, None where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
-        return None

@@ -17,6 +17,7 @@ LAYERS = (
     ("errors",),
     ("cholesky", "data", "machine", "messages", "npz", "outlines", "patterns", "record", "registry",
      "resident", "schedule", "types", "user_code"),
+    ("containment",),
     ("model",),
     ("ops",),
     ("calibration", "cost", "executor", "feeds", "parts", "result_cache", "runtime"),
@@ -37,7 +38,7 @@ LAYERS = (
     ("onnxprune_cli",),
 )  # fmt: skip
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-STAGES = LAYERS[5]
+STAGES = LAYERS[6]
 
 #: Packages that only some parts, or packages within one, may import.
 CONFINED = {

@@ -22,7 +22,7 @@ from onnxprune.gates.baseline import compare_with_baseline
 from onnxprune.gates.evidence import Evidence
 from onnxprune.gates.judge import verdict_of
 from onnxprune.layer_changes import layer_changes
-from onnxprune.machine import graphics, processor
+from onnxprune.machine import graphics, memory_bytes, processor
 from onnxprune.model.digest import files_digest, sha256_of
 from onnxprune.model.io import load, model_files
 from onnxprune.recipe.load import LoadedRecipe
@@ -114,11 +114,11 @@ def record_of(run: Run) -> Record:
 
 
 def _environment() -> Environment:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     facts = dict(fact.split(": ", 1) for fact in processor().split("; ") if ": " in fact)
     name = facts.get("model name") or next(iter(facts.values()), platform.machine())
     hardware = {
-        "processor": name, "cores": os.cpu_count(), "memory_bytes": memory, "graphics": graphics() or None
+        "processor": name, "cores": os.cpu_count(), "memory_bytes": memory_bytes(),
+        "graphics": graphics() or None,
     }  # fmt: skip
     packages = {name: metadata.version(name) for name in PACKAGES}
     return Environment(

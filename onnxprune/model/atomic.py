@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -18,11 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from onnxprune.containment import told
+from onnxprune.containment.temporary import remove_stale, temporary_name
 from onnxprune.errors import OutputError
 from onnxprune.messages import visible
 
-_SUFFIX = "onnxprune-tmp"
-_LONGEST_STEM = 180  # bytes of the target's name within the temporary one; most file systems allow 255 in all
 _WRITE_BUFFER_BYTES = 1 << 20
 
 
@@ -38,13 +36,14 @@ class NewFile:
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.temporary = target.parent / _temporary_name(target.name)
+        self.temporary = target.parent / temporary_name(target.name)
         self.stream: IO[bytes]
         self.renamed = False
         self._present = False
 
     def __enter__(self) -> NewFile:
         remove_stale(self.target)
+        told.writes_in(self.target.parent)
         with output_errors(self.target):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
             descriptor = os.open(self.temporary, flags, 0o666)
@@ -107,7 +106,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     """
     check_new_folder(target)
     remove_stale(target)
-    temporary = target.parent / _temporary_name(target.name)
+    told.writes_in(target.parent)
+    temporary = target.parent / temporary_name(target.name)
     with output_errors(target):
         temporary.mkdir()
     try:
@@ -221,42 +221,3 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def remove_stale(target: Path) -> None:
-    """Remove temporary files and folders for ``target`` whose process is gone: killed, or without power."""
-    if os.name != "posix":
-        return  # asking for a process by number is not harmless elsewhere
-    pattern = re.compile(re.escape(_prefix(target.name)) + r"(\d+)\.[0-9a-f]{8}\." + _SUFFIX)
-    try:
-        names = os.listdir(target.parent)  # noqa: PTH208 (names, not paths)
-    except OSError:
-        return  # writing will say what is wrong with the folder
-    for name in names:
-        match = pattern.fullmatch(name)
-        if match and not _alive(int(match[1])):
-            stale = target.parent / name
-            if stale.is_dir() and not stale.is_symlink():
-                shutil.rmtree(stale, ignore_errors=True)
-                continue
-            with contextlib.suppress(OSError):  # somebody else's, or gone: not ours to insist
-                stale.unlink()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
-
-
-def _prefix(name: str) -> str:
-    stem = os.fsdecode(os.fsencode(name)[:_LONGEST_STEM])
-    return f".{stem}."
-
-
-def _temporary_name(name: str) -> str:
-    return f"{_prefix(name)}{os.getpid()}.{secrets.token_hex(4)}.{_SUFFIX}"

@@ -1,0 +1,64 @@
+"""Names of temporary files, which tell whose they are: what a dead process left is nobody's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+_SUFFIX = "onnxprune-tmp"
+_LONGEST_STEM = 180  # bytes of the target's name within the temporary one; most file systems allow 255 in all
+_PARTS = re.compile(rf"\.(?P<stem>.*)\.(?P<process>\d+)\.[0-9a-f]{{8}}\.{_SUFFIX}", re.DOTALL)
+
+
+def temporary_name(name: str) -> str:
+    """Return a name for a file or folder of this process that will be renamed to ``name``."""
+    return f".{_stem(name)}.{os.getpid()}.{secrets.token_hex(4)}.{_SUFFIX}"
+
+
+def remove_stale(target: Path) -> None:
+    """Remove temporary files and folders for ``target`` whose process is gone: killed, or without power."""
+    if os.name != "posix":
+        return  # asking for a process by number is not harmless elsewhere
+    stem = _stem(target.name)
+    _remove(target.parent, lambda of, process: of == stem and not alive(process))
+
+
+def remove_of(folder: Path, process: int) -> None:
+    """Remove the temporary files and folders in a folder that a process made, which is gone."""
+    _remove(folder, lambda _of, by: by == process)
+
+
+def alive(process: int) -> bool:
+    """Whether there is a process of that number, as far as we may know."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _remove(folder: Path, chosen: Callable[[str, int], bool]) -> None:
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 (names, not paths)
+    except OSError:
+        return  # writing will say what is wrong with the folder
+    for name in names:
+        match = _PARTS.fullmatch(name)
+        if match and chosen(match["stem"], int(match["process"])):
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+                continue
+            with contextlib.suppress(OSError):  # somebody else's, or gone: not ours to insist
+                path.unlink()
+
+
+def _stem(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:_LONGEST_STEM])
