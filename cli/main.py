@@ -82,9 +82,7 @@ Exit status:
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option(
-    "--debug", is_flag=True, help="Show the traceback of an error and what libraries print."
-)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error and what libraries print.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),

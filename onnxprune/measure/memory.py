@@ -12,7 +12,6 @@ import base64
 import ctypes
 import gc
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.containment import describe_crash, die_with_parent, leave_no_core
 from onnxprune.errors import ModelError, RuntimeFailure
 from onnxprune.messages import one_line
 
@@ -41,7 +41,6 @@ _MIB = 1 << 20
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets VmHWM to the current resident set
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 _EXIT_FAILURE = 3  # the child says why on stdout
 
 
@@ -126,8 +125,8 @@ def _ask_child(task: dict[str, Any], timeout_seconds: float, label: str) -> dict
     except subprocess.TimeoutExpired:
         raise RuntimeFailure(f"{label}: took more than {timeout_seconds:g} s to load and run") from None
     if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise RuntimeFailure(f"{label}: crashed ONNX Runtime ({name}) while memory was measured")
+        why = describe_crash(-done.returncode, done.stderr)
+        raise RuntimeFailure(f"{label}: while memory was measured, {why}")
     try:
         answer: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
     except json.JSONDecodeError:
@@ -145,7 +144,8 @@ def _pack(array: npt.NDArray[Any]) -> dict[str, Any]:
 
 def main() -> int:
     """Measure in this process: the task comes as JSON on stdin, the answer leaves as JSON on stdout."""
-    _die_quietly()
+    leave_no_core()
+    die_with_parent()
     task = json.load(sys.stdin)
     raw = {name: base64.b64decode(feed["bytes"]) for name, feed in task["feeds"].items()}
     shapes = {name: feed["shape"] for name, feed in task["feeds"].items()}
@@ -211,14 +211,6 @@ def _resident(field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise RuntimeFailure(f"{_STATUS} has no {field}")
-
-
-def _die_quietly() -> None:
-    """Leave no core dump if the model crashes ONNX Runtime, and do not outlive the parent."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _tiny_model() -> ir.Model:

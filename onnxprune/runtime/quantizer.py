@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.containment import describe_crash
 from onnxprune.errors import RuntimeFailure
 from onnxprune.messages import one_line
 
@@ -167,10 +168,8 @@ def _run(
     except subprocess.TimeoutExpired:
         raise RuntimeFailure(f"quantizing takes more than {timeout_seconds:.0f} s") from None
     if done.returncode < 0:
-        raise RuntimeFailure(
-            f"ONNX Runtime crashes (signal {-done.returncode}) while it quantizes the model or opens the "
-            "result"
-        )
+        why = describe_crash(-done.returncode, done.stderr)
+        raise RuntimeFailure(f"while the model was quantized or its result opened, {why}")
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
         raise RuntimeFailure(f"ONNX Runtime can't quantize the model: {one_line(last)}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.containment import die_with_parent, leave_no_core
 from onnxprune.runtime import library  # tells ONNX Runtime to be quiet and to send nothing
 
 Task = Mapping[str, Any]
@@ -21,6 +22,8 @@ _NOT_IN_HALF = ("LSTM", "GRU", "RNN")
 
 def main() -> None:
     """Do the task, and open what it made: ONNX Runtime may crash on that, and then it crashes here."""
+    leave_no_core()
+    die_with_parent()
     task = json.load(sys.stdin)
     _TASKS[task["kind"]](task)
     library.onnxruntime.InferenceSession(task["out"], providers=["CPUExecutionProvider"])

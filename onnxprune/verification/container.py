@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxprune.containment import describe_crash
 from onnxprune.messages import one_line
 from onnxprune.model.external import FileTensor
 from onnxprune.model.functions import without_functions
@@ -52,7 +53,7 @@ def checker_complaint(path: Path) -> str | None:
     except subprocess.TimeoutExpired:
         return f"onnx's checker did not finish within {_CHECKER_SECONDS} s"
     if done.returncode < 0:
-        return f"onnx's checker crashed (signal {-done.returncode})"
+        return f"onnx's checker did not come back: {describe_crash(-done.returncode, done.stderr)}"
     return one_line(done.stderr) if done.returncode else None
 
 

@@ -357,7 +357,8 @@ def test_what_the_checker_refuses(original: Path) -> None:
 def test_a_checker_that_crashes_is_a_failed_check(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxprune.verification.container._CHECKER", "import os; os.abort()")
     check = failed(verify(original))
-    assert (check.name, check.detail) == ("onnx checker", "onnx's checker crashed (signal 6)")
+    assert check.name == "onnx checker"
+    assert "did not come back: a native library crashed (SIGABRT)" in check.detail
 
 
 def rename_input(model: onnx.ModelProto) -> None:
