@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -51,21 +51,31 @@ class Ending:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Turn whatever ends the block into a status and, where it is an error, one line."""
+        main_thread = threading.current_thread() is threading.main_thread()  # no other may set handlers
+        before = {number: signal.signal(number, self._stop) for number in _STOPPING if main_thread}
         try:
-            with self._stopped_by_signals():
+            try:
+                take_signals()
                 yield
                 sys.stdout.flush()
+            finally:
+                if main_thread:
+                    _ignore_signals()
         except click.exceptions.Exit as ending:
             self.status = ending.exit_code
         except BrokenPipeError:
             self.status = NO_READER
-            _discard_stdout()
+            discard(sys.stdout)
         except BaseException as error:  # noqa: BLE001 # the last stop: everything becomes a status here
             self.status = self.fail(error if self.stopped is None else self.stopped)
             try:
                 sys.stdout.flush()
             except OSError:  # what failed just now would fail again when the interpreter ends
-                _discard_stdout()
+                discard(sys.stdout)
+        finally:
+            if not told.is_heard():  # a worker has nothing left to do but to end
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     @property
     def _command(self) -> str | None:
@@ -86,29 +96,14 @@ class Ending:
         click.echo(f"error: {line}", err=True)
         return status
 
-    @contextlib.contextmanager
-    def _stopped_by_signals(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM end the block like an exception, so that what cleans up does its work.
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        """End the command like an exception does, so that what cleans up does its work.
 
-        The first one counts: a terminal tells a whole group of processes, and our supervisor tells us again.
+        The first signal counts: a terminal tells a whole group of processes, then our supervisor tells us.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may set handlers
-            return
-
-        def stop(number: int, _frame: FrameType | None) -> None:
-            for each in _STOPPING:
-                signal.signal(each, signal.SIG_IGN)
-            self.stopped = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
-            raise self.stopped
-
-        before = {number: signal.signal(number, stop) for number in _STOPPING}
-        take_signals()
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        _ignore_signals()
+        self.stopped = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+        raise self.stopped
 
     def _document(self, error: BaseException, status: int, message: str) -> dict[str, Any]:
         reasons = list(error.reasons) if isinstance(error, (LimitMissed, NothingToPrune)) else []
@@ -179,9 +174,14 @@ def open_standard_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _discard_stdout() -> None:
-    """Point stdout at nothing, so that the interpreter's last flush does not fail like ours did."""
+def _ignore_signals() -> None:
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def discard(stream: TextIO) -> None:
+    """Point a stream at nothing, so that the interpreter's last flush does not fail like ours did."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor has nothing to point
         descriptor = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(descriptor, sys.stdout.fileno())
+        os.dup2(descriptor, stream.fileno())
         os.close(descriptor)

@@ -8,13 +8,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
-from onnxprune.containment import told
+from onnxprune.containment import confine, told
 from onnxprune.errors import LimitMissed, NothingToPrune, OutputError
 from onnxprune.messages import one_line
+from onnxprune.user_code import is_reference
+from onnxprune_cli.endings import discard
 from onnxprune_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _WIDTH_WITHOUT_TERMINAL = 100
+_WRITING = ("import", "prune", "apply", "finetune", "quantize", "compress")
+_TRUSTING = ("trust_input_code", "trust_code")
 
 #: What commands do to models, where that is not pruning.
 _DONE = {"quantize": "quantized"}
@@ -38,6 +43,7 @@ class Output:
         quiet: print nothing but errors (and JSON, if asked for).
         verbose: leave nothing out.
         progress: of long work.
+        wrote: what is printed tells of files that are written by then.
     """
 
     command: str
@@ -46,6 +52,7 @@ class Output:
     quiet: bool
     verbose: bool
     progress: Progress
+    wrote: bool = False
 
     def step(self, text: str) -> None:
         """Say what is being done."""
@@ -103,9 +110,13 @@ class Output:
         try:
             self.stream.write(text)
             self.stream.flush()
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            if self.wrote:  # a failure would say that there is no result
+                discard(self.stream)
+                click.echo(f"note: standard output: {error.strerror}; what was to be written is", err=True)
+                return
+            if isinstance(error, BrokenPipeError):
+                raise
             raise OutputError(f"standard output: cannot be written ({error.strerror})") from None
 
 
@@ -114,6 +125,24 @@ def _subject(ctx: click.Context) -> str:
     names = [parameter.name for parameter in ctx.command.params if isinstance(parameter, click.Argument)]
     value = ctx.params.get(names[0] or "") if names else None
     return str(value[0] if isinstance(value, tuple) and value else value or "")
+
+
+def _writes(ctx: click.Context) -> bool:
+    """Whether a command has written models by the time that it prints its results."""
+    return ctx.info_name in _WRITING and not ctx.params.get("dry_run")
+
+
+def _confine(ctx: click.Context) -> None:
+    """Keep the command within the folders of the paths that it was given, unless it runs the user's own code.
+
+    A recipe names more paths; `compress` does this when it has read them.
+    """
+    given = [one for value in ctx.params.values() for one in (value if isinstance(value, tuple) else [value])]
+    runs_code = any(isinstance(one, str) and is_reference(one) for one in given)
+    if runs_code or any(ctx.params.get(name) for name in _TRUSTING) or ctx.info_name == "compress":
+        return
+    paths = [Path(one) for one in given if isinstance(one, Path)]
+    confine([*paths, *(path.absolute().parent for path in paths)], network=bool(ctx.params.get("scheduler")))
 
 
 def reporting(command: _Command) -> _Command:
@@ -127,7 +156,8 @@ def reporting(command: _Command) -> _Command:
     def wrapped(ctx: click.Context, /, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
         name = ctx.info_name or ""
         told.subject(_subject(ctx))
-        out = Output(name, sys.stdout, as_json, quiet, verbose, Progress(name, quiet))
+        _confine(ctx)
+        out = Output(name, sys.stdout, as_json, quiet, verbose, Progress(name, quiet), _writes(ctx))
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 return command(out, **options)

@@ -57,6 +57,12 @@ class Outputs:
         found = {form: getattr(self.recipe, "json_" if form == "json" else form) for form in FORMS}
         return {form: Path(path) for form, path in found.items() if path is not None}
 
+    @property
+    def paths(self) -> list[Path]:
+        """Whatever is written."""
+        others = (self.recipe.model, self.recipe.accepted, self.recipe.plan)
+        return [*(Path(path) for path in others if path is not None), *self.reports.values()]
+
     def check(self) -> None:
         """Refuse outputs that can't be written, are inputs, or are each other, before long work begins.
 

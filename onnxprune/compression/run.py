@@ -16,6 +16,7 @@ from onnxprune.compression.outputs import Outputs
 from onnxprune.compression.recording import Run, record_of
 from onnxprune.compression.stages import Job
 from onnxprune.compression.told import Told
+from onnxprune.containment import confine
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.gates.judge import accepts, judge
 from onnxprune.gates.settings import GateSettings, check_data, check_settings
@@ -79,6 +80,8 @@ def compress(
     loaded = load_recipe(recipe, overrides, trust_code=trust_code)
     outputs = Outputs(loaded)
     outputs.check()
+    if not trust_code:
+        confine([path.absolute().parent for path in (*outputs.paths, Path(loaded.recipe.run.folder))])
     data = loaded.recipe.data
     check_settings(loaded.recipe.gates, has_data=data.evaluation is not None, metric=data.metric)
     earlier = _baseline(loaded, baseline)

@@ -8,6 +8,7 @@ it waits, passes signals on, says in one line what became of the other, and clea
 from onnxprune.containment.crashes import describe_crash
 from onnxprune.containment.supervisor import Ended, supervise
 from onnxprune.containment.worker import (
+    confine,
     die_with_parent,
     keep_limits,
     leave_no_core,
@@ -17,6 +18,7 @@ from onnxprune.containment.worker import (
 
 __all__ = [
     "Ended",
+    "confine",
     "describe_crash",
     "die_with_parent",
     "keep_limits",

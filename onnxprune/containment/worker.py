@@ -8,15 +8,18 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from onnxprune import machine
 from onnxprune.containment import told
+from onnxprune.containment.landlock import restrict
 
 #: Signals that the supervisor passes on; a worker blocks them until it calls `take_signals`.
 FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_MANY_PROCESSES = "MASTER_ADDR"  # torchrun sets it: the processes of one training talk by TCP
 
 
 def die_with_parent() -> None:
@@ -65,6 +68,19 @@ def keep_limits(*, timeout_seconds: float | None, memory_bytes: int | None, show
     limit = machine.memory_bytes() if memory_bytes is None else memory_bytes
     if limit is not None:
         limit_memory(limit)
+
+
+def confine(writable: Iterable[Path], *, network: bool = False) -> None:
+    """In a worker, give up writing outside some folders, and TCP, if the system can take that away.
+
+    Not to be called where the user's own code will run: that may do what it likes.
+
+    Args:
+        writable: the folders that outputs lie in, and those for temporary files.
+        network: keep TCP.
+    """
+    if told.is_heard():
+        restrict([*writable, Path(tempfile.gettempdir())], network=network or _MANY_PROCESSES in os.environ)
 
 
 def become_worker(parent: int, told_to: int, noise: int, scratch: Path | None) -> None:

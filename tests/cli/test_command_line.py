@@ -305,3 +305,19 @@ def test_names_reach_a_stream_that_knows_ascii_only(tmp_path, saved):
 
 def test_execute_sets_no_status_aside():
     assert execute(["--version"]) == 0
+
+
+@pytest.mark.parametrize("name", ["full", "pipe"])
+def test_a_result_that_is_written_counts_even_if_nobody_reads_of_it(saved, tmp_path, name):
+    read, pipe = os.pipe()
+    os.close(read)
+    out = tmp_path / "out.onnx"
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        stdout = full if name == "full" else pipe
+        done = process(
+            "prune", saved["mlp"], "-o", out, "--amount", "0.5", stdout=stdout, stderr=subprocess.PIPE
+        )
+    os.close(pipe)
+    assert done.returncode == 0
+    assert re.fullmatch(r"note: standard output: .*; what was to be written is\n", done.stderr)
+    assert out.is_file()
