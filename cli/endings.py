@@ -25,6 +25,7 @@ TERMINATED = 143  # 128 + SIGTERM
 NO_READER = 141  # 128 + SIGPIPE
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+_AGAIN_SECONDS = 0.01
 _LONGEST_MESSAGE = 1000
 
 
@@ -76,6 +77,7 @@ class Ending:
             if not told.is_heard():  # a worker has nothing left to do but to end
                 for number, handler in before.items():
                     signal.signal(number, handler)
+                sys.unraisablehook = sys.__unraisablehook__
 
     @property
     def _command(self) -> str | None:
@@ -103,7 +105,20 @@ class Ending:
         """
         _ignore_signals()
         self.stopped = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+        sys.unraisablehook = self._insist
         raise self.stopped
+
+    def _insist(self, lost: sys.UnraisableHookArgs) -> None:
+        """Raise it again soon, if it came up where exceptions are lost: in finalizers, in callbacks."""
+        if lost.exc_value is not self.stopped:
+            sys.__unraisablehook__(lost)
+            return
+
+        def again(_number: int, _frame: FrameType | None) -> None:
+            raise self.stopped or KeyboardInterrupt
+
+        signal.signal(signal.SIGALRM, again)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
 
     def _document(self, error: BaseException, status: int, message: str) -> dict[str, Any]:
         reasons = list(error.reasons) if isinstance(error, (LimitMissed, NothingToPrune)) else []
@@ -149,7 +164,8 @@ def after(ended: Ended, arguments: Sequence[str]) -> int:
     ending = Ending(as_json="--json" in arguments)
     if ended.signal is not None:
         return ending.fail(KeyboardInterrupt() if ended.signal == signal.SIGINT else Terminated())
-    where = f"{visible(ended.subject)}: " if ended.subject else ""
+    named = ended.subject or next(filter(os.path.isfile, arguments), "")
+    where = f"{visible(named)}: " if named else ""
     at = f" (at: {visible(ended.step)})" if ended.step else ""
     if ended.timed_out:
         return ending.fail(LimitMissed(f"{where}took longer than --timeout allows{at}"))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onnxprune.advice.run import Advice, advise
     from onnxprune.analyze import find_groups
     from onnxprune.compression.run import CompressResult, compress
+    from onnxprune.containment.command import contained
     from onnxprune.data import load_data
     from onnxprune.family import Family, prune_family, save_family
     from onnxprune.family_survey import measure_family
@@ -58,6 +59,7 @@ _HOMES = {
     "benchmark": "onnxprune.measure.latency",
     "compare_plans": "onnxprune.plans",
     "compress": "onnxprune.compression.run",
+    "contained": "onnxprune.containment.command",
     "find_groups": "onnxprune.analyze",
     "finetune": "onnxprune.finetuning",
     "import_model": "onnxprune.importers",
@@ -99,6 +101,7 @@ __all__ = [
     "benchmark",
     "compare_plans",
     "compress",
+    "contained",
     "find_groups",
     "finetune",
     "import_model",

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 
 import click
 import pytest
@@ -321,3 +322,19 @@ def test_a_result_that_is_written_counts_even_if_nobody_reads_of_it(saved, tmp_p
     assert done.returncode == 0
     assert re.fullmatch(r"note: standard output: .*; what was to be written is\n", done.stderr)
     assert out.is_file()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
+def test_a_signal_that_a_finalizer_swallows_comes_again(run, monkeypatch):
+    class Swallowing:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def work(*_args, **_options):
+        Swallowing()
+        time.sleep(60)
+
+    monkeypatch.setattr("onnxprune.inspection.inspect_model", work)
+    ran = run("inspect", "m.onnx")
+    assert ran.status == 143
+    assert ran.err == "error: terminated; nothing was left half written\n"
