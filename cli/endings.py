@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import click
 
-from onnxprune.containment import Ended, take_signals, told
+from onnxprune.containment import Ended, told
 from onnxprune.errors import LimitMissed, NothingToPrune, OnnxPruneError, RuntimeFailure, UsageError
 from onnxprune.messages import one_line, visible
 
@@ -56,7 +56,6 @@ class Ending:
         before = {number: signal.signal(number, self._stop) for number in _STOPPING if main_thread}
         try:
             try:
-                take_signals()
                 yield
                 sys.stdout.flush()
             finally:

@@ -112,6 +112,7 @@ def execute(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status; whatever goes wrong is one line on stderr."""
     ending = endings.Ending(as_json="--json" in arguments)
     with ending.watched():
+        containment.take_signals()
         context = main.make_context("onnxprune", list(arguments))
         ending.context = context
         with context:

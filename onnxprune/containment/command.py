@@ -12,9 +12,12 @@ from typing import Any
 from onnxprune import errors
 from onnxprune.messages import one_line
 
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from onnxprune_cli.main import run; run()"
-)
+_START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv.pop(1))
+from onnxprune_cli.__main__ import run
+run()
+"""
 
 
 def contained(
