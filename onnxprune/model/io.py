@@ -69,6 +69,8 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         except (serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
             # What onnx_ir raises for models it does not accept; the structure has been checked before.
             raise ModelError(f"{root_cause(error)}; export the model again") from error
+        if parsed.found.misused is not None:
+            raise parsed.found.misused
         for place in places(model):
             if isinstance(place.tensor, serde.TensorProtoTensor):
                 contents = parsed.contents(place.tensor.raw)
