@@ -116,7 +116,7 @@ def _check_attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, what: st
                     f"{what} has the attribute {quoted(attribute.name)}, which no {node.op_type} has; "
                     "export the model again"
                 )
-        elif int(expected.type.value) != attribute.type:
+        elif int(expected.type) != attribute.type:
             raise ModelError(
                 f"{what} has the attribute {quoted(attribute.name)} with a value of another type than a "
                 f"{node.op_type} takes; export the model again"
@@ -130,7 +130,7 @@ def _check_attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, what: st
             )
 
 
-# --- values on which ONNX Runtime ends the process -----------------------------------------------------------
+# --- values on which ONNX Runtime ends the process ----------------------------------------------------------
 
 
 def _floats(node: onnx.NodeProto, **defaults: float) -> dict[str, float]:
@@ -153,8 +153,8 @@ def _check_uniform(node: onnx.NodeProto, what: str) -> None:
     numbers = _floats(node, low=0.0, high=1.0)
     if not all(map(math.isfinite, numbers.values())) or numbers["low"] > numbers["high"]:
         raise ModelError(
-            f"{what} draws random numbers between {numbers['low']} and {numbers['high']}, which do not exist; "
-            "export the model again"
+            f"{what} draws random numbers between {numbers['low']} and {numbers['high']}, which do not "
+            "exist; export the model again"
         )
 
 
