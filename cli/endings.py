@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,7 +18,14 @@ from typing import Any, TextIO
 import click
 
 from onnxprune.containment import Ended, told
-from onnxprune.errors import LimitMissed, NothingToPrune, OnnxPruneError, RuntimeFailure, UsageError
+from onnxprune.errors import (
+    LimitMissed,
+    NothingToPrune,
+    OnnxPruneError,
+    OutputError,
+    RuntimeFailure,
+    UsageError,
+)
 from onnxprune.messages import one_line, visible
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -25,6 +33,9 @@ TERMINATED = 143  # 128 + SIGTERM
 NO_READER = 141  # 128 + SIGPIPE
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+#: Begins a message that says first which file it is about.
+_PATH = re.compile(r"^[^:]*[/\\.][^: ]*: ")
+
 _AGAIN_SECONDS = 0.01
 _LONGEST_MESSAGE = 1000
 
@@ -85,11 +96,14 @@ class Ending:
     def fail(self, error: BaseException) -> int:
         """Say what went wrong; return the exit status that it means."""
         status, message = describe(error, self._command)
+        debug = self.context is not None and self.context.params.get("debug")
+        if debug:
+            traceback.print_exception(error)
         if message is None:
-            traceback.print_exception(error)
-            message = f"internal error, please report it: {type(error).__name__}: {error}"
-        elif self.context is not None and self.context.params.get("debug"):
-            traceback.print_exception(error)
+            kind = "internal error, please report it" + ("" if debug else " with what --debug shows")
+            message = _with_subject(f"{kind}: {type(error).__name__}: {error}")
+        elif isinstance(error, OnnxPruneError) and not isinstance(error, OutputError):
+            message = _with_subject(message)
         line = one_line(message, _LONGEST_MESSAGE)
         with contextlib.suppress(OSError):  # if stdout is what failed, stderr still says so
             if self.as_json:
@@ -152,6 +166,13 @@ def describe(error: BaseException, command: str | None) -> tuple[int, str | None
         where = f"{error.filename}: " if error.filename is not None else ""
         return 1, f"{where}{error.strerror or error}"
     return 1, None
+
+
+def _with_subject(message: str) -> str:
+    """Put the file that the command is about in front of a message that names no file."""
+    subject = visible(told.current_subject())
+    named = subject and (subject in message or _PATH.search(message))
+    return message if named or not subject else f"{subject}: {message}"
 
 
 def after(ended: Ended, arguments: Sequence[str]) -> int:

@@ -21,6 +21,7 @@ from onnxprune.patterns import Pattern, parse_pattern
 from onnxprune.pipeline import save_examined
 from onnxprune.planning.watch import Watch
 from onnxprune.plans import load_plan
+from onnxprune.runtime import admit
 from onnxprune.tuning import Standing, Tuning
 from onnxprune.tuning.agreement import check_agrees
 from onnxprune.types import Check, Mask, Plan, Report, Skipped
@@ -111,7 +112,10 @@ def finetune(
     watch = Watch()
     with watch.stage("read"):
         given = model if isinstance(model, ir.Model) else load(model)
+        admit(given)
         original = load(teacher) if isinstance(teacher, (str, Path)) else teacher
+        if original is not None:
+            admit(original)
         samples = _samples(data, given)
         masks, pattern, notes = _masks_to_hold(given, plan, hold)
         tuned_on, looked_at, more = divide(samples, validation, given, settings.seed, split)

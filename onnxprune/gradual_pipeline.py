@@ -26,6 +26,7 @@ from onnxprune.planning.curves import trial_setting
 from onnxprune.planning.recipes import DEAD, STRUCTURED
 from onnxprune.planning.watch import Watch
 from onnxprune.pruning import PruneResult
+from onnxprune.runtime import admit
 from onnxprune.scores.movement import MOVEMENT_SCORERS
 from onnxprune.scores.on_data import DATA_SCORERS
 from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
@@ -99,6 +100,7 @@ def prune_gradually(
         raise UsageError("pruning while tuning runs in one process: start it without torchrun")
     from onnxprune.tuning.batches import split
 
+    admit(model)
     given = _options(model, options)
     settings = Tuning() if settings is None else settings
     running = running_of(given.pop("batch"), given.pop("memory_limit"), given.pop("threads"))

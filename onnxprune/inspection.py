@@ -18,6 +18,7 @@ from onnxprune.model.size import tensor_bytes
 from onnxprune.model.stored import all_nodes, consumer_name
 from onnxprune.ops.registry import rule_for
 from onnxprune.ops.weights import locate_weights
+from onnxprune.runtime import admit
 from onnxprune.types import ChannelGroup, Report, Skipped
 from onnxprune.verification.zeros import WeightZeros, count_zeros
 
@@ -64,11 +65,12 @@ def inspect_model(
         allow_inexact: list groups as open whose removal changes statistics.
 
     Raises:
-        ModelError: the file is missing, damaged or not supported.
+        ModelError: the file is missing, damaged or not supported, or ONNX Runtime refuses it.
         UsageError: an input shape is missing or does not fit.
     """
     started = time.perf_counter()
     model = load(path)
+    admit(model)
     analysis = analyze(model, input_shapes=input_shapes, allow_inexact=allow_inexact)
     analyzed = time.perf_counter()
     weights, not_followed = locate_weights(model)

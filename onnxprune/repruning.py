@@ -24,6 +24,7 @@ from onnxprune.pruning import PruneResult, Repair
 from onnxprune.pruning_channels import apply_to_channels
 from onnxprune.pruning_layers import apply_to_layers
 from onnxprune.pruning_weights import apply_to_weights
+from onnxprune.runtime import admit
 from onnxprune.types import Plan, Skipped
 from onnxprune.wishes import USUAL, running_of, samples_of
 
@@ -78,6 +79,7 @@ def apply_plan(
         ProofError: the cut model differs from its exact twin.
     """
     _check_refresh(refresh, reallocate=reallocate, before=before, max_drift=max_drift)
+    admit(model)
     watch = Watch(progress=progress, running=running_of(batch, memory_limit, threads))
     check_graph(model, plan)
     given, plan = plan, with_inputs_of(model, plan)

@@ -26,6 +26,7 @@ from onnxprune.planning.notes import unmatched, unused_samples
 from onnxprune.planning.recipes import DEAD, STRUCTURED, check_score
 from onnxprune.planning.watch import Watch
 from onnxprune.report.sensitivity import sensitivity_report
+from onnxprune.runtime import admit
 from onnxprune.scores.gradient import notes_on_labels
 from onnxprune.types import Curve, Mask, Report, Skipped
 from onnxprune.wishes import running_of, samples_of
@@ -97,6 +98,7 @@ def measure_sensitivity(
     Raises:
         UsageError: options that make no sense, alone or together.
         NothingToPrune: there is no group to try; ``reasons`` says why.
+        ModelError: the model can't be read, or ONNX Runtime refuses it.
         DataError: the data is damaged, or does not fit the model.
         RuntimeFailure: ONNX Runtime can't run the model.
         OutputError: the cache can't be written.
@@ -109,6 +111,7 @@ def measure_sensitivity(
     running = running_of(batch, memory_limit, threads)
     setting = trial_setting(cache, jobs, running, metric, output)
     path, given = (None, model) if isinstance(model, ir.Model) else (Path(model), load(model))
+    admit(given)
     samples = samples_of(data, given, seed, input_shapes)
     if samples is None:
         raise UsageError("sensitivity is measured on samples: give data")

@@ -20,7 +20,7 @@ from onnxprune.planning.latency.wish import LatencyWish, parse_target
 from onnxprune.planning.recipes import DEAD, STRUCTURED, TARGET_LATENCY, TARGETS
 from onnxprune.planning.watch import Watch
 from onnxprune.pruning import Repair, Task
-from onnxprune.runtime import Execution
+from onnxprune.runtime import Execution, admit
 from onnxprune.scores.movement import MOVEMENT_SCORERS
 from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
@@ -50,8 +50,10 @@ def prepared(model: ir.Model, options: Mapping[str, Any]) -> Prepared:
 
     Raises:
         UsageError: options that make no sense, alone or together.
+        ModelError: ONNX Runtime refuses the model.
         DataError: the data is damaged, or does not fit the model.
     """
+    admit(model)
     given = dict(options)
     threads, cache = given.pop("threads"), given.pop("cache")
     running = running_of(given.pop("batch"), given.pop("memory_limit"), threads)

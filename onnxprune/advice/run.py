@@ -41,7 +41,7 @@ from onnxprune.ops.kept import Kept
 from onnxprune.quantization.forms import in_int8
 from onnxprune.quantization.layers import find_layers, is_quantized
 from onnxprune.quantization.preparing import prepared
-from onnxprune.runtime import Execution, Kernel, Session, open_session, time_kernels
+from onnxprune.runtime import Execution, Kernel, Session, admit, open_session, time_kernels
 from onnxprune.runtime.execution import DEFAULT
 from onnxprune.types import Report, Skipped
 from onnxprune.wishes import samples_of
@@ -130,6 +130,7 @@ def advise(
     if not time_limit > 0:
         raise UsageError(f"time_limit is a number of seconds above 0, not {time_limit}")
     given = model if isinstance(model, ir.Model) else load(model)
+    admit(given)
     name = "MODEL.onnx" if isinstance(model, ir.Model) else str(model)
     samples = samples_of(data, given, seed, input_shapes)
     if samples is None:

@@ -100,8 +100,10 @@ def import_model(
 
 def _pass_through(path: Path, started: float) -> ImportResult:
     from onnxprune.model.io import load
+    from onnxprune.runtime import admit
 
     model = load(path)
+    admit(model)
     axes = _dynamic_axes(model)
     return ImportResult(model, None, None, (), axes, (), (), time.perf_counter() - started)
 

@@ -39,9 +39,10 @@ from onnxprune.model.storage import Storage
 INLINE_BYTES = 3 << 29
 
 #: Keys in the meta of a loaded model (and of its graph): names of values that were sparse in the file;
-#: paths of the files it was read from; whether any tensor was external.
+#: paths of the files it was read from; the path that the caller gave; whether any tensor was external.
 SPARSE = "onnxprune.sparse"
 SOURCE = "onnxprune.source"
+PATH = "onnxprune.path"
 EXTERNAL = "onnxprune.external"
 
 
@@ -69,6 +70,8 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         except (serde.SerdeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
             # What onnx_ir raises for models it does not accept; the structure has been checked before.
             raise ModelError(f"{root_cause(error)}; export the model again") from error
+        if parsed.found.misused is not None:
+            raise parsed.found.misused
         for place in places(model):
             if isinstance(place.tensor, serde.TensorProtoTensor):
                 contents = parsed.contents(place.tensor.raw)
@@ -78,6 +81,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         remember_training(parsed.proto, model)
         remember(model, SPARSE, parsed.sparse)
         remember(model, SOURCE, tuple(str(file) for file in parsed.files))
+        remember(model, PATH, os.fspath(path))
         remember(model, EXTERNAL, len(parsed.files) > 1)
         return model
 

@@ -20,6 +20,9 @@ from onnxprune.model.nodes import nodes_in
 #: Tensors from this size on stay out of the proto.
 LARGE_BYTES = 1024
 
+#: From this IR version on, initializers need not be inputs.
+_OPTIONAL_INPUTS = 4
+
 #: File name written into the declarations; nothing ever opens it.
 _NOWHERE = "kept-in-memory"
 
@@ -63,30 +66,10 @@ def skeleton(model: ir.Model, extra_outputs: Sequence[str] = ()) -> Skeleton:
         UsageError: an extra output names no value of the main graph.
         OSError, ValueError: an external tensor can't be read, or what stays in the proto exceeds 2 GiB.
     """
-    if any(isinstance(tensor, ir.ExternalTensor) for tensor in _inner_tensors(model)):
-        model = _with_inner_tensors_loaded(model)
-    graph = model.graph
-    view = ir.GraphView(
-        graph.inputs,
-        [*graph.outputs, *_find_values(graph, extra_outputs)],
-        nodes=graph,
-        doc_string=graph.doc_string,
-        opset_imports=graph.opset_imports,
-        name=graph.name or "graph",
-    )
-    bare = ir.Model(
-        view,  # type: ignore[arg-type]  # documented by GraphView; the annotation of Model lags behind
-        ir_version=model.ir_version,
-        functions=tuple(model.functions.values()),
-    )
-    proto = serde.serialize_model(bare)
+    proto, read = _bare(model, _find_values(model.graph, extra_outputs))
     tensors: dict[str, np.ndarray] = {}
     element_types: dict[str, int] = {}
-    read = {*view.inputs, *view.outputs}
-    for name, value in graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None:
-            raise ValueError(f"initializer {name!r} has no value")
+    for name, value, tensor in _stored(model.graph):
         if tensor.nbytes >= LARGE_BYTES and tensor.dtype in _PLAIN:
             if not value.uses() and value not in read:
                 continue  # the runtime drops what nobody reads, and then refuses to be given it
@@ -96,6 +79,59 @@ def skeleton(model: ir.Model, extra_outputs: Sequence[str] = ()) -> Skeleton:
         else:
             _store_inline(proto.graph.initializer.add(), name, tensor)
     return Skeleton(proto, tensors, element_types)
+
+
+def hollow(model: ir.Model) -> onnx.ModelProto:
+    """Return a model of the same types and shapes that has inputs where the large initializers are.
+
+    Whatever can be said of a graph without its weights can be said of this one, without reading them. The
+    model is not changed.
+
+    Raises:
+        OSError, ValueError: what stays in the proto exceeds 2 GiB, or can't be read.
+    """
+    proto, _ = _bare(model, [])
+    declared = {value.name for value in proto.graph.input}
+    for name, _, tensor in _stored(model.graph):
+        if tensor.dtype == ir.DataType.STRING or tensor.nbytes < LARGE_BYTES:
+            _store_inline(proto.graph.initializer.add(), name, tensor)
+        elif name not in declared:
+            info = onnx.helper.make_tensor_value_info(name, int(tensor.dtype), tensor.shape.numpy())
+            proto.graph.input.append(info)
+    return proto
+
+
+def _bare(model: ir.Model, more_outputs: Sequence[ir.Value]) -> tuple[onnx.ModelProto, set[ir.Value]]:
+    """Return a model without initializers, and its inputs and outputs.
+
+    Before IR version 4, initializers had to be inputs as well, and a runtime lets nobody supply those. So the
+    proto is of that version, and its inputs are those that a caller feeds.
+    """
+    if any(isinstance(tensor, ir.ExternalTensor) for tensor in _inner_tensors(model)):
+        model = _with_inner_tensors_loaded(model)
+    graph = model.graph
+    old = model.ir_version < _OPTIONAL_INPUTS
+    view = ir.GraphView(
+        [value for value in graph.inputs if not (old and value.is_initializer())],
+        [*graph.outputs, *more_outputs],
+        nodes=graph,
+        doc_string=graph.doc_string,
+        opset_imports=graph.opset_imports,
+        name=graph.name or "graph",
+    )
+    bare = ir.Model(
+        view,  # type: ignore[arg-type]  # documented by GraphView; the annotation of Model lags behind
+        ir_version=max(model.ir_version, _OPTIONAL_INPUTS),
+        functions=tuple(model.functions.values()),
+    )
+    return serde.serialize_model(bare), {*view.inputs, *view.outputs}
+
+
+def _stored(graph: ir.Graph) -> Iterator[tuple[str, ir.Value, ir.TensorProtocol]]:
+    for name, value in graph.initializers.items():
+        if value.const_value is None:
+            raise ValueError(f"initializer {name!r} has no value")
+        yield name, value, value.const_value
 
 
 def _declare_external(proto: onnx.TensorProto, name: str, tensor: ir.TensorProtocol) -> None:

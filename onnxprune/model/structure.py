@@ -7,7 +7,7 @@ inputs is ONNX Runtime's to say.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import ModelError
 from onnxprune.messages import quoted
+from onnxprune.model.operators import Operators
 
 #: Nodes that a model may have once its functions are written out.
 MOST_NODES = 1_000_000
@@ -55,6 +56,8 @@ class Found:
         sparse_graphs: graphs with sparse initializers.
         sparse_attributes: attributes that hold one sparse tensor, with their nodes.
         sorted: every node stands after the nodes it depends on.
+        misused: the first node that is not what its operator allows. It is told once all else is known to be
+            safe: what the nodes of an unsafe file do wrong does not matter.
     """
 
     tensors: list[onnx.TensorProto] = field(default_factory=list)
@@ -62,6 +65,7 @@ class Found:
     sparse_graphs: list[onnx.GraphProto] = field(default_factory=list)
     sparse_attributes: list[tuple[onnx.NodeProto, onnx.AttributeProto]] = field(default_factory=list)
     sorted: bool = True
+    misused: ModelError | None = None
 
 
 def check_structure(model: onnx.ModelProto) -> Found:
@@ -96,14 +100,14 @@ class _Task:
     Attributes:
         body: a graph or a function.
         outer: names of the enclosing bodies.
-        opsets: domains that its nodes may use.
+        opsets: domains that its nodes may use, and their versions.
         depth: number of enclosing graphs.
         calls: counts the operators of the function or main graph around it; None: collect tensors only.
     """
 
     body: onnx.GraphProto | onnx.FunctionProto
     outer: tuple[set[str], ...]
-    opsets: frozenset[str]
+    opsets: Mapping[str, int]
     depth: int
     calls: Counter[FunctionId] | None
 
@@ -111,6 +115,7 @@ class _Task:
 class _Walk:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.found = Found()
+        self.operators = Operators()
         self.calls: dict[FunctionId, Counter[FunctionId]] = {}
         self.main: Counter[FunctionId] = Counter()
         for function in model.functions:
@@ -130,7 +135,7 @@ class _Walk:
             for graph in self._collect(onnx.NodeProto(), default):
                 self._visit(_Task(graph, (), opsets, 1, calls))
 
-    def visit_graph(self, graph: onnx.GraphProto, opsets: frozenset[str]) -> None:
+    def visit_graph(self, graph: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
         if not graph.output:
             raise ModelError("has a graph without outputs; is it a complete model?")
         for value in graph.input:
@@ -141,7 +146,7 @@ class _Walk:
         """Collect the tensors of graphs that are kept, but neither understood nor changed."""
         before, self.found.tensors = self.found.tensors, self.found.training_tensors
         for graph in graphs:
-            self._visit(_Task(graph, (), frozenset(), 0, None))
+            self._visit(_Task(graph, (), {}, 0, None))
         self.found.tensors = before
 
     def _visit(self, first: _Task) -> None:
@@ -215,8 +220,14 @@ class _Walk:
                 )
             seen.add(attribute.name)
             _check_attribute(attribute, what)
+        identity = _identity(node.domain, node.op_type, node.overload)
         if self.calls and task.calls is not None:
-            task.calls[_identity(node.domain, node.op_type, node.overload)] += 1
+            task.calls[identity] += 1
+        if identity not in self.calls and self.found.misused is None:
+            try:
+                self.operators.check(node, domain, task.opsets[domain], what)
+            except ModelError as error:
+                self.found.misused = error
 
     def _collect(
         self, node: onnx.NodeProto, attribute: onnx.AttributeProto, understood: bool = True
@@ -288,8 +299,8 @@ def _plain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def _opsets(imports: Iterable[onnx.OperatorSetIdProto], what: str) -> frozenset[str]:
-    """Return the imported domains, the default one as an empty string."""
+def _opsets(imports: Iterable[onnx.OperatorSetIdProto], what: str) -> Mapping[str, int]:
+    """Return the versions of the imported domains, the default one as an empty string."""
     versions: dict[str, int] = {}
     newest = onnx.defs.onnx_opset_version()
     for opset in imports:
@@ -305,7 +316,7 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto], what: str) -> frozenset[
             )
     if not versions:
         raise ModelError(f"{what} names no opset; is it complete?")
-    return frozenset(versions)
+    return versions
 
 
 def _check_text(texts: Iterable[str]) -> None:

@@ -25,6 +25,7 @@ from onnxprune.quantizing.forms import FORMS, Made, Wish, make_form
 from onnxprune.quantizing.int8 import COMPUTING, Settings
 from onnxprune.quantizing.judge import Judge, Samples, divide
 from onnxprune.registry import did_you_mean
+from onnxprune.runtime import admit
 from onnxprune.runtime.quantizer import CALIBRATIONS
 from onnxprune.types import Check, Plan, Report, Skipped
 from onnxprune.verification import verify
@@ -125,6 +126,7 @@ def quantize(
     watch = Watch(progress=progress)
     with watch.stage("read"):
         given = _loaded(model)
+        admit(given)
         if is_quantized(given):
             raise UsageError("the model is quantized already: give the one that it was made from")
         _check_declared(plan, given)

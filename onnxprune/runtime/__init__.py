@@ -3,6 +3,7 @@
 The only part that imports onnxruntime. Its telemetry, its console output and its exceptions stay in here.
 """
 
+from onnxprune.runtime.admission import admit
 from onnxprune.runtime.execution import DEFAULT, Execution, pinned
 from onnxprune.runtime.kernels import Kernel, time_kernels
 from onnxprune.runtime.library import VERSION
@@ -22,6 +23,7 @@ __all__ = [
     "Provider",
     "Session",
     "TensorInfo",
+    "admit",
     "available_providers",
     "describe_providers",
     "open_session",

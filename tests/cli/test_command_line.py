@@ -174,13 +174,30 @@ def test_a_message_cannot_move_the_cursor_or_add_lines(monkeypatch, run):
     assert ran.error == "m.onnx: node '\\x1b[2J\\u202e\\x07' is odd"
 
 
-def test_a_bug_shows_a_traceback_and_fails(monkeypatch, run):
+def test_a_bug_is_one_line_and_shows_a_traceback_to_who_asks(monkeypatch, run):
     raising(monkeypatch, ZeroDivisionError("by zero"))
     ran = run("inspect", "m.onnx", "--json")
     assert ran.status == 1
-    assert ran.err.startswith("Traceback (most recent call last):")
-    assert ran.err.endswith("error: internal error, please report it: ZeroDivisionError: by zero\n")
+    what = "internal error, please report it with what --debug shows"
+    assert ran.err == f"error: m.onnx: {what}: ZeroDivisionError: by zero\n"
     assert ran.document["error"]["type"] == "ZeroDivisionError"
+    ran = run("--debug", "inspect", "m.onnx")
+    assert ran.err.startswith("Traceback (most recent call last):")
+    assert ran.err.endswith("error: m.onnx: internal error, please report it: ZeroDivisionError: by zero\n")
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("it has no rank", "m.onnx: it has no rank"),
+        ("nothing to remove: 3 groups stay whole (a.b: frozen)", None),
+        ("m.onnx: is damaged", "m.onnx: is damaged"),
+        ("data/calib.npz: holds no arrays", "data/calib.npz: holds no arrays"),
+    ],
+)
+def test_an_error_says_which_file_it_is_about(monkeypatch, run, message, shown):
+    raising(monkeypatch, errors.DataError(message))
+    assert run("inspect", "m.onnx").error == (shown or f"m.onnx: {message}")
 
 
 def test_debug_shows_the_traceback_of_an_error(monkeypatch, run):

@@ -272,9 +272,9 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
 
 def test_attributes_of_old_files_get_their_type(tmp_path: Path) -> None:
     proto = model_files.mlp(1)
-    proto.graph.node[0].attribute.add(name="a", i=7)
+    proto.graph.node[0].attribute.add(name="__a", i=7)
     model = load(model_files.write(proto, tmp_path / "m.onnx"))
-    assert model.graph.node(0).attributes["a"].as_int() == 7
+    assert model.graph.node(0).attributes["__a"].as_int() == 7
 
 
 def calling(*callees: str, name: str) -> onnx.FunctionProto:
