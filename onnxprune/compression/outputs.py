@@ -12,6 +12,7 @@ from onnxprune.errors import OutputError
 from onnxprune.messages import quoted, visible
 from onnxprune.model.atomic import check_target, write_whole
 from onnxprune.model.io import load, model_files
+from onnxprune.model.together import Together
 from onnxprune.pipeline import save_examined
 from onnxprune.plans import load_plan, save_plan
 from onnxprune.recipe.load import LoadedRecipe
@@ -113,10 +114,10 @@ class Outputs:
         written = {"model" if accepted else "rejected model": target}
         wanted = {} if self.recipe.plan is None or not accepted else plans
 
-        def place_plans() -> None:
+        def place_plans(together: Together) -> None:
             for stage, folder in wanted.items():
                 place = plan_target(Path(str(self.recipe.plan)), stage, alone=len(plans) == 1)
-                save_plan(load_plan(folder), place)
+                save_plan(load_plan(folder), place, together=together)
                 written[f"plan of {quoted(stage)}"] = place
 
         report = save_examined(load(final), target, Report("compressed"), examine, once_passed=place_plans)

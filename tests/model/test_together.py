@@ -1,0 +1,183 @@
+"""Outputs that appear together, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onnxprune.containment import placing, temporary
+from onnxprune.errors import OutputError
+from onnxprune.model import together
+from onnxprune.model.atomic import NewFile, NewFolder, write_whole
+from onnxprune.model.together import Together
+
+#: How what was replaced is kept: by a hard link and an exchange, a link and a rename, a copy and a rename.
+WAYS = ["links and exchange", "links", "neither"]
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    def no_links(*_arguments: object, **_named: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if request.param == "links and exchange" and sys.platform != "linux":
+        pytest.skip("names are exchanged in one step on Linux")
+    if request.param != "links and exchange":
+        for module in (together, placing):
+            monkeypatch.setattr(module, "swap", lambda *_names: False)
+    if request.param == "neither":
+        monkeypatch.setattr(os, "link", no_links)
+    return str(request.param)
+
+
+def place(group: Together, target: Path, contents: str) -> None:
+    """Place a file, or a folder where the name ends in .plan."""
+    if target.suffix == ".plan":
+        with NewFolder(target, replaces=True) as folder:
+            (folder.temporary / "plan.json").write_text(contents)
+            folder.finish()
+            group.place(folder)
+        return
+    with NewFile(target) as file:
+        file.stream.write(contents.encode())
+        file.finish()
+        group.place(file)
+
+
+def state(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def fail_after_placing(target: Path) -> None:
+    try:
+        with Together() as group:
+            place(group, target, "new")
+            raise OutputError("no")
+    except OutputError:
+        pass
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_all_are_placed_or_none(tmp_path: Path, way: str, old: bool) -> None:
+    names = ["a.html", "m.plan", "m.onnx"]
+    if old:
+        with Together() as group:
+            for name in names:
+                place(group, tmp_path / name, f"old {name}")
+    before = state(tmp_path)
+    assert len(before) == (3 if old else 0)
+
+    def fail() -> None:
+        with Together() as group:
+            for name in names:
+                place(group, tmp_path / name, f"new {name}")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert state(tmp_path) == before
+    with Together() as group:
+        for name in names:
+            place(group, tmp_path / name, f"new {name}")
+    assert state(tmp_path) == {
+        "a.html": "new a.html",
+        "m.onnx": "new m.onnx",
+        "m.plan/plan.json": "new m.plan",
+    }
+
+
+def test_what_another_run_placed_meanwhile_stays(tmp_path: Path, way: str) -> None:
+    write_whole(tmp_path / "m.onnx", b"old")
+
+    def fail() -> None:
+        with Together() as group:
+            place(group, tmp_path / "m.onnx", "first")
+            write_whole(tmp_path / "m.onnx", b"second")
+            raise OutputError("too late")
+
+    with pytest.raises(OutputError):
+        fail()
+    assert state(tmp_path) == {"m.onnx": "second"}
+
+
+def test_a_large_file_is_not_copied_to_be_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_arguments: object, **_named: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(together, "_MOST_COPIED_BYTES", 2)
+    write_whole(tmp_path / "m.onnx", b"old")
+    fail_after_placing(tmp_path / "m.onnx")
+    assert state(tmp_path) == {"m.onnx": "new"}, "whole, at least"
+
+
+def test_a_link_that_is_replaced_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").symlink_to("elsewhere")
+    fail_after_placing(tmp_path / "m.onnx")
+    assert os.readlink(tmp_path / "m.onnx") == "elsewhere"  # noqa: PTH115
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+#: Places a file, says so, waits for a line, and then takes it back or keeps it.
+FIRST = """
+import sys
+from pathlib import Path
+from onnxprune.errors import OutputError
+from onnxprune.model.atomic import NewFile
+from onnxprune.model.together import Together
+
+try:
+    with Together() as group:
+        with NewFile(Path(sys.argv[1])) as file:
+            file.stream.write(b"data")
+            file.finish()
+            group.place(file)
+        print("placed", flush=True)
+        if sys.stdin.readline() == "fail\\n":
+            raise OutputError("no")
+except OutputError:
+    pass
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+@pytest.mark.parametrize("ending", ["keep", "fail"])
+def test_what_another_run_takes_back_is_not_adopted(tmp_path: Path, ending: str) -> None:
+    data = tmp_path / "m.data"
+    with subprocess.Popen(
+        [sys.executable, "-c", FIRST, str(data)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        assert first.stdout.readline() == "placed\n"
+        first.stdin.write(f"{ending}\n")
+        first.stdin.flush()
+        with Together() as group:
+            adopted = group.adopt(data)  # waits until the other run has ended
+            assert (adopted is not None) == (ending == "keep") == data.exists()
+    assert first.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_writer_whose_number_means_nothing_here_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As in another container that shares the folder."""
+    monkeypatch.setattr(temporary, "alive", lambda _process: False)
+    target = tmp_path / "out"
+    with NewFile(target) if kind == "file" else NewFolder(target) as first:
+        temporary.remove_stale(target)
+        assert first.temporary.exists()
+    first.temporary.mkdir() if kind == "folder" else first.temporary.write_bytes(b"killed")
+    temporary.remove_stale(target)
+    assert list(tmp_path.iterdir()) == []
