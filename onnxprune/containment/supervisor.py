@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -170,7 +170,7 @@ class _Watch:
                 os.kill(self.worker, signal.SIGKILL)
                 self._kill_at = float("inf")
 
-    def _read_rest(self, open_pipes: dict[int, Callable[[bytes], None]]) -> None:
+    def _read_rest(self, open_pipes: Mapping[int, Callable[[bytes], None]]) -> None:
         """Read what the worker wrote right before it ended; its children may still hold the pipes."""
         for descriptor, take in open_pipes.items():
             while select.select([descriptor], [], [], 0)[0] and (read := os.read(descriptor, _READ_BYTES)):

@@ -181,3 +181,44 @@ def test_a_writer_whose_number_means_nothing_here_is_at_work(
     first.temporary.mkdir() if kind == "folder" else first.temporary.write_bytes(b"killed")
     temporary.remove_stale(target)
     assert list(tmp_path.iterdir()) == []
+
+
+#: Places a new file and one in place of another, and dies; its supervisor says what the folder holds then.
+DIES = """
+import os, sys
+from pathlib import Path
+from onnxprune import containment
+from onnxprune.model.atomic import NewFile, NewFolder
+from onnxprune.model.together import Together
+
+folder = Path(sys.argv[1])
+
+def work():
+    with Together() as group:
+        for name in ("m.data", "m.onnx"):
+            with NewFile(folder / name) as file:
+                file.stream.write(b"new")
+                file.finish()
+                group.place(file)
+        with NewFolder(folder / "m.plan", replaces=True) as new:
+            (new.temporary / "plan.json").write_text("new")
+            group.place(new)
+        if sys.argv[2] == "within":
+            os.kill(os.getpid(), 9)
+    if sys.argv[2] == "after":
+        os.kill(os.getpid(), 9)
+    return 0
+
+os._exit(containment.supervise(work).status or 0)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no supervisor there")
+@pytest.mark.parametrize("dies", ["within", "after", "never"])
+def test_a_supervisor_takes_back_what_a_dead_worker_placed(tmp_path: Path, dies: str) -> None:
+    write_whole(tmp_path / "m.onnx", b"old")
+    (tmp_path / "m.plan").mkdir()
+    (tmp_path / "m.plan" / "plan.json").write_text("old")
+    subprocess.run([sys.executable, "-c", DIES, str(tmp_path), dies], check=True)
+    kept = {"m.data": "new", "m.onnx": "new", "m.plan/plan.json": "new"}
+    assert state(tmp_path) == ({"m.onnx": "old", "m.plan/plan.json": "old"} if dies == "within" else kept)
