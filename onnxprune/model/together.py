@@ -15,7 +15,7 @@ from onnxprune.containment import told
 from onnxprune.containment.holding import let_go, share
 from onnxprune.containment.placing import Placed, swap
 from onnxprune.containment.temporary import discard, temporary_name
-from onnxprune.model.atomic import NewFile, NewFolder, flush_folder, output_errors
+from onnxprune.model.atomic import NewFile, NewFolder, check_target, flush_folder, output_errors
 
 _numbers = itertools.count()
 
@@ -75,6 +75,19 @@ class Together:
                 self._place_file(new.temporary, target)
             self._held.callback(let_go, new.moved())
             flush_folder(target.parent)
+
+    def write(self, target: Path, contents: bytes) -> None:
+        """Write and place a file.
+
+        Raises:
+            OutputError: it can't be written.
+        """
+        check_target(target)
+        with NewFile(target) as file:
+            with output_errors(target):
+                file.stream.write(contents)
+            file.finish()
+            self.place(file)
 
     def adopt(self, path: Path) -> int | None:
         """Use a file that another run may have placed just now; wait until that keeps it, or takes it back.
