@@ -12,14 +12,41 @@ if sys.platform != "win32":
 
 
 def hold(descriptor: int) -> int | None:
-    """Lock an open file while the descriptor that is returned is open; None where there are no locks."""
+    """Lock an open file while the descriptor that is returned is open; None where there are no locks.
+
+    To be called on what is new: others hold it for a moment at most, to find out whether it is held.
+    """
     if sys.platform == "win32":
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         return os.dup(descriptor)
     except OSError:
         return None  # a file system without locks: the number of the process must do
+
+
+def claim_folder(folder: Path) -> int | None:
+    """Lock a folder that other runs may want too, while the descriptor that is returned is open.
+
+    Returns:
+        None where there are no locks.
+
+    Raises:
+        BlockingIOError: somebody else has it.
+        OSError: it can't be opened.
+    """
+    if sys.platform == "win32":
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def hold_folder(folder: Path) -> int | None:
@@ -55,7 +82,7 @@ def is_held(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

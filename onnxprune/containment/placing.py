@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,12 +34,12 @@ class Placed(NamedTuple):
             return False
         return (found.st_dev, found.st_ino) == (self.device, self.number)
 
-    def take_back(self) -> None:
-        """Give the name back to what had it. What fails here can't be mended, so it is not told."""
+    def take_back(self) -> bool:
+        """Give the name back to what had it; return False where the disk does not let us."""
         target, second = Path(self.target), Path(self.second)
         if os.path.lexists(target) and not self.has_name():
-            return  # it was not placed yet, or somebody has placed something else meanwhile
-        with contextlib.suppress(OSError):
+            return True  # it was not placed yet, or somebody has placed something else meanwhile
+        try:
             if not os.path.lexists(second):
                 discard(target)
             elif second.is_symlink() or not second.is_dir():
@@ -47,6 +47,19 @@ class Placed(NamedTuple):
             elif not swap(second, target):
                 discard(target)
                 second.rename(target)
+        except OSError:
+            return False
+        return not self.has_name()
+
+
+def take_back(placed: Sequence[Placed]) -> None:
+    """Take back what was placed in this order, the last one first.
+
+    Where that fails, what is left stays as it is: the new things are whole, and go with each other.
+    """
+    for each in reversed(placed):
+        if not each.take_back():
+            return
 
 
 def swap(one: Path, other: Path) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from onnxprune.containment.crashes import describe_crash
-from onnxprune.containment.placing import Placed
+from onnxprune.containment.placing import Placed, take_back
 from onnxprune.containment.temporary import alive, remove_of
 from onnxprune.containment.worker import FORWARDED, become_worker
 
@@ -212,8 +212,7 @@ class _Watch:
     def clear(self) -> None:
         """Take back what the worker, which is gone, was about to do; remove its temporary files."""
         for group in self._placed.values():
-            for placed in reversed(group):
-                placed.take_back()
+            take_back(group)
         for folder in self._folders:
             remove_of(folder, self.worker)
         if self._scratch is not None:

@@ -13,7 +13,7 @@ from types import TracebackType
 
 from onnxprune.containment import told
 from onnxprune.containment.holding import let_go, share
-from onnxprune.containment.placing import Placed, swap
+from onnxprune.containment.placing import Placed, swap, take_back
 from onnxprune.containment.temporary import discard, temporary_name
 from onnxprune.model.atomic import NewFile, NewFolder, check_target, flush_folder, output_errors
 
@@ -50,8 +50,7 @@ class Together:
     ) -> None:
         with self._held:
             if kind is not None:
-                for placed in reversed(self._placed):
-                    placed.take_back()
+                take_back(self._placed)
             told.settled(self._number)
             for placed in self._placed:
                 discard(Path(placed.second))

@@ -127,6 +127,26 @@ def test_a_link_that_is_replaced_comes_back(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_disk_that_lets_nothing_be_taken_back_holds_new_things_that_go_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_whole(tmp_path / "m.onnx", b"old")
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fail() -> None:
+        with Together() as group:
+            place(group, tmp_path / "m.data", "new data")
+            place(group, tmp_path / "m.onnx", "new model")
+            monkeypatch.setattr(os, "replace", full)
+            raise OutputError("the folder can't be flushed")
+
+    with pytest.raises(OutputError):
+        fail()
+    assert state(tmp_path) == {"m.data": "new data", "m.onnx": "new model"}
+
+
 #: Places a file, says so, waits for a line, and then takes it back or keeps it.
 FIRST = """
 import sys
