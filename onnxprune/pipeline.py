@@ -15,6 +15,7 @@ from onnxprune.calibration.activations import BATCH, LIMIT_BYTES
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.model.io import save
+from onnxprune.model.together import Together
 from onnxprune.planning.latency.wish import TIME_LIMIT_SECONDS
 from onnxprune.plans import save_plan
 from onnxprune.pruners import pruner_for
@@ -204,9 +205,9 @@ def save_pruned(
             input_shapes=result.plan.recipe.get("input_shapes"),
         ).checks
 
-    def keep_plan() -> None:
-        if plan_folder is not None:
-            save_plan(result.plan, plan_folder)  # before the model: who has the model has its plan
+    def keep_plan(together: Together) -> None:
+        if plan_folder is not None:  # before the model: who has the model has its plan
+            save_plan(result.plan, plan_folder, together=together)
 
     return save_examined(
         result.model,
@@ -225,7 +226,7 @@ def save_examined(
     report: Report,
     examine: Callable[[Path], Sequence[Check]],
     *,
-    once_passed: Callable[[], None] = lambda: None,
+    once_passed: Callable[[Together], None] | None = None,
     external_data: bool | None = None,
     sparse_storage: bool | None = None,
 ) -> Report:
@@ -236,7 +237,8 @@ def save_examined(
         path: the output; must not be an input.
         report: of how the model came about.
         examine: checks the file, which still has a temporary name.
-        once_passed: called when all checks have passed, before the file appears.
+        once_passed: called when all checks have passed, before the file appears; what it places appears with
+            the file, or not at all.
         external_data: see `onnxprune.save`.
         sparse_storage: see `onnxprune.save`.
 
@@ -255,14 +257,17 @@ def save_examined(
         failed = [check for check in checks if not check.passed]
         if failed:
             raise VerificationError(f"{path}: not written, {failed[0].name}: {failed[0].detail}")
-        once_passed()
+        if once_passed is not None:
+            once_passed(together)
 
-    save(
-        model,
-        path,
-        external_data=external_data,
-        sparse_storage=sparse_storage,
-        before_commit=check_file,
-    )
+    with Together() as together:
+        save(
+            model,
+            path,
+            external_data=external_data,
+            sparse_storage=sparse_storage,
+            before_commit=check_file,
+            together=together,
+        )
     seconds = {**report.seconds, "write and verify": time.perf_counter() - started}
     return replace(report, checks=(*report.checks, *checks), seconds=seconds)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnxprune.errors import OutputError
 from onnxprune.messages import quoted, visible
-from onnxprune.model.atomic import check_target, write_whole
+from onnxprune.model.atomic import check_target
 from onnxprune.model.io import load, model_files
+from onnxprune.model.together import Together
 from onnxprune.pipeline import save_examined
 from onnxprune.plans import load_plan, save_plan
 from onnxprune.recipe.load import LoadedRecipe
@@ -26,14 +27,14 @@ class Placed:
     """What became of the compressed model.
 
     Attributes:
-        path: where it is.
+        path: where it is about to be.
+        file: where it is until then.
         checks: of that file.
-        written: it and its plans, by what they are.
     """
 
     path: Path
+    file: Path
     checks: tuple[Check, ...]
-    written: Mapping[str, Path]
 
 
 class Outputs:
@@ -87,54 +88,61 @@ class Outputs:
                         f"output.{name} {visible(path)}: is an input of this run; inputs are never changed"
                     )
 
-    def place_model(
-        self, final: Path, original: Path, plans: Mapping[str, Path], *, accepted: bool
-    ) -> Placed:
-        """Write the compressed model and its plans; or the model alone, under a name that says: rejected.
+    def place(
+        self,
+        final: Path,
+        original: Path,
+        plans: Mapping[str, Path],
+        recorded: Callable[[Placed], Record],
+        *,
+        accepted: bool,
+    ) -> tuple[Record, dict[str, Path]]:
+        """Write the compressed model, its plans and reports; plans and baseline only if it was accepted.
 
-        Plans appear once the file has passed its checks, before it does: who has the model has its plan.
+        All of them appear together, or none does, once the model has passed its checks; the model comes last.
 
         Args:
             final: what the last stage gave.
             original: what interface and size are compared with.
             plans: folders by the name of the stage.
-            accepted: every gate was passed.
+            recorded: makes the record of the run.
+            accepted: every gate was passed; if not, the model gets a name that says so.
+
+        Returns:
+            The record, and all that was written, by what it is.
 
         Raises:
-            OutputError: it can't be written.
+            OutputError: something can't be written.
             VerificationError: the file is not what it should be; nothing was written.
         """
         model = Path(self.recipe.model)
         target = model if accepted else rejected(model)
 
+        records: list[Record] = []
+
         def examine(temporary: Path) -> Sequence[Check]:
-            return verify(temporary, against=original).checks
+            checks = verify(temporary, against=original).checks
+            if all(check.passed for check in checks):
+                records.append(recorded(Placed(target, temporary, checks)))
+            return checks
 
         written = {"model" if accepted else "rejected model": target}
         wanted = {} if self.recipe.plan is None or not accepted else plans
 
-        def place_plans() -> None:
+        def place_others(together: Together) -> None:
             for stage, folder in wanted.items():
                 place = plan_target(Path(str(self.recipe.plan)), stage, alone=len(plans) == 1)
-                save_plan(load_plan(folder), place)
+                save_plan(load_plan(folder), place, together=together)
                 written[f"plan of {quoted(stage)}"] = place
 
-        report = save_examined(load(final), target, Report("compressed"), examine, once_passed=place_plans)
-        return Placed(target, report.checks, written)
+            write_forms(records[0], self.reports, together)
+            written.update(self.reports)
+            if self.recipe.accepted is not None and accepted:
+                written["accepted"] = Path(self.recipe.accepted)
+                together.write(written["accepted"], records[0].to_text().encode())
 
-    def write(self, record: Record, placed: Placed) -> dict[str, Path]:
-        """Write the reports; return all that was written.
-
-        Raises:
-            OutputError: a file can't be written.
-        """
-        write_forms(record, self.reports)
-        written = {**placed.written, **self.reports}
-        if self.recipe.accepted is not None and record.accepted:
-            path = Path(self.recipe.accepted)
-            write_whole(path, record.to_text().encode())
-            written["accepted"] = path
-        return written
+        save_examined(load(final), target, Report("compressed"), examine, once_passed=place_others)
+        return records[0], written
 
 
 def rejected(model: Path) -> Path:

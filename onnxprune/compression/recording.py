@@ -130,10 +130,14 @@ def _environment() -> Environment:
 
 def _files(run: Run) -> Iterator[FileRecord]:
     recipe = run.loaded.recipe
-    for role, path in (("model", run.job.original), ("output", run.placed.path)):
+    named = (
+        ("model", recipe.model.path, run.job.original),
+        ("output", str(run.placed.path), run.placed.file),
+    )
+    for role, name, path in named:
         yield FileRecord(
             role=role,
-            path=recipe.model.path if role == "model" else str(path),
+            path=name,
             sha256=files_digest(path),
             size_bytes=sum(file.stat().st_size for file in model_files(path)),
         )

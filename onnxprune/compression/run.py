@@ -12,7 +12,7 @@ from onnxprune.compression.chain import run_stages
 from onnxprune.compression.folder import RunFolder
 from onnxprune.compression.importing import import_original
 from onnxprune.compression.measuring import measure
-from onnxprune.compression.outputs import Outputs
+from onnxprune.compression.outputs import Outputs, Placed
 from onnxprune.compression.recording import Run, record_of
 from onnxprune.compression.stages import Job
 from onnxprune.compression.told import Told
@@ -100,13 +100,15 @@ def compress(
             raise ModelError(f"{visible(original)}: has changed while the run was working; run it again")
         told.step(f"writing {outputs.recipe.model}")
         accepted = accepts(asked, gates)
-        placed = outputs.place_model(chain.final, original, chain.plans, accepted=accepted)
         notes = (*imported, *folder.damaged, *unjudged)
-        record = record_of(
-            Run(loaded, started, job, chain, evidence, gates, earlier, placed, accepted, notes)
-        )
-        written = outputs.write(record, placed)
-    return CompressResult(record, accepted, placed.path, written, notes)
+
+        def recorded(placed: Placed) -> Record:
+            return record_of(
+                Run(loaded, started, job, chain, evidence, gates, earlier, placed, accepted, notes)
+            )
+
+        record, written = outputs.place(chain.final, original, chain.plans, recorded, accepted=accepted)
+    return CompressResult(record, accepted, Path(record.output), written, notes)
 
 
 def _judged_by(loaded: LoadedRecipe, baseline: tuple[str, Record] | None) -> tuple[GateSettings, list[str]]:

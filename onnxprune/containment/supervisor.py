@@ -13,12 +13,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from onnxprune.containment.crashes import describe_crash
+from onnxprune.containment.placing import Placed, take_back
 from onnxprune.containment.temporary import alive, remove_of
 from onnxprune.containment.worker import FORWARDED, become_worker
 
@@ -129,6 +130,7 @@ class _Watch:
         self._timed_out = False
         self._told = {"subject": "", "step": ""}
         self._folders: set[Path] = set()
+        self._placed: dict[int, list[Placed]] = {}
         self._unread = b""
         self._noise = b""
         self._shows_noise = False
@@ -161,11 +163,18 @@ class _Watch:
             # with nothing left to read it is about to end, or its children hold the pipes
             process, status = os.waitpid(self.worker, 0 if not open_pipes else os.WNOHANG)
             if process:
+                self._read_rest(open_pipes)
                 return self._ended(os.waitstatus_to_exitcode(status))
             if time.monotonic() >= self._kill_at:
                 self._timed_out = self._sent is None
                 os.kill(self.worker, signal.SIGKILL)
                 self._kill_at = float("inf")
+
+    def _read_rest(self, open_pipes: Mapping[int, Callable[[bytes], None]]) -> None:
+        """Read what the worker wrote right before it ended; its children may still hold the pipes."""
+        for descriptor, take in open_pipes.items():
+            while select.select([descriptor], [], [], 0)[0] and (read := os.read(descriptor, _READ_BYTES)):
+                take(read)
 
     def _hear(self, read: bytes) -> None:
         *lines, self._unread = (self._unread + read).split(b"\n")
@@ -175,6 +184,11 @@ class _Watch:
                 self._told[kind] = text
             elif kind == "folder":
                 self._folders.add(Path(text))
+            elif kind == "places":
+                group, placed = json.loads(text)
+                self._placed.setdefault(group, []).append(Placed(*placed))
+            elif kind == "settled":
+                self._placed.pop(json.loads(text), None)
             elif kind == "timeout":
                 self._kill_at = min(self._kill_at, self._started + float(text))
             elif kind == "noise":
@@ -196,7 +210,9 @@ class _Watch:
         )
 
     def clear(self) -> None:
-        """Remove the temporary files of the worker, which is gone."""
+        """Take back what the worker, which is gone, was about to do; remove its temporary files."""
+        for group in self._placed.values():
+            take_back(group)
         for folder in self._folders:
             remove_of(folder, self.worker)
         if self._scratch is not None:

@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from onnxprune.containment.holding import is_held
+
 _SUFFIX = "onnxprune-tmp"
 _LONGEST_STEM = 180  # bytes of the target's name within the temporary one; most file systems allow 255 in all
 _PARTS = re.compile(rf"\.(?P<stem>.*)\.(?P<process>\d+)\.[0-9a-f]{{8}}\.{_SUFFIX}", re.DOTALL)
@@ -21,16 +23,23 @@ def temporary_name(name: str) -> str:
 
 
 def remove_stale(target: Path) -> None:
-    """Remove temporary files and folders for ``target`` whose process is gone: killed, or without power."""
+    """Remove temporary files and folders for ``target`` whose process is gone: killed, or without power.
+
+    A process that can't be seen may still be at work, in another container or on another machine: it then
+    holds a lock on what it writes.
+    """
     if os.name != "posix":
         return  # asking for a process by number is not harmless elsewhere
     stem = _stem(target.name)
-    _remove(target.parent, lambda of, process: of == stem and not alive(process))
+    _remove(
+        target.parent,
+        lambda path, of, process: of == stem and not alive(process) and not is_held(path),
+    )
 
 
 def remove_of(folder: Path, process: int) -> None:
     """Remove the temporary files and folders in a folder that a process made, which is gone."""
-    _remove(folder, lambda _of, by: by == process)
+    _remove(folder, lambda _path, _of, by: by == process)
 
 
 def alive(process: int) -> bool:
@@ -44,20 +53,25 @@ def alive(process: int) -> bool:
     return True
 
 
-def _remove(folder: Path, chosen: Callable[[str, int], bool]) -> None:
+def _remove(folder: Path, chosen: Callable[[Path, str, int], bool]) -> None:
     try:
         names = os.listdir(folder)  # noqa: PTH208 (names, not paths)
     except OSError:
         return  # writing will say what is wrong with the folder
     for name in names:
         match = _PARTS.fullmatch(name)
-        if match and chosen(match["stem"], int(match["process"])):
-            path = folder / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-                continue
-            with contextlib.suppress(OSError):  # somebody else's, or gone: not ours to insist
-                path.unlink()
+        path = folder / name
+        if match and chosen(path, match["stem"], int(match["process"])):
+            discard(path)  # somebody else's, or gone: not ours to insist
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder on which nothing depends; what stays is removed another time."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _stem(name: str) -> str:

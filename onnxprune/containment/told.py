@@ -10,6 +10,8 @@ import json
 import os
 from pathlib import Path
 
+from onnxprune.containment.placing import Placed
+
 _LONGEST = 4000  # bytes; below PIPE_BUF, so that lines of several threads don't mix
 
 _descriptor: int | None = None
@@ -47,6 +49,16 @@ def step(text: str) -> None:
 def writes_in(folder: Path) -> None:
     """Say in which folder temporary files are about to appear."""
     _tell("folder", os.path.abspath(folder))  # noqa: PTH100 # Path.absolute keeps ".."
+
+
+def places(group: int, placed: Placed) -> None:
+    """Say which name is about to be given to what; who outlives this process takes it back."""
+    _tell("places", json.dumps([group, placed]))
+
+
+def settled(group: int) -> None:
+    """Say that all names of a group are settled: given for good, or taken back."""
+    _tell("settled", json.dumps(group))
 
 
 def limit_time(seconds: float) -> None:

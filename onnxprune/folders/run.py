@@ -13,9 +13,10 @@ import onnx_ir as ir
 from onnxprune.errors import NothingToPrune, OnnxPruneError, UsageError
 from onnxprune.folders.agreement import Lost, check_agree, keeps_cache, what_is_lost
 from onnxprune.folders.contents import Contents, check_apart, look_into
-from onnxprune.model.atomic import check_new_folder, new_folder, output_errors
+from onnxprune.model.atomic import check_new_folder, output_errors
 from onnxprune.model.inputs import graph_inputs
 from onnxprune.model.io import load, model_files
+from onnxprune.model.together import Together, new_folder
 from onnxprune.pipeline import options_of_prune, prune, save_pruned
 from onnxprune.plans import save_plan
 from onnxprune.pruning import PruneResult
@@ -79,7 +80,7 @@ def prune_folder(
     lost: dict[str, Lost] = {}
     left: dict[PurePath, NothingToPrune] = {}
     plans: dict[PurePath, Plan] = {}
-    with new_folder(target) as scratch:
+    with Together() as together, new_folder(target, together) as scratch:
         for path in contents.models:
             name = path.as_posix()
             say(f"{name}: deciding, removing, proving")
@@ -121,7 +122,7 @@ def prune_folder(
         say(f"carrying along {len(carried)} files")
         _copy(carried, contents.folder, scratch, target)
         if plan_folder is not None:
-            _save_plans(plans, Path(plan_folder))  # before the models: who has them has their plans
+            _save_plans(plans, Path(plan_folder), together)  # before the models: who has them has their plans
     sections = {"models": rows, "carried along": [{"file": path.as_posix()} for path in carried], **tables}
     return Report(f"pruned {len(rows)} models", sections, tuple(checks), tuple(skipped), seconds)
 
@@ -221,9 +222,9 @@ def _copy(paths: Sequence[PurePath], source: Path, scratch: Path, target: Path) 
             shutil.copy2(source / path, scratch / path)
 
 
-def _save_plans(plans: Mapping[PurePath, Plan], folder: Path) -> None:
+def _save_plans(plans: Mapping[PurePath, Plan], folder: Path, together: Together) -> None:
     for path, plan in plans.items():
         place = folder / path.with_suffix(".plan")
         with output_errors(place):
             place.parent.mkdir(parents=True, exist_ok=True)
-        save_plan(plan, place)
+        save_plan(plan, place, together=together)

@@ -2,7 +2,7 @@
 
 A file is written under a temporary name in its own folder, flushed to the disk and renamed. Whoever reads the
 final name finds the old file or the complete new one, whatever happens in between. A folder is filled under a
-temporary name beside its final one, which nothing may have.
+temporary name beside its final one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import IO
 
 from onnxprune.containment import told
+from onnxprune.containment.holding import hold, hold_folder, let_go
 from onnxprune.containment.temporary import remove_stale, temporary_name
 from onnxprune.errors import OutputError
 from onnxprune.messages import visible
@@ -31,14 +32,13 @@ class NewFile:
         target: the name it shall have.
         temporary: the name it has until then, in the same folder.
         stream: open for writing bytes.
-        renamed: the target now is this file (even if ``commit`` then failed to make that last).
     """
 
     def __init__(self, target: Path) -> None:
         self.target = target
         self.temporary = target.parent / temporary_name(target.name)
         self.stream: IO[bytes]
-        self.renamed = False
+        self._held: int | None = None
         self._present = False
 
     def __enter__(self) -> NewFile:
@@ -49,6 +49,7 @@ class NewFile:
             descriptor = os.open(self.temporary, flags, 0o666)
             self._present = True
             self.stream = os.fdopen(descriptor, "wb", buffering=_WRITE_BUFFER_BYTES)
+            self._held = hold(descriptor)
         return self
 
     def __exit__(
@@ -61,6 +62,7 @@ class NewFile:
             # stream is closed already, so nothing is hidden.
             pass
         finally:
+            let_go(self._held)
             if self._present:
                 self._present = False
                 with contextlib.suppress(FileNotFoundError):
@@ -84,44 +86,84 @@ class NewFile:
             name: another name in the same folder than the target's.
 
         Raises:
-            OutputError: the name can't be taken, or (``renamed`` is set then) may not outlive a power
-                failure.
+            OutputError: the name can't be taken, or may not outlive a power failure.
         """
         with output_errors(self.target):
             os.replace(self.temporary, name or self.target)  # noqa: PTH105 (the name says what happens)
-            self._present = False
-            self.renamed = True
+            let_go(self.moved())
             flush_folder(self.target.parent)
 
+    def moved(self) -> int | None:
+        """Take note that the file has its name, so that leaving the block does not discard it.
 
-@contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Give a folder to fill, which gets its name when the block ends, and is gone if the block fails.
+        Returns:
+            A descriptor that holds the lock on the file, which is the caller's from now on.
+        """
+        held, self._held, self._present = self._held, None, False
+        return held
+
+
+class NewFolder:
+    """A folder on its way: fill ``temporary``, ``finish``, and let `Together` place it; else it is discarded.
 
     Args:
-        target: the name; nothing may have it.
+        target: the name it shall have.
+        replaces: an older folder of that name may be replaced; without, nothing may have it.
 
-    Raises:
-        OutputError: it can't be made, filled or renamed.
+    Attributes:
+        temporary: the name it has until then, in the same folder.
     """
-    check_new_folder(target)
-    remove_stale(target)
-    told.writes_in(target.parent)
-    temporary = target.parent / temporary_name(target.name)
-    with output_errors(target):
-        temporary.mkdir()
-    try:
-        yield temporary
-        with output_errors(target):
-            for folder, _, names in os.walk(temporary, topdown=False):
+
+    def __init__(self, target: Path, *, replaces: bool = False) -> None:
+        self.target = target
+        self.replaces = replaces
+        self.temporary = target.parent / temporary_name(target.name)
+        self._held: int | None = None
+        self._present = False
+
+    def __enter__(self) -> NewFolder:
+        self.check()
+        remove_stale(self.target)
+        told.writes_in(self.target.parent)
+        with output_errors(self.target):
+            self.temporary.mkdir()
+            self._present = True
+            self._held = hold_folder(self.temporary)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        let_go(self._held)
+        if self._present:
+            self._present = False
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def check(self) -> None:
+        """Refuse a name that something has which may not be replaced.
+
+        Raises:
+            OutputError: likewise, or the folder that it shall be in is missing.
+        """
+        if not self.replaces:
+            check_new_folder(self.target)
+
+    def finish(self) -> None:
+        """Wait until the disk has everything in it.
+
+        Raises:
+            OutputError: the disk is full or fails.
+        """
+        with output_errors(self.target):
+            for folder, _, names in os.walk(self.temporary, topdown=False):
                 for name in names:
                     _flush_file(Path(folder, name))
                 flush_folder(Path(folder))
-            check_new_folder(target)  # somebody else may have been faster
-            temporary.rename(target)
-            flush_folder(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    def moved(self) -> int | None:
+        """Take note that the folder has its name; see `NewFile.moved`."""
+        held, self._held, self._present = self._held, None, False
+        return held
 
 
 def check_new_folder(target: Path) -> None:
@@ -137,7 +179,7 @@ def check_new_folder(target: Path) -> None:
 
 
 def _flush_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)  # it may be read-only
     try:
         os.fsync(descriptor)
     finally:

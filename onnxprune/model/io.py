@@ -34,6 +34,7 @@ from onnxprune.model.serialize import (
     serialize,
 )
 from onnxprune.model.storage import Storage
+from onnxprune.model.together import Together
 
 #: From this many bytes of tensors on, a model is written with external data.
 INLINE_BYTES = 3 << 29
@@ -103,6 +104,7 @@ def save(
     external_data: bool | None = None,
     sparse_storage: bool | None = None,
     before_commit: Callable[[Path], None] | None = None,
+    together: Together | None = None,
 ) -> tuple[Path, ...]:
     """Write a model. The old file at ``path``, if any, stays as it is until the new one is complete.
 
@@ -121,6 +123,7 @@ def save(
             valid sparse models; ONNX Runtime reads them all, and makes them dense.
         before_commit: is called with the finished temporary model file, in the folder it stays in, so that
             external data resolves; if it raises, nothing is written.
+        together: what else appears with the model, or not at all.
 
     Returns:
         The files that were written: the model, and its data file if there is one.
@@ -140,9 +143,10 @@ def save(
     if external_data is None:
         external_data = bool(recall(model, EXTERNAL)) or storage.size_bytes() > INLINE_BYTES
     check_room(target, storage.size_bytes())
-    with contextlib.ExitStack() as cleanup:
+    with contextlib.ExitStack() as stack:
+        together = together or stack.enter_context(Together())
         with _named(target):
-            data = storage.write_external(cleanup) if external_data else None
+            data = storage.write_external(together) if external_data else None
         size = storage.file_bytes()
         if size > MOST_MODEL_BYTES:
             raise OutputError(
@@ -154,12 +158,7 @@ def save(
             file.finish()
             if before_commit is not None:
                 before_commit(file.temporary)
-            # The data file must stay once the model has its name, even if making the name last fails.
-            try:
-                file.commit()
-            finally:
-                if file.renamed:
-                    cleanup.pop_all()
+            together.place(file)
     return (target,) if data is None else (target, data)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from onnxprune.model.external import FileTensor, unsafe_location
 from onnxprune.model.places import graph_protos
 from onnxprune.model.serialize import Serialized
 from onnxprune.model.sparse import sparse_bytes, stored_nonzeros
+from onnxprune.model.together import Together
 from onnxprune.model.wire import THRESHOLD_BYTES, put_back
 
 #: Large tensors start at multiples of this in a data file, so that runtimes can map them; the others at 64.
@@ -130,11 +131,12 @@ class Storage:
 
     # ---- external data
 
-    def write_external(self, cleanup: contextlib.ExitStack) -> Path | None:
+    def write_external(self, together: Together) -> Path | None:
         """Write the dense tensors of 1 KiB and more into one data file and point the proto to them.
 
         Args:
-            cleanup: is told how to remove the file again.
+            together: what the file appears with: a run that fails takes its data file with it, but not one
+                that was there before.
 
         Returns:
             The data file, named after its contents; None if no tensor is large enough.
@@ -155,11 +157,9 @@ class Storage:
                 offsets.append(sink.position)
                 sink.write_payload(payload)
             file.finish()
-            name, present = self._data_name(digest.hexdigest(), sink.position)
+            name, present = self._data_name(digest.hexdigest(), sink.position, together)
             if not present:
-                # A run that fails takes its data file with it, but not one that was there before.
-                cleanup.callback(_remove, name)
-                file.commit(name)
+                together.place(file, name)
         for (tensor, payload), offset in zip(moved, offsets, strict=True):
             tensor.ClearField("raw_data")
             tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -180,7 +180,7 @@ class Storage:
             if index is not None and self._payloads[index].size >= THRESHOLD_BYTES:
                 yield tensor, self._payloads[index]
 
-    def _data_name(self, digest: str, size: int) -> tuple[Path, bool]:
+    def _data_name(self, digest: str, size: int, together: Together) -> tuple[Path, bool]:
         """Return the name for these contents, and whether a file with them has it already."""
         stem = self.target.name
         try:
@@ -191,15 +191,15 @@ class Storage:
             stem = "weights"
         for digits in _NAME_DIGITS:
             name = self.target.with_name(f"{stem}.{digest[:digits]}.data")
-            if not name.is_symlink() and not name.exists():
+            if not os.path.lexists(name):
                 return name, False
-            if (
-                name.is_file()
-                and not name.is_symlink()
-                and name.stat().st_size == size
-                and _sha256(name) == digest
-            ):
-                return name, True
+            if name.is_file() and not name.is_symlink() and name.stat().st_size == size:
+                with output_errors(self.target):
+                    found = together.adopt(name)
+                    if found is None:  # the run that placed it has failed meanwhile
+                        return name, False
+                    if _sha256(found) == digest:
+                        return name, True
         raise OutputError(f"{name}: is in the way: its contents are not what its name says; remove it")
 
     # ---- the model itself
@@ -294,14 +294,8 @@ def _constants(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, onnx.At
                         yield node, attribute
 
 
-def _sha256(path: Path) -> str:
+def _sha256(descriptor: int) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_READ_BYTES):
-            digest.update(piece)
+    while piece := os.read(descriptor, _READ_BYTES):
+        digest.update(piece)
     return digest.hexdigest()
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()

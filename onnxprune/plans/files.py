@@ -9,10 +9,8 @@ third party can audit a cut without onnxprune. A folder is written beside its pl
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -23,7 +21,9 @@ import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onnxprune.errors import OutputError, PlanError
-from onnxprune.messages import one_line
+from onnxprune.messages import one_line, visible
+from onnxprune.model.atomic import NewFolder, output_errors
+from onnxprune.model.together import Together
 from onnxprune.outlines import Outline
 from onnxprune.plans import graph_file
 from onnxprune.types import (
@@ -112,36 +112,48 @@ class _File(_Strict):
     skipped: list[_Skipped]
 
 
-def save_plan(plan: Plan, folder: str | Path) -> Path:
+def save_plan(plan: Plan, folder: str | Path, *, together: Together | None = None) -> Path:
     """Write a plan as a folder, which replaces an older plan of that name and nothing else.
+
+    Args:
+        plan: what was decided.
+        folder: where it goes; appears whole or not at all.
+        together: what it appears with, or not at all.
 
     Raises:
         OutputError: the place is taken by something that is no plan, or can't be written.
     """
     target = Path(folder)
-    if target.exists() and not (target / "plan.json").is_file():
-        raise OutputError(f"{target}: exists and is no plan folder; choose another place for the plan")
-    try:
-        scratch = Path(
-            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".onnxprune-tmp", dir=target.parent)
-        )
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
-    try:
-        text = json.dumps(_as_json(plan), indent=1, allow_nan=False)
-        _write(scratch / "plan.json", text.encode())
-        if plan.masks:
-            masks = {name: mask.bits for name, mask in plan.masks.items()}
-            _write(scratch / "masks.safetensors", safetensors.numpy.save(masks))
-        if plan.graph is not None:
-            _write(scratch / "graph.json", graph_file.to_text(plan.graph).encode())
-        scratch.chmod(0o777 & ~_umask())
-        _replace_folder(scratch, target)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    check_plan_target(target)
+    with contextlib.ExitStack() as stack:
+        together = together or stack.enter_context(Together())
+        with NewFolder(target, replaces=True) as new:
+            with output_errors(target):
+                text = json.dumps(_as_json(plan), indent=1, allow_nan=False)
+                (new.temporary / "plan.json").write_bytes(text.encode())
+                if plan.masks:
+                    masks = {name: mask.bits for name, mask in plan.masks.items()}
+                    (new.temporary / "masks.safetensors").write_bytes(safetensors.numpy.save(masks))
+                if plan.graph is not None:
+                    (new.temporary / "graph.json").write_bytes(graph_file.to_text(plan.graph).encode())
+            new.finish()
+            check_plan_target(target)
+            together.place(new)
     return target
+
+
+def check_plan_target(target: Path) -> None:
+    """Refuse a place that is taken by something that is no plan.
+
+    Raises:
+        OutputError: likewise.
+    """
+    if target.is_symlink() or (target.exists() and not (target / "plan.json").is_file()):
+        raise OutputError(
+            f"{visible(target)}: exists and is no plan folder; choose another place for the plan"
+        )
+    if not target.absolute().parent.is_dir():
+        raise OutputError(f"{visible(target)}: there is no folder {visible(target.parent)}; create it first")
 
 
 def load_plan(folder: str | Path) -> Plan:
@@ -322,31 +334,3 @@ def _branches(group: PlannedGroup) -> dict[str, Any]:
 
 def _cost(cost: Cost) -> dict[str, int]:
     return {"params": cost.params, "macs": cost.macs, "size_bytes": cost.size_bytes}
-
-
-def _write(path: Path, contents: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(contents)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _replace_folder(scratch: Path, target: Path) -> None:
-    """Move a finished folder to its place; an old plan there is moved aside first and removed last."""
-    if not target.exists():
-        scratch.rename(target)
-        return
-    old = scratch.with_suffix(".old")
-    target.rename(old)
-    try:
-        scratch.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxprune.errors import UsageError
 from onnxprune.messages import visible
-from onnxprune.model.atomic import check_target, write_whole
+from onnxprune.model.atomic import check_target
+from onnxprune.model.together import Together
 
 if TYPE_CHECKING:
     from onnxprune.record import Record
@@ -65,12 +67,19 @@ def check_forms(targets: Mapping[str, Path], *inputs: Path) -> None:
         check_target(path)
 
 
-def write_forms(record: Record, targets: Mapping[str, Path]) -> None:
+def write_forms(record: Record, targets: Mapping[str, Path], together: Together | None = None) -> None:
     """Draw a record in several forms, and write each to its file once all of them are drawn.
 
+    Args:
+        record: of a run.
+        targets: files by form, a key of `FORMS`.
+        together: what else they appear with, or not at all; without it, they appear with each other.
+
     Raises:
-        OutputError: a file can't be written.
+        OutputError: a file can't be written; then none is.
     """
     drawn = {form: FORMS[form](record).encode() for form in targets}
-    for form, contents in drawn.items():
-        write_whole(targets[form], contents)
+    with contextlib.ExitStack() as stack:
+        together = together or stack.enter_context(Together())
+        for form, contents in drawn.items():
+            together.write(targets[form], contents)

@@ -1,19 +1,23 @@
 """The whole state of a run in one file, which is replaced as a whole.
 
 The file is what ``torch.save`` writes of tensors and plain values, and is read without unpickling anything
-else (``weights_only``). It says which run it belongs to: digests of models and data, and all settings.
+else (``weights_only``). It says which run it belongs to: digests of models and data, and all settings. What
+was read is used only if it is, bit by bit, what was written.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from onnxprune.containment.holding import claim_folder, let_go
 from onnxprune.errors import OutputError, TuningError
 from onnxprune.messages import one_line, visible
 from onnxprune.model.atomic import NewFile, check_target, output_errors
@@ -22,7 +26,7 @@ from onnxprune.types import Mask
 #: The file in a checkpoint's folder.
 FILE = "state.pt"
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def open_folder(folder: Path, *, resume: bool) -> None:
@@ -40,6 +44,31 @@ def open_folder(folder: Path, *, resume: bool) -> None:
         )
 
 
+@contextlib.contextmanager
+def claimed(folder: Path | None) -> Iterator[None]:
+    """Keep the folder of a checkpoint from other runs while the block runs.
+
+    Raises:
+        OutputError: another run has it.
+    """
+    if folder is None:
+        yield
+        return
+    try:
+        with output_errors(folder):
+            descriptor = claim_folder(folder)
+    except OutputError as error:
+        if isinstance(error.__cause__, BlockingIOError):
+            raise OutputError(
+                f"{visible(folder)}: another run keeps its checkpoints here; wait for it, or name another one"
+            ) from None
+        raise
+    try:
+        yield
+    finally:
+        let_go(descriptor)
+
+
 def save(folder: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Write a checkpoint; the one before it stays until the new one is complete.
 
@@ -52,7 +81,8 @@ def save(folder: Path, run: Mapping[str, Any], state: Mapping[str, Any]) -> None
         OutputError: it can't be written.
     """
     target = folder / FILE
-    contents = {"format": _FORMAT, "run": _packed(dict(run)), "state": _packed(dict(state))}
+    packed = {"format": _FORMAT, "run": _packed(dict(run)), "state": _packed(dict(state))}
+    contents = {**packed, "check": _digest(packed)}
     with NewFile(target) as file:
         with output_errors(target):
             torch.save(contents, file.stream)
@@ -71,7 +101,9 @@ def load(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-        version, of, state = contents["format"], _unpacked(contents["run"]), _unpacked(contents["state"])
+        version, check = contents["format"], contents.pop("check", None)
+        sound = version != _FORMAT or check == _digest(contents)
+        of, state = _unpacked(contents["run"]), _unpacked(contents["state"])
     except (
         OSError,
         RuntimeError,
@@ -79,10 +111,13 @@ def load(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
         KeyError,
         TypeError,
         ValueError,
+        AttributeError,
         pickle.UnpicklingError,
     ) as error:
         reason = one_line(error)
         raise TuningError(f"{visible(path)}: is no sound checkpoint ({reason}); remove it") from error
+    if not sound:
+        raise TuningError(f"{visible(path)}: is no sound checkpoint (not what was written); remove it")
     if version != _FORMAT:
         raise TuningError(f"{visible(path)}: has format {version}, this version reads {_FORMAT}; start anew")
     for name in {**run, **of}:
@@ -92,6 +127,30 @@ def load(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
                 f"{_short(run.get(name))}; give the same again, or start anew in another folder"
             )
     return dict(state)
+
+
+def _digest(packed: Any) -> str:
+    """Return the SHA-256 of plain values and tensors, nested."""
+    digest = hashlib.sha256()
+
+    def update(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+        elif isinstance(value, dict):
+            digest.update(f"dict {len(value)} ".encode())
+            for pair in value.items():
+                update(pair)
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"{type(value).__name__} {len(value)} ".encode())
+            for item in value:
+                update(item)
+        else:
+            digest.update(f"{type(value).__name__} {value!r} ".encode("utf-8", "surrogatepass"))
+
+    update(packed)
+    return digest.hexdigest()
 
 
 def _short(value: Any) -> str:

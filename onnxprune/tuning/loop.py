@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,8 @@ def tune(
     """
     if checkpoint is not None:
         checkpoints.open_folder(checkpoint, resume=resume)
-    with joined(settings.device) as processes:
+    with joined(settings.device) as processes, ExitStack() as stack:
+        stack.enter_context(checkpoints.claimed(checkpoint if processes.first else None))
         gpus = [processes.device] if processes.device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus):  # the caller's random numbers go on as if nothing was
             parts = assemble(model, data, settings, teacher, validation, processes)

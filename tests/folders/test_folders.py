@@ -21,7 +21,7 @@ from onnxprune.errors import (
     UsageError,
 )
 from onnxprune.folders import run as folders_run
-from onnxprune.model import atomic
+from onnxprune.model import together
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_stale_folders_are_removed(export, tmp_path, monkeypatch):
     stale = tmp_path / ".out.4194303.01234567.onnxprune-tmp"
     stale.mkdir()
     (stale / "model.onnx").write_bytes(b"half")
-    with atomic.new_folder(tmp_path / "out") as folder:
+    with together.new_folder(tmp_path / "out") as folder:
         assert not stale.exists()
         (folder / "a").write_bytes(b"a")
     assert files_of(tmp_path / "out") == {"a"}

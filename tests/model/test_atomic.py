@@ -25,7 +25,6 @@ def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> Non
         assert file.temporary.read_bytes() == b"new"
         assert target.read_bytes() == b"old"
         file.commit()
-        assert file.renamed
     assert target.read_bytes() == b"new"
     assert names(tmp_path) == ["out"]
 

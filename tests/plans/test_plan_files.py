@@ -288,7 +288,7 @@ def test_what_is_no_plan_is_never_replaced(tmp_path, taken):
 
 
 def test_a_missing_parent_is_one_line(tmp_path):
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="create it first"):
         save_plan(example(), tmp_path / "no" / "such" / "x.plan")
 
 

@@ -22,6 +22,9 @@ from onnxprune.data import Dataset  # noqa: E402
 from onnxprune.errors import DataError, ModelError, OutputError, TuningError, UsageError  # noqa: E402
 from onnxprune.model.io import save  # noqa: E402
 from onnxprune.tuning import Tuning  # noqa: E402
+from onnxprune.tuning.checkpoint import claimed  # noqa: E402
+from onnxprune.tuning.checkpoint import load as load_checkpoint  # noqa: E402
+from onnxprune.tuning.checkpoint import save as save_checkpoint  # noqa: E402
 from onnxprune.tuning.loop import tune  # noqa: E402
 from onnxprune.types import Mask  # noqa: E402
 
@@ -360,6 +363,40 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(TuningError, match="no sound checkpoint"):
         tune(classifier(), three_classes(), SHORT, checkpoint=folder, resume=True)
+
+
+def test_a_checkpoint_with_any_byte_changed_is_refused_or_says_the_same(tmp_path):
+    """There are bytes that mean nothing: padding, and times."""
+    run = {"seed": 1, "data": "digest"}
+    state = {
+        "weights": {"w": np.arange(400, dtype=np.float32)},
+        "step": 7,
+        "best": (1.5, None),
+        "mask": some_masks(),
+    }
+    save_checkpoint(tmp_path, run, state)
+    path = tmp_path / "state.pt"
+    good, whole = path.read_bytes(), repr(load_checkpoint(tmp_path, run))
+    refused = 0
+    for place in range(0, len(good), 11):
+        changed = bytearray(good)
+        changed[place] ^= 0x10
+        path.write_bytes(changed)
+        try:
+            assert repr(load_checkpoint(tmp_path, run)) == whole, place
+        except TuningError:
+            refused += 1
+    assert refused > 100, "of several hundred"
+
+
+def test_two_runs_do_not_share_a_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with claimed(folder):
+        with pytest.raises(OutputError, match="another run keeps its checkpoints here") as caught:
+            tune(classifier(), three_classes(), SHORT, checkpoint=folder)
+        assert "\n" not in str(caught.value)
+    tune(classifier(), three_classes(), SHORT, checkpoint=folder)
 
 
 def test_a_checkpoint_runs_no_code(tmp_path):
