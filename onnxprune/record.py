@@ -398,7 +398,7 @@ def read_record(path: str | Path) -> Record:
     try:
         return Record.model_validate(parse_json(text))
     except RecursionError:
-        raise DataError(f"{where}: is nested too deeply") from None
+        raise DataError(f"{where}: is no record of a run: nested too deeply") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -407,4 +407,4 @@ def read_record(path: str | Path) -> Record:
             f"{one_line(first['msg'])}); use the JSON report of onnxprune compress"
         ) from None
     except ValueError as error:  # of which those of pydantic are a kind
-        raise DataError(f"{where}: is no JSON: {one_line(error)}") from None
+        raise DataError(f"{where}: is no record of a run: no JSON, {one_line(error)}") from None

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from onnxprune import machine
+from onnxprune import machine, npz
 from onnxprune.data import Dataset, load_data
 from onnxprune.errors import DataError
 

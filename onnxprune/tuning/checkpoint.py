@@ -17,6 +17,7 @@ import torch
 from onnxprune.errors import OutputError, TuningError
 from onnxprune.messages import one_line, visible
 from onnxprune.model.atomic import NewFile, check_target, output_errors
+from onnxprune.reading import opened
 from onnxprune.types import Mask
 
 #: The file in a checkpoint's folder.
@@ -69,6 +70,8 @@ def load(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     path = folder / FILE
     if not path.exists():
         return None
+    with opened(path, TuningError):  # a pipe would be waited for
+        pass
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
         version, of, state = contents["format"], _unpacked(contents["run"]), _unpacked(contents["state"])
