@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import click
@@ -105,6 +106,10 @@ def main(ctx: click.Context, debug: bool, timeout: float | None, memory: int | N
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(2)
+    if not debug:
+        warnings.simplefilter(
+            "ignore"
+        )  # of libraries, about their own code; what is wrong is an error of ours
     containment.keep_limits(timeout_seconds=timeout, memory_bytes=memory, show_noise=debug)
 
 

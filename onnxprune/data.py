@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune import npz
+from onnxprune import machine, npz
 from onnxprune.errors import DataError
 from onnxprune.messages import one_line, quoted
 from onnxprune.registry import did_you_mean
@@ -25,6 +25,9 @@ from onnxprune.user_code import current_folder_importable, is_reference, load_fu
 
 LABEL = "label"
 SEGMENT = "segment"
+
+#: In a folder; each is opened, and far fewer hold all samples that fit into memory.
+_MOST_FILES = 100_000
 
 Array = npt.NDArray[Any]
 
@@ -173,7 +176,19 @@ def _read_folder(folder: Path, label: str) -> dict[str, Array]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".npz")
     if not paths:
         raise DataError(f"{label}: the folder holds no .npz file")
-    return _concatenate((npz.read(path) for path in paths), label)
+    if len(paths) > _MOST_FILES:
+        raise DataError(f"{label}: holds {len(paths)} .npz files; at most {_MOST_FILES} are read")
+    return _concatenate(_each(paths), label)
+
+
+def _each(paths: Iterable[Path]) -> Iterator[dict[str, Array]]:
+    """Yield what archives hold, as long as all of it fits into this machine's memory."""
+    room_bytes = machine.memory_bytes()
+    for path in paths:
+        arrays = npz.read(path, room_bytes)
+        if room_bytes is not None:
+            room_bytes -= sum(array.nbytes for array in arrays.values())
+        yield arrays
 
 
 def _call(reference: str) -> dict[str, Array]:

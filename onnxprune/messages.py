@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 
 #: Longest text of others that is repeated in one of our messages.
 TEXT_LIMIT = 240
+
+#: What build servers take for commands in the lines that a program prints: ``::set-output``, ``##[group]``,
+#: ``##vso[task]``, ``##teamcity[...]``. The first one counts at the start of a line, which a text may come to
+#: stand at; in the middle of a word, as in ``aten::conv``, it is none.
+_COMMANDS = re.compile(r"(?<![^\s'\"|]):(?=:)|#(?=#[A-Za-z]*\[)")
 
 
 def one_line(text: object, limit: int = TEXT_LIMIT) -> str:
@@ -24,7 +30,7 @@ def visible(text: str | os.PathLike[str] | bytes, longest: int = TEXT_LIMIT) -> 
     ``longest`` characters.
     """
     plain = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else os.fspath(text)
-    shown = "".join(_escape(character) for character in plain[:longest])
+    shown = without_commands("".join(_escape(character) for character in plain[:longest]))
     return shown if len(plain) <= longest else f"{shown}..."
 
 
@@ -38,5 +44,10 @@ def _escape(character: str) -> str:
 
 def quoted(name: object, limit: int = 80) -> str:
     """Return a name in quotes, what is not printable as escapes, at most ``limit`` characters."""
-    shown = repr(str(name))
+    shown = without_commands(repr(str(name)))
     return shown if len(shown) <= limit else f"{shown[: limit - 4]}...{shown[0]}"
+
+
+def without_commands(text: str) -> str:
+    """Return a text in which no build server finds a command; the first character of each is escaped."""
+    return _COMMANDS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

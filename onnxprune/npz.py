@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import stat
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,43 +15,59 @@ import numpy.typing as npt
 from onnxprune import machine
 from onnxprune.errors import DataError
 from onnxprune.messages import one_line, quoted
+from onnxprune.reading import opened
 
 #: Far above any real archive of model inputs; each member costs a header to read.
 MEMBER_LIMIT = 1024
+
+#: Archives that unpack to more than this, and to more than so many times their size, are bombs. Zeros are
+#: packed a thousand times; images, tokens with their padding, even masks, less than a hundred times.
+_HARMLESS_BYTES = 64 << 20
+_MOST_PACKED = 250
 
 _SUFFIX = ".npy"
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
 
 
-def read(path: Path) -> dict[str, npt.NDArray[Any]]:
+def read(path: Path, room_bytes: int | None = None) -> dict[str, npt.NDArray[Any]]:
     """Return every array of an archive by name, in native byte order.
+
+    Args:
+        path: of the archive.
+        room_bytes: that the arrays may take; by default this machine's memory.
 
     Raises:
         DataError: not a regular file, truncated or damaged, holds pickled objects, a header that disagrees
-            with the archive, duplicate names, or more than this machine's memory.
+            with the archive, duplicate names, more than there is room for, or far more than a file
+            of its size holds.
     """
     label = one_line(path)
+    if not path.exists():
+        raise DataError(f"{label}: no such file")
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-            raise DataError(f"{label}: is no regular file")
-        with zipfile.ZipFile(path) as archive:
-            return _read_members(archive, label)
-    except FileNotFoundError:
-        raise DataError(f"{label}: no such file") from None
+        with opened(path, DataError) as stream, zipfile.ZipFile(stream) as archive:
+            return _read_members(archive, os.fstat(stream.fileno()).st_size, label, room_bytes)
     except zipfile.BadZipFile as error:
         raise DataError(f"{label}: is no .npz archive, or a truncated one ({one_line(error, 80)})") from None
     except _DAMAGED as error:
         raise DataError(f"{label}: cannot be read: {one_line(error)}") from None
 
 
-def _read_members(archive: zipfile.ZipFile, label: str) -> dict[str, npt.NDArray[Any]]:
+def _read_members(
+    archive: zipfile.ZipFile, size_bytes: int, label: str, room_bytes: int | None
+) -> dict[str, npt.NDArray[Any]]:
     members = archive.infolist()
     if len(members) > MEMBER_LIMIT:
         raise DataError(f"{label}: holds {len(members)} arrays; at most {MEMBER_LIMIT} are read")
     total_bytes = sum(member.file_size for member in members)
-    memory_bytes = machine.memory_bytes()
-    if memory_bytes is not None and total_bytes > memory_bytes:
+    room_bytes = machine.memory_bytes() if room_bytes is None else room_bytes
+    if room_bytes is not None and total_bytes > room_bytes:
         raise DataError(f"{label}: unpacks to {total_bytes / 2**30:.1f} GiB, more than this machine's memory")
+    if total_bytes > _HARMLESS_BYTES and total_bytes > size_bytes * _MOST_PACKED:
+        raise DataError(
+            f"{label}: unpacks to {total_bytes / 2**20:.0f} MiB, {total_bytes // size_bytes} times its size, "
+            "as no samples do; save it by numpy.savez, which does not pack"
+        )
     arrays: dict[str, npt.NDArray[Any]] = {}
     for member in members:
         shown = quoted(member.filename)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onnxprune.errors import DataError
 from onnxprune.messages import one_line, visible
+from onnxprune.reading import contents, parse_json
 
 #: Grows when a key changes its meaning or goes.
 SCHEMA: Final = 1
@@ -393,17 +394,11 @@ def read_record(path: str | Path) -> Record:
         DataError: it is missing, damaged, or of another schema.
     """
     where = visible(path)
-    if Path(path).exists() and not Path(path).is_file():  # a pipe would never end, a device neither
-        raise DataError(f"{where}: is no regular file")
+    text = contents(path, DataError, _LARGEST_BYTES, "is larger than any record of a run")
     try:
-        with Path(path).open("rb") as stream:
-            text = stream.read(_LARGEST_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"{where}: cannot be read ({one_line(error.strerror or error)})") from None
-    if len(text) > _LARGEST_BYTES:
-        raise DataError(f"{where}: is larger than any record of a run")
-    try:
-        return Record.model_validate_json(text)
+        return Record.model_validate(parse_json(text))
+    except RecursionError:
+        raise DataError(f"{where}: is no record of a run: nested too deeply") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -411,3 +406,5 @@ def read_record(path: str | Path) -> Record:
             f"{where}: is no record of a run that this version reads ({one_line(place)}: "
             f"{one_line(first['msg'])}); use the JSON report of onnxprune compress"
         ) from None
+    except ValueError as error:  # of which those of pydantic are a kind
+        raise DataError(f"{where}: is no record of a run: no JSON, {one_line(error)}") from None

@@ -1,6 +1,7 @@
 """Results of measurements on disk, one small readable file each, so that none is taken twice.
 
-An entry appears whole or not at all, and is never believed unless it is exactly what was written for its key.
+An entry appears whole or not at all, and is never believed unless it is exactly what was written for its key,
+by this user or by the owner of the folder: where others may write too, their files are no figures of ours.
 Any number of processes may share a folder: they write the same figures under the same names.
 """
 
@@ -9,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from onnxprune.errors import OutputError
+from onnxprune.errors import DataError, OutputError
 from onnxprune.messages import one_line, visible
 from onnxprune.model.atomic import write_whole
+from onnxprune.reading import is_ours, opened, parse_json
 
 #: What an entry may hold.
 Figure: TypeAlias = "float | str | None"
@@ -53,16 +56,10 @@ class ResultCache:
     def find(self, key: str) -> dict[str, Figure] | None:
         """Return the figures that were stored for a key, None if there are none or they are damaged."""
         path = self._folder / f"{key}.json"
-        try:
-            with path.open("rb") as stream:
-                text = stream.read(_MOST_BYTES + 1)
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             return None
-        except OSError:
-            self.damaged.append(str(path))  # a folder of that name, a failing disk: measured anew
-            return None
-        found = self._parse(text, key)
-        if found is None:
+        found = self._read(path, key)
+        if found is None:  # a folder or pipe of that name, a failing disk, a stranger's file: measured anew
             self.damaged.append(str(path))
         return found
 
@@ -83,13 +80,22 @@ class ResultCache:
         line = json.dumps({"key": key, **found, "check": _check(key, found), **about})
         write_whole(self._folder / f"{key}.json", f"{line}\n".encode())
 
+    def _read(self, path: Path, key: str) -> dict[str, Figure] | None:
+        """Return what a regular file of our own, or of the folder's owner, holds for this key."""
+        try:
+            with opened(path, DataError) as stream:
+                ours = is_ours(stream, self._folder)
+                return self._parse(stream.read(_MOST_BYTES + 1), key) if ours else None
+        except (DataError, OSError):
+            return None
+
     def _parse(self, text: bytes, key: str) -> dict[str, Figure] | None:
         """Return what a file holds, None unless it is complete and exactly what was written for this key."""
         try:
-            entry = json.loads(text)
+            entry = parse_json(text) if len(text) <= _MOST_BYTES else None
         except (ValueError, RecursionError):
             return None
-        if not isinstance(entry, dict) or len(text) > _MOST_BYTES:
+        if not isinstance(entry, dict):
             return None
         found = {name: entry.get(name) for name in self._fields}
         if not all(map(_is_figure, found.values())):

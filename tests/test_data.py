@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from onnxprune import npz
+from onnxprune import machine, npz
 from onnxprune.data import Dataset, load_data
 from onnxprune.errors import DataError
 
@@ -158,7 +158,7 @@ class TestUnsafeFiles:
         refused(archive(tmp_path / "d.npz", [("x.npy", content)]), "[Hh]eader")
 
     def test_more_than_memory(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(npz, "_memory_bytes", lambda: 1000)
+        monkeypatch.setattr(machine, "memory_bytes", lambda: 1000)
         np.savez_compressed(tmp_path / "d.npz", x=np.zeros(5000))
         refused(tmp_path / "d.npz", "more than this machine's memory")
 

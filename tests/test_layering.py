@@ -15,8 +15,8 @@ SOURCES = {"onnxprune": ROOT / "onnxprune", "onnxprune_cli": ROOT / "cli"}
 #: only the stages (the widest layer) do not import each other.
 LAYERS = (
     ("errors",),
-    ("cholesky", "data", "machine", "messages", "npz", "outlines", "patterns", "record", "registry",
-     "resident", "schedule", "types", "user_code"),
+    ("cholesky", "data", "machine", "messages", "npz", "outlines", "patterns", "reading", "record",
+     "registry", "resident", "schedule", "types", "user_code"),
     ("containment",),
     ("model",),
     ("ops",),

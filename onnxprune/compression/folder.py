@@ -30,12 +30,14 @@ from typing import Any
 
 import filelock
 
-from onnxprune.errors import OutputError
+from onnxprune.errors import DataError, OutputError
 from onnxprune.messages import visible
 from onnxprune.model.atomic import flush_folder, output_errors, write_whole
 from onnxprune.model.digest import sha256_of
+from onnxprune.reading import contents, parse_json
 
 _DONE = "done.json"
+_LARGEST_DONE_BYTES = 256 << 20
 
 #: Packages that results depend on, beside our own code.
 PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "scipy")
@@ -226,7 +228,7 @@ class Work:
 def read_done(folder: Path, key: str) -> dict[str, Any] | None:
     """Return what a stage put down, None unless it and all files are exactly what was written."""
     try:
-        done = json.loads((folder / _DONE).read_bytes())
+        done = parse_json(contents(folder / _DONE, DataError, _LARGEST_DONE_BYTES, "is too large"))
         if done.pop("check") != key_of(done) or done["key"] != key:
             return None
         found = {str(path.relative_to(folder)) for path in _files(folder)} - {_DONE}
@@ -235,7 +237,7 @@ def read_done(folder: Path, key: str) -> dict[str, Any] | None:
         if any(sha256_of(folder / name) != digest for name, digest in done["files"].items()):
             return None
         about: dict[str, Any] = done["about"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # whatever is wrong with it: it is not what was written
     return about
 
@@ -263,4 +265,5 @@ def sources_of(package: Path) -> dict[str, str]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    """Return the files below a folder. Links are none: what they lead to is not what a stage wrote."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -14,7 +14,8 @@ from onnxprune.importers import factory
 from onnxprune.importers.baking import MASK_SUFFIX, bake_masks, copy_for_inference
 from onnxprune.importers.example import Example, example_from_given, example_from_shapes
 from onnxprune.importers.input_shapes import InputShapes
-from onnxprune.messages import one_line
+from onnxprune.messages import one_line, visible
+from onnxprune.reading import opened
 
 #: Pickled modules, state dicts and TorchScript archives.
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".ckpt", ".ptl", ".torchscript")
@@ -65,7 +66,7 @@ def find(source: object, trust_input_code: bool, seed: int) -> Found:
         return _load_program(Path(source), trust_input_code)
     if Path(source).suffix.lower() in _CHECKPOINTS:
         raise ImporterError(
-            f"{source}: a checkpoint holds weights but no graph, and loading it can run code: "
+            f"{visible(source)}: a checkpoint holds weights but no graph, and loading it can run code: "
             "name the function that builds and fills the model instead, as package.module:factory"
         )
     return _call_factory(str(source), seed)
@@ -88,16 +89,19 @@ def _found_module(module: torch.nn.Module, name: str, example_inputs: Any) -> Fo
 def _load_program(path: Path, trust_input_code: bool) -> Found:
     if not trust_input_code:
         raise ImporterError(
-            f"{path}: loading an exported program can run code that the file holds; "
+            f"{visible(path)}: loading an exported program can run code that the file holds; "
             "if you trust where it came from, say so with --trust-input-code (trust_input_code=True)"
         )
-    if not path.is_file():
-        raise ImporterError(f"{path}: no such file")
+    where = visible(path)
+    if not path.exists():
+        raise ImporterError(f"{where}: no such file")
+    with opened(path, ImporterError):  # a pipe would be waited for
+        pass
     try:
         program = torch.export.load(os.fspath(path))
     except Exception as error:  # the loader raises whatever the damaged part raises
         raise ImporterError(
-            f"{path}: torch.export.load failed: {type(error).__name__}: {one_line(error)}"
+            f"{where}: torch.export.load failed: {type(error).__name__}: {one_line(error)}"
         ) from error
     return _found_program(program, str(path))
 

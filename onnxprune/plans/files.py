@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -18,14 +20,15 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import safetensors
 import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from onnxprune.errors import OutputError, PlanError
-from onnxprune.messages import one_line, visible
+from onnxprune.messages import one_line, quoted, visible
 from onnxprune.model.atomic import NewFolder, output_errors
 from onnxprune.model.together import Together
 from onnxprune.outlines import Outline
 from onnxprune.plans import graph_file
+from onnxprune.reading import contents, opened, parse_json
 from onnxprune.types import (
     BranchKind,
     Cost,
@@ -42,10 +45,15 @@ from onnxprune.types import (
 SCHEMA = 1
 _LARGEST_JSON_BYTES = 256 << 20
 
+#: That safetensors allows.
+_LARGEST_HEADER_BYTES = 100 << 20
 
 #: Numbers of channels and positions: they are kept as int32.
 _Position = Annotated[int, Field(ge=0, lt=2**31)]
 _Size = Annotated[int, Field(ge=1, lt=2**31)]
+
+#: One mistake is told; a mistake for each of a million entries would fill the memory.
+_Positions = Annotated[list[_Position], FailFast()]
 
 
 class _Strict(BaseModel):
@@ -58,7 +66,7 @@ class _Member(_Strict):
     size: _Size
     consumer: str
     contracted: bool
-    removed: list[_Position]
+    removed: _Positions
 
 
 class _Branch(_Strict):
@@ -72,7 +80,7 @@ class _Group(_Strict):
     name: str
     kind: Kind | BranchKind
     size: _Size
-    removed: list[_Position]
+    removed: _Positions
     skipped: str | None
     members: list[_Member]
     exact: bool = True
@@ -166,12 +174,12 @@ def load_plan(folder: str | Path) -> Plan:
     path = source / "plan.json"
     file = _read(path, _File, SCHEMA)
     if not {"before", "after"} <= file.predicted.keys():
-        raise PlanError(f"{path}: predicted: needs before and after")
+        raise PlanError(f"{visible(path)}: predicted: needs before and after")
     return Plan(
         pattern=file.pattern,
         structure_digest=file.structure_digest,
         weights_digest=file.weights_digest,
-        groups=tuple(_planned(group, path) for group in file.groups),
+        groups=tuple(_planned(group, visible(path)) for group in file.groups),
         masks=_load_masks(source, file.masks),
         recipe=file.recipe,
         predicted=(Cost(**dict(file.predicted["before"])), Cost(**dict(file.predicted["after"]))),
@@ -193,57 +201,46 @@ def _read(path: Path, kind: type[_Kind], schema: int) -> _Kind:
     Raises:
         PlanError: it is missing, damaged, or of another schema; the message names the key.
     """
+    where = visible(path)
+    text = _contents(path)
     try:
-        if path.stat().st_size > _LARGEST_JSON_BYTES:
-            raise PlanError(f"{path}: is larger than any plan; is it the right file?")
-        file = kind.model_validate(_parse(path.read_bytes()))
-    except OSError as error:
-        raise PlanError(
-            f"{path}: cannot be read ({error.strerror}); a plan is a folder that prune wrote"
-        ) from None
+        file = kind.model_validate(parse_json(text))
     except (ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):
-            raise PlanError(f"{path}: is no JSON: {one_line(error)}") from None
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise PlanError(f"{path}: {where}: {first['msg']}") from None
+            raise PlanError(f"{where}: is no JSON: {one_line(error)}") from None
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise PlanError(f"{where}: {one_line(place)}: {one_line(first['msg'])}") from None
     if file.schema_number != schema:
         raise PlanError(
-            f"{path}: has schema {file.schema_number}, this version reads {schema}; make the plan anew"
+            f"{where}: has schema {file.schema_number}, this version reads {schema}; make the plan anew"
         )
     return file
 
 
-def _parse(contents: bytes) -> Any:
-    """Parse JSON, refusing what Python's parser lets through: NaN, infinities, keys that stand twice."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a key stands twice in one object")
-        return result
-
-    return json.loads(contents, parse_constant=refuse, object_pairs_hook=unique)
+def _contents(path: Path) -> bytes:
+    if not path.exists():
+        raise PlanError(
+            f"{visible(path)}: cannot be read (no such file); a plan is a folder that prune wrote"
+        )
+    return contents(path, PlanError, _LARGEST_JSON_BYTES, "is larger than any plan; is it the right file?")
 
 
-def _planned(group: _Group, path: Path) -> PlannedGroup:
+def _planned(group: _Group, where: str) -> PlannedGroup:
     removed = np.array(group.removed, dtype=np.int64)
     if len(np.unique(removed)) != len(removed) or ((removed < 0) | (removed >= group.size)).any():
         raise PlanError(
-            f"{path}: group {group.name}: removed channels must be different numbers below {group.size}"
+            f"{where}: group {quoted(group.name)}: removed channels must be different, below {group.size}"
         )
     if len(removed) >= group.size:
-        raise PlanError(f"{path}: group {group.name}: no channel would be left")
+        raise PlanError(f"{where}: group {quoted(group.name)}: no channel would be left")
     members = tuple(
-        PlannedMember(m.tensor, m.axis, m.size, m.consumer, m.contracted, _positions(m, path))
+        PlannedMember(m.tensor, m.axis, m.size, m.consumer, m.contracted, _positions(m, where))
         for m in group.members
     )
     if group.branches and len(group.branches) != group.size:
         raise PlanError(
-            f"{path}: group {group.name}: has {len(group.branches)} branches, its size is {group.size}"
+            f"{where}: group {quoted(group.name)}: has {len(group.branches)} branches, not {group.size}"
         )
     branches = tuple(PlannedBranch(b.name, b.value, tuple(b.weights), b.score) for b in group.branches)
     gone = removed.astype(np.int32)
@@ -252,11 +249,13 @@ def _planned(group: _Group, path: Path) -> PlannedGroup:
     )
 
 
-def _positions(member: _Member, path: Path) -> IntArray:
+def _positions(member: _Member, where: str) -> IntArray:
     """Return the removed positions of a member, checked against the length of its axis."""
     positions = np.array(member.removed, dtype=np.int64)
     if (np.diff(positions) <= 0).any() or ((positions < 0) | (positions >= member.size)).any():
-        raise PlanError(f"{path}: {member.tensor}: removed positions must ascend below {member.size}")
+        raise PlanError(
+            f"{where}: {quoted(member.tensor)}: removed positions must ascend below {member.size}"
+        )
     return positions.astype(np.int32)
 
 
@@ -264,21 +263,27 @@ def _load_masks(source: Path, entries: Mapping[str, _MaskEntry]) -> dict[str, Ma
     if not entries:
         return {}
     path = source / "masks.safetensors"
+    where = visible(path)
+    counts = {name: (math.prod(entry.shape) + 7) // 8 for name, entry in entries.items()}
+    with opened(path, PlanError) as stream:
+        most_bytes = sum(counts.values()) + _LARGEST_HEADER_BYTES
+        if os.fstat(stream.fileno()).st_size > most_bytes:
+            raise PlanError(f"{where}: is larger than the masks that plan.json names")
     try:
         bits = safetensors.numpy.load_file(path)
     except OSError as error:
-        raise PlanError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except safetensors.SafetensorError as error:
-        raise PlanError(f"{path}: is damaged ({error})") from None
+        raise PlanError(f"{where}: cannot be read ({one_line(error.strerror or error)})") from None
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise PlanError(f"{where}: is damaged ({one_line(error)})") from None  # or of types numpy lacks
     masks = {}
     for name, entry in entries.items():
-        count = int(np.prod(entry.shape, dtype=np.int64))
-        if name not in bits or bits[name].dtype != np.uint8 or bits[name].shape != ((count + 7) // 8,):
-            raise PlanError(f"{path}: the mask of {name} is missing or has another size")
+        if name not in bits or bits[name].dtype != np.uint8 or bits[name].shape != (counts[name],):
+            raise PlanError(f"{where}: the mask of {quoted(name)} is missing or has another size")
         masks[name] = Mask(tuple(entry.shape), bits[name])
         if masks[name].kept != entry.kept:
             raise PlanError(
-                f"{path}: the mask of {name} keeps {masks[name].kept} weights, plan.json says {entry.kept}"
+                f"{where}: the mask of {quoted(name)} keeps {masks[name].kept} weights, "
+                f"plan.json says {entry.kept}"
             )
     return masks
 

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from onnxprune.errors import RecipeError, UsageError
 from onnxprune.messages import one_line, quoted, visible
+from onnxprune.reading import contents, parse_json
 from onnxprune.recipe.errors import explain
 from onnxprune.recipe.order import check_order
 from onnxprune.recipe.overrides import override
@@ -98,17 +99,9 @@ def load_recipe(
 
 
 def _read(path: Path, label: str) -> str:
-    if path.exists() and not path.is_file():  # a pipe would never end, a device neither
-        raise RecipeError(f"{label}: is no regular file")
+    found = contents(path, RecipeError, _LARGEST_BYTES, "is larger than any recipe (1 MiB)")
     try:
-        with path.open("rb") as stream:
-            contents = stream.read(_LARGEST_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"{label}: can't be read ({one_line(error.strerror or error)})") from None
-    if len(contents) > _LARGEST_BYTES:
-        raise RecipeError(f"{label}: is larger than any recipe (1 MiB)")
-    try:
-        return contents.decode("utf-8")
+        return found.decode("utf-8-sig")  # the mark that some editors begin with is no text
     except UnicodeDecodeError as error:
         raise RecipeError(f"{label}: is no UTF-8 text (byte {error.start})") from None
 
@@ -120,7 +113,7 @@ def _parse(path: Path, text: str, label: str) -> dict[str, Any]:
     try:
         if kind == ".toml":
             return tomllib.loads(text)
-        values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        values = parse_json(text.encode())
     except RecursionError:
         raise RecipeError(f"{label}: is nested too deeply") from None
     except ValueError as error:  # both decoders raise kinds of it, which name line and column
@@ -128,19 +121,6 @@ def _parse(path: Path, text: str, label: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RecipeError(f"{label}: holds no table of keys")
     return values
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {quoted(twice)} stands there twice")
-    return found
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no number of JSON")
 
 
 def _check_plain(value: Any, label: str, depth: int = 0) -> None:

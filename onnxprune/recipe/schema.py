@@ -46,7 +46,7 @@ class Place:
             ValueError: a variable is not set, or has no name.
         """
         expanded = _VARIABLE.sub(self._value, text)
-        if not expanded:
+        if not expanded or "\0" in expanded:
             raise ValueError("names no file")
         return str(self.folder / expanded)  # an absolute path stays as it is
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
@@ -15,6 +16,9 @@ from onnxprune.types import Report
 
 #: Grows when a key of the documents changes its meaning or goes; new keys do not change it.
 SCHEMA = 1
+
+#: What JSON lets stand, although it is a control character, or begins what build servers take for a command.
+_UNSAFE = re.compile(r"\x7f|#(?=#[A-Za-z]*\[)")
 
 
 def as_json(value: object) -> Any:
@@ -64,5 +68,6 @@ def document(command: str, version: str, result: object) -> dict[str, Any]:
 
 
 def to_text(value: object) -> str:
-    """Return JSON text in ASCII, so that no name from a model reaches a terminal as it is."""
-    return json.dumps(as_json(value), indent=1, allow_nan=False)
+    """Return JSON text in ASCII, in which no name does anything to a terminal or a build server."""
+    text = json.dumps(as_json(value), indent=1, allow_nan=False)
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

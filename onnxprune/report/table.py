@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnxprune.messages import visible
+from onnxprune.messages import visible, without_commands
 from onnxprune.report.reasons import gather
 from onnxprune.types import Check, Report, Skipped
 
@@ -89,7 +89,8 @@ def plain_text(report: Report, *, width: int = _PLAIN_WIDTH, verbose: bool = Fal
     console = Console(file=stream, width=width, color_system=None, force_terminal=False, legacy_windows=False)
     for part in render(report, width=width, verbose=verbose, hint=hint):
         console.print(part)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+    # a text that was folded may go on with what would be a command
+    return "\n".join(without_commands(line.rstrip()) for line in stream.getvalue().splitlines()) + "\n"
 
 
 def cell(key: str, value: object) -> str:

@@ -21,6 +21,7 @@ from onnxprune.containment.holding import claim_folder, let_go
 from onnxprune.errors import OutputError, TuningError
 from onnxprune.messages import one_line, visible
 from onnxprune.model.atomic import NewFile, check_target, output_errors
+from onnxprune.reading import opened
 from onnxprune.types import Mask
 
 #: The file in a checkpoint's folder.
@@ -99,6 +100,8 @@ def load(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     path = folder / FILE
     if not path.exists():
         return None
+    with opened(path, TuningError):  # a pipe would be waited for
+        pass
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
         version, check = contents["format"], contents.pop("check", None)
