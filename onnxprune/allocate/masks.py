@@ -357,7 +357,7 @@ def _not_lowest(runs: Array, lowest: int) -> BoolArray:
 
 
 def _kept(candidate: _Candidate, pattern: Pattern, count: int) -> Callable[[], Iterator[tuple[Array, Array]]]:
-    """Return what yields the scores of blocks again and again, from memory where ``count`` such tensors fit."""
+    """Return what yields the scores of blocks, from memory where those of ``count`` such tensors fit."""
     size = candidate.size // (pattern.rows * pattern.columns) * 8
     if size * count > _KEPT_BYTES:
         return partial(_block_scores, candidate, pattern)
