@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -19,6 +20,12 @@ REWRITING_SCORES = frozenset({"obs"})
 
 #: Longest run of N:M and longest side of a block: far beyond any hardware, small enough to be a typing error.
 LIMIT = 1024
+
+#: Sums of up to this many elements are taken slice by slice.
+_MOST_SLICES = 32
+
+#: Elements that are counted at a time.
+_BAND_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +91,18 @@ def count_bad_runs(kept: BoolArray, pattern: Pattern, summed_axis: int, groups: 
     Raises:
         ValueError: a part is not a whole number of runs long.
     """
-    along = np.moveaxis(kept, summed_axis, -1)
-    length = along.shape[-1]
+    length, behind = kept.shape[summed_axis], math.prod(kept.shape[summed_axis + 1 :])
     if length % (groups * pattern.run):
         raise ValueError(f"a length of {length} in {groups} parts is no multiple of {pattern.run}")
-    runs = along.reshape(*along.shape[:-1], length // pattern.run, pattern.run)
-    return int(np.count_nonzero(runs.sum(axis=-1, dtype=np.int32) > pattern.keep))
+    runs = np.ascontiguousarray(kept).reshape(-1, pattern.run, behind)
+    bad, step = 0, max(1, _BAND_ELEMENTS // max(1, pattern.run * behind))
+    for start in range(0, len(runs), step):
+        band = runs[start : start + step]
+        counts = np.zeros((len(band), behind), dtype=np.uint8 if pattern.run < 256 else np.uint16)
+        for place in range(pattern.run):
+            counts += band[:, place]
+        bad += int(np.count_nonzero(counts > pattern.keep))
+    return bad
 
 
 def count_bad_blocks(kept: BoolArray, pattern: Pattern, output_axis: int, summed_axis: int) -> int:
@@ -114,13 +127,27 @@ def block_sums(
         Two arrays float64 [matrix, block row, block column]; one matrix for each position of the other axes.
     """
     matrices = as_matrices(values, output_axis, summed_axis)
-    rows = np.arange(0, matrices.shape[1], pattern.rows)
-    columns = np.arange(0, matrices.shape[2], pattern.columns)
-    sums = np.add.reduceat(matrices, rows, axis=1, dtype=np.float64)
-    sums = np.add.reduceat(sums, columns, axis=2, dtype=np.float64)
-    heights = np.diff(np.append(rows, matrices.shape[1]))
-    widths = np.diff(np.append(columns, matrices.shape[2]))
+    sums = _sums_along(_sums_along(matrices, pattern.rows, 1), pattern.columns, 2)
+    heights = _lengths(matrices.shape[1], pattern.rows)
+    widths = _lengths(matrices.shape[2], pattern.columns)
     return sums, np.broadcast_to(heights[:, None] * widths, sums.shape).astype(np.float64)
+
+
+def _sums_along(values: NumberArray, length: int, axis: int) -> FloatArray:
+    """Return float64 sums of every ``length`` elements along an axis; the last of them may be fewer."""
+    if length > _MOST_SLICES:
+        starts = np.arange(0, values.shape[axis], length)
+        return np.asarray(np.add.reduceat(values, starts, axis=axis, dtype=np.float64))
+    before = (slice(None),) * axis
+    sums = values[(*before, slice(0, None, length))].astype(np.float64)
+    for place in range(1, length):  # far faster than short sums one by one
+        part = values[(*before, slice(place, None, length))]
+        sums[(*before, slice(part.shape[axis]))] += part
+    return sums
+
+
+def _lengths(size: int, length: int) -> NumberArray:
+    return np.diff(np.append(np.arange(0, size, length), size))
 
 
 def spread_blocks(

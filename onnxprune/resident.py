@@ -1,4 +1,4 @@
-"""Keeps memory-mapped files from filling resident memory while something else reads them.
+"""Keeps files that are read or written from filling memory meanwhile.
 
 ONNX Runtime maps the external data of a large model instead of reading it. Its pages can be dropped at any
 time, yet they count as resident memory of the process, and memory limits of containers count them too.
@@ -12,9 +12,11 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 _MADV_DONTNEED = 4
 _INTERVAL_SECONDS = 0.002
+_SYNC_FILE_RANGE_WRITE = 2
 
 _C_LIBRARY = ctypes.CDLL(None, use_errno=True) if sys.platform != "win32" else None
 
@@ -56,6 +58,17 @@ def return_freed_memory() -> None:
     trim = getattr(_C_LIBRARY, "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def start_writing(stream: IO[bytes], start: int, count: int) -> None:
+    """Let the disk begin with bytes of a file that were written to it; waits for nothing, promises nothing.
+
+    The system would let gigabytes pile up in memory, and the program wait for all of them at the end.
+    """
+    begin = getattr(_C_LIBRARY, "sync_file_range", None)
+    if begin is not None:
+        where = ctypes.c_int64(start), ctypes.c_int64(count)
+        begin(ctypes.c_int(stream.fileno()), *where, ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
 
 
 def drop_pages(mappings: Collection[tuple[int, int]]) -> None:

@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from onnxprune.allocate.selection import Selector, find_cut
 from onnxprune.errors import ModelError, PlanError, UsageError
-from onnxprune.model.streaming import read_pieces
+from onnxprune.model.streaming import in_bands, read_pieces
 from onnxprune.ops.weights import FoundWeight, locate_weights, other_readers
 from onnxprune.patterns import Pattern, as_matrices, block_sums, parse_pattern, spread_blocks
 from onnxprune.registry import did_you_mean
-from onnxprune.types import BoolArray, Mask, Skipped, WeightUse
+from onnxprune.types import BoolArray, FloatArray, Mask, Skipped, WeightUse
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,6 +42,12 @@ _SCORED_TYPES = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
 
 #: Elements that are ranked at a time, to bound the memory of sorting.
 _BAND_ELEMENTS = 1 << 20
+
+#: Runs up to this length are ranked by comparing all pairs, longer ones by sorting.
+_MOST_COMPARED = 16
+
+#: Scores of blocks are kept between passes up to this size; beyond, they are worked out again.
+_KEPT_BYTES = 128 << 20
 
 
 class WeightScorer(Protocol):
@@ -303,9 +309,7 @@ def _mask_lowest(batch: Sequence[_Candidate], pattern: Pattern, share: float) ->
         return {candidate.name: _full_mask(candidate) for candidate in batch}
     blocks = pattern.kind == "block"
     wide = blocks or any(candidate.wide for candidate in batch)
-    streams = [
-        partial(_block_scores, candidate, pattern) if blocks else candidate.pieces for candidate in batch
-    ]
+    streams = [_kept(candidate, pattern, len(batch)) if blocks else candidate.pieces for candidate in batch]
     selector = Selector(find_cut(streams, target, wide=wide))
     masks = {}
     for candidate, stream in zip(batch, streams, strict=True):
@@ -319,15 +323,46 @@ def _mask_lowest(batch: Sequence[_Candidate], pattern: Pattern, share: float) ->
 
 def _mask_runs(candidate: _Candidate, pattern: Pattern) -> Mask:
     """Keep the N highest of every M weights along the summed axis."""
-    axis = candidate.weight.use.summed_axis
-    along = np.moveaxis(candidate.scores(), axis, -1)
-    runs = along.reshape(-1, pattern.run)
+    shape, axis = candidate.weight.shape, candidate.weight.use.summed_axis
+    behind = math.prod(shape[axis + 1 :])
+    scores = (piece for piece, _ in candidate.pieces())
+    bands = in_bands(scores, pattern.run * behind, 8 if candidate.wide else 4)
+    lowest = pattern.run - pattern.keep
+    kept = (_not_lowest(band.reshape(-1, pattern.run, behind), lowest) for band in bands)
+    return _pack(candidate, (band.reshape(-1) for band in kept))
+
+
+def _not_lowest(runs: Array, lowest: int) -> BoolArray:
+    """Return where a score of ``runs`` [.., run, ..] is not among the ``lowest`` of its run.
+
+    Of equal scores, the first is the lower one.
+    """
+    length = runs.shape[1]
     kept = np.ones(runs.shape, dtype=np.bool_)
-    for start in range(0, len(runs), _BAND_ELEMENTS // pattern.run):
-        band = slice(start, start + _BAND_ELEMENTS // pattern.run)
-        lowest = np.argsort(runs[band], axis=-1, kind="stable")[:, : pattern.run - pattern.keep]
-        np.put_along_axis(kept[band], lowest, False, axis=-1)
-    return Mask.pack(np.moveaxis(kept.reshape(along.shape), -1, axis))
+    if length > _MOST_COMPARED:
+        order = np.argsort(runs, axis=1, kind="stable")[:, :lowest]
+        np.put_along_axis(kept, order, False, axis=1)
+        return kept
+    # Sorting short runs one by one takes ten times as long as comparing all pairs of places.
+    places = [np.ascontiguousarray(runs[:, place]) for place in range(length)]
+    beaten = np.zeros((length, *places[0].shape), dtype=np.uint8)
+    for first in range(length):
+        for second in range(first + 1, length):
+            higher = places[first] > places[second]
+            beaten[first] += higher
+            beaten[second] += ~higher
+    for place in range(length):
+        np.greater_equal(beaten[place], lowest, out=kept[:, place])
+    return kept
+
+
+def _kept(candidate: _Candidate, pattern: Pattern, count: int) -> Callable[[], Iterator[tuple[Array, Array]]]:
+    """Return what yields the scores of blocks, from memory where those of ``count`` such tensors fit."""
+    size = candidate.size // (pattern.rows * pattern.columns) * 8
+    if size * count > _KEPT_BYTES:
+        return partial(_block_scores, candidate, pattern)
+    scores = list(_block_scores(candidate, pattern))
+    return lambda: iter(scores)
 
 
 def _block_scores(candidate: _Candidate, pattern: Pattern) -> Iterator[tuple[Array, Array]]:
@@ -338,9 +373,26 @@ def _block_scores(candidate: _Candidate, pattern: Pattern) -> Iterator[tuple[Arr
     for matrix in as_matrices(scores, use.output_axis, use.summed_axis):
         height = max(1, _BAND_ELEMENTS // (matrix.shape[1] * pattern.rows)) * pattern.rows
         for start in range(0, len(matrix), height):
-            powers = (matrix[start : start + height].astype(np.float64) / scale) ** power
+            powers = matrix[start : start + height].astype(np.float64) / scale
+            if power == 2.0:
+                np.multiply(powers, powers, out=powers)  # ten times as fast as a power
+            elif power != 1.0:
+                powers **= power
             sums, sizes = block_sums(powers, pattern, 0, 1)
-            yield ((sums / sizes) ** (1 / power) * scale).reshape(-1), sizes.reshape(-1).astype(np.int64)
+            means = np.divide(sums, sizes, out=sums).reshape(-1)
+            if power == 2.0:
+                np.sqrt(means, out=means)
+            elif power != 1.0:
+                means **= 1 / power
+            yield np.multiply(means, scale, out=means), _counts(sizes)
+
+
+def _counts(sizes: FloatArray) -> npt.NDArray[np.int64]:
+    """Return sizes of blocks, flat, as integers; one for all where they are equal."""
+    first = int(sizes.flat[0])
+    if (sizes == first).all():
+        return np.broadcast_to(np.int64(first), sizes.size)
+    return sizes.reshape(-1).astype(np.int64)
 
 
 def _spread(candidate: _Candidate, pattern: Pattern, kept: BoolArray) -> Mask:

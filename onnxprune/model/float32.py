@@ -7,24 +7,34 @@ models that were made from each other can be compared.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.model.scopes import graphs_of
 from onnxprune.model.stored import all_nodes
+from onnxprune.model.streaming import MadeTensor, read_pieces
 
 OTHER_FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision", "stash_type")
 
 
-def in_float32(model: ir.Model) -> ir.Model:
-    """Return the model itself if it holds no other floats than float32, else a copy in float32."""
+def in_float32(model: ir.Model, *, when_read: bool = False) -> ir.Model:
+    """Return the model itself if it holds no other floats than float32, else a copy in float32.
+
+    Args:
+        model: not changed.
+        when_read: initializers are converted when they are read, at each reading, and never kept in memory.
+    """
     if not any((v.const_value.dtype if v.const_value else v.dtype) in OTHER_FLOATS for v in _values(model)):
         return model
     copy = model.clone()
     for value in (value for graph in graphs_of(copy) for value in graph.initializers.values()):
         tensor = value.const_value
         if tensor is not None and tensor.dtype in OTHER_FLOATS:
-            value.const_value = _converted(tensor)
+            value.const_value = _made(tensor) if when_read else _converted(tensor)
     nodes = list(all_nodes(copy))
     for node in nodes:
         _convert_attributes(node)
@@ -40,6 +50,13 @@ def _values(model: ir.Model) -> list[ir.Value]:
 
 def _converted(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.tensor(tensor.numpy().astype("float32"), name=tensor.name)
+
+
+def _made(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    def make() -> Iterator[npt.NDArray[np.float32]]:
+        return (piece.astype(np.float32) for piece in read_pieces(tensor))
+
+    return MadeTensor(make, tensor, dtype=ir.DataType.FLOAT)
 
 
 def _convert_attributes(node: ir.Node) -> None:

@@ -47,7 +47,7 @@ PATH = "onnxprune.path"
 EXTERNAL = "onnxprune.external"
 
 
-def load(path: str | os.PathLike[str]) -> ir.Model:
+def load(path: str | os.PathLike[str], *, data_beside: str | os.PathLike[str] | None = None) -> ir.Model:
     """Read a model, checking everything that can be checked without running it.
 
     Tensors of external data stay in their files and are read each time they are asked for; the others are
@@ -55,12 +55,13 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
 
     Args:
         path: an ONNX file.
+        data_beside: another file, beside which external data lies, if not beside this one.
 
     Raises:
         ModelError: the file is missing, damaged, unsafe or not supported; one line.
     """
     with _named(Path(path)):
-        parsed = parse(Path(path))
+        parsed = parse(Path(path), None if data_beside is None else Path(data_beside))
         try:
             with collector_paused():
                 model = serde.deserialize_model(parsed.proto)

@@ -80,8 +80,8 @@ class Parsed:
         self.stored[index] = stored
 
 
-def parse(path: Path) -> Parsed:
-    """Read and check the file at ``path``.
+def parse(path: Path, data_beside: Path | None = None) -> Parsed:
+    """Read and check the file at ``path``, whose external data may lie beside another file.
 
     Raises:
         ModelError: without the model's name in front; the file is missing, damaged, unsafe or not supported.
@@ -95,7 +95,7 @@ def parse(path: Path) -> Parsed:
     with file.open() as stream:
         reader = _Reader(file, stream)
         parsed, spans = _parse_proto(reader, file.size)
-        folder = DataFolder(path)
+        folder = DataFolder(data_beside or path)
         external = _check_tensors(parsed, spans, folder)
         for tensor in parsed.found.tensors:
             index = parsed.tokens.index(tensor.raw_data)

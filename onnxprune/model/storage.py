@@ -22,13 +22,18 @@ from onnxprune.model.places import graph_protos
 from onnxprune.model.serialize import Serialized
 from onnxprune.model.sparse import sparse_bytes, stored_nonzeros
 from onnxprune.model.together import Together
+from onnxprune.model.streaming import MadeTensor
 from onnxprune.model.wire import THRESHOLD_BYTES, put_back
+from onnxprune.resident import start_writing
 
 #: Large tensors start at multiples of this in a data file, so that runtimes can map them; the others at 64.
 PAGE_BYTES = 4096
 _LINE_BYTES = 64
 _LARGE_BYTES = 1 << 16
 _READ_BYTES = 1 << 22
+
+#: After this many bytes the disk is told to begin: it works while the next ones are made.
+_START_BYTES = 1 << 25
 
 #: Digits of the SHA-256 in the name of a data file; more if that name is taken by other contents.
 _NAME_DIGITS = (12, 24, 64)
@@ -235,7 +240,7 @@ class _Sink:
 
     def __init__(self, stream: IO[bytes], target: Path, also: Write | None = None) -> None:
         self.stream, self.target, self.also = stream, target, also
-        self.position = 0
+        self.position = self._started = 0
 
     def write(self, data: bytes | memoryview) -> None:
         with output_errors(self.target):
@@ -243,6 +248,9 @@ class _Sink:
         if self.also is not None:
             self.also(data)
         self.position += len(data)
+        if self.position - self._started >= _START_BYTES:
+            start_writing(self.stream, self._started, self.position - self._started)
+            self._started = self.position
 
     def pad(self, multiple: int) -> None:
         self.write(bytes(-self.position % multiple))
@@ -267,16 +275,23 @@ def write_tensor(tensor: ir.TensorProtocol, write: Write) -> None:
         for piece in tensor.pieces():
             write(piece)
         return
+    if isinstance(tensor, MadeTensor):
+        for array in tensor.pieces():
+            _write_array(array, write)
+        return
     if isinstance(tensor, ir.LazyTensor) and not tensor.cache:
         write_tensor(tensor.raw(), write)
         return
     if isinstance(tensor, ir.Tensor) and tensor.dtype.bitwidth >= 8:
-        array = _array(tensor)
-        stored = array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
-        if stored.size:
-            write(stored.data)
+        _write_array(_array(tensor), write)
         return
     write(tensor.tobytes())
+
+
+def _write_array(array: npt.NDArray[Any], write: Write) -> None:
+    stored = array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
+    if stored.size:
+        write(stored.data)
 
 
 def _array(tensor: ir.TensorProtocol) -> npt.NDArray[Any]:

@@ -5,7 +5,7 @@ Zeros are set tensor by tensor as they are written: the model is never in memory
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import PlanError
 from onnxprune.model.stored import put_numbers, replace_stored, stored_values, tensor_of
-from onnxprune.model.streaming import read_pieces
+from onnxprune.model.streaming import MadeTensor, read_pieces
 from onnxprune.types import Mask
 
 _MASKED_TYPES = frozenset((ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE))
@@ -40,14 +40,7 @@ def apply_masks(model: ir.Model, masks: Mapping[str, Mask]) -> None:
     for name, mask in masks.items():
         (value,) = values[name]
         tensor = tensor_of(value)
-        masked = ir.LazyTensor(
-            partial(_masked, tensor, mask),
-            dtype=tensor.dtype,
-            shape=ir.Shape(mask.shape),
-            name=tensor.name,
-            doc_string=tensor.doc_string,
-            metadata_props=dict(tensor.metadata_props),
-        )
+        masked = MadeTensor(partial(_masked, tensor, mask), tensor)
         replace_stored(value, masked)
 
 
@@ -89,13 +82,13 @@ def _check_fits(name: str, mask: Mask, values: list[ir.Value]) -> None:
         )
 
 
-def _masked(tensor: ir.TensorProtocol, mask: Mask) -> ir.TensorProtocol:
-    flat = np.empty(tensor.size, dtype=tensor.dtype.numpy())
+def _masked(tensor: ir.TensorProtocol, mask: Mask) -> Iterator[npt.NDArray[Any]]:
+    """Yield the pieces of a tensor, zero where a mask says so."""
+    integers = np.dtype(f"u{tensor.dtype.numpy().itemsize}")
     start = 0
     for piece in read_pieces(tensor):
-        target = flat[start : start + piece.size]
-        target[:] = piece
         bits = mask.bits[start // 8 : (start + piece.size + 7) // 8]  # pieces begin at whole bytes
-        target[np.unpackbits(bits, count=piece.size) == 0] = 0
+        kept = np.unpackbits(bits, count=piece.size)
+        masked = np.multiply(piece.view(integers), kept, dtype=integers)  # 1 keeps all bits, 0 gives +0
+        yield masked.view(piece.dtype)
         start += piece.size
-    return ir.Tensor(flat.reshape(mask.shape), dtype=tensor.dtype, name=tensor.name)

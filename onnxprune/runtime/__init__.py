@@ -8,7 +8,7 @@ from onnxprune.runtime.execution import DEFAULT, Execution, pinned
 from onnxprune.runtime.kernels import Kernel, time_kernels
 from onnxprune.runtime.library import VERSION
 from onnxprune.runtime.opening import Optimize, open_session
-from onnxprune.runtime.optimized import save_optimized
+from onnxprune.runtime.optimized import save_optimized, save_optimized_graph
 from onnxprune.runtime.providers import PROVIDERS, Provider, available_providers, describe_providers
 from onnxprune.runtime.sessions import Session
 from onnxprune.runtime.values import TensorInfo
@@ -29,5 +29,6 @@ __all__ = [
     "open_session",
     "pinned",
     "save_optimized",
+    "save_optimized_graph",
     "time_kernels",
 ]

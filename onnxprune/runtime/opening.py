@@ -153,11 +153,14 @@ def create(
     options: onnxruntime.SessionOptions,
     provider: str,
     provider_options: Mapping[str, str] = MappingProxyType({}),
+    without: Sequence[str] = (),
 ) -> onnxruntime.InferenceSession:
-    """Open a session on a provider, with the CPU for what that leaves."""
+    """Open a session on a provider, with the CPU for what that leaves, without some optimizers by name."""
     if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         onnxruntime.preload_dlls()  # finds CUDA libraries that pip installed; prints what it misses
     chosen = [(provider, dict(provider_options))]
     if provider != "CPUExecutionProvider":
         chosen.append(("CPUExecutionProvider", {}))
-    return onnxruntime.InferenceSession(source, options, providers=chosen, enable_fallback=0)
+    return onnxruntime.InferenceSession(
+        source, options, providers=chosen, enable_fallback=0, disabled_optimizers=list(without)
+    )

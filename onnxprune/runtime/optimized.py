@@ -43,6 +43,32 @@ def save_optimized(
     del kept
 
 
+def save_optimized_graph(
+    path: str | Path, out_path: str | Path, level: Literal["basic", "extended"] = "basic"
+) -> None:
+    """Write what ONNX Runtime's optimizer makes of the graph of a file, without a copy of its external data.
+
+    Constants are not folded, and tensors that nothing else is made of stay where they are: the new file names
+    them as the old one does, so that they are found beside the old one alone.
+
+    Args:
+        path: a model file.
+        out_path: the new file; an existing one is overwritten. More than 2 GiB of new tensors don't fit.
+        level: as in `save_optimized`.
+
+    Raises:
+        ModelError, RuntimeFailure: as `save_optimized`.
+    """
+    label = label_of(path)
+    options = session_options(Execution(), optimize=level, prepack=False)
+    source, _ = prepare(path, options, (), label)
+    try:
+        write_beside(options, Path(out_path), split=False)
+        create(source, options, "CPUExecutionProvider", without=("ConstantFolding",))
+    except (*ERRORS, DecodeError) as error:
+        raise RuntimeFailure(f"{label}: ONNX Runtime cannot optimize it: {reason(error)}") from None
+
+
 def write_beside(options: onnxruntime.SessionOptions, out_path: Path, *, split: bool) -> None:
     """Let a session that is opened with these options write the graph that it runs, too.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import zip_longest
 
@@ -15,38 +14,77 @@ from onnxprune.model.stored import all_nodes, consumer_name, stored_tensor, stor
 from onnxprune.model.streaming import read_pieces
 from onnxprune.ops.weights import FoundWeight
 from onnxprune.patterns import Pattern, count_bad_blocks, count_bad_runs
-from onnxprune.types import Check, Mask, Plan
+from onnxprune.types import BoolArray, Check, Mask, Plan
 from onnxprune.verification.zeros import nonzero
 
 
-def check_declared_zeros(model: ir.Model, masks: Mapping[str, Mask]) -> Check:
-    """Check that every position that a mask drops is zero in the file."""
+class Declared:
+    """What a plan declares of weights, compared with a file while its weights are read for other checks."""
+
+    def __init__(self, masks: Mapping[str, Mask], pattern: Pattern) -> None:
+        self._masks, self._pattern = masks, pattern
+        #: (stored value, consumer's place) -> what is wrong with the pattern there; (value, None): with zeros
+        self.known: dict[tuple[ir.Value, tuple[ir.Node, int] | None], str | None] = {}
+
+    def __call__(self, weight: FoundWeight, kept: BoolArray) -> None:
+        """Compare one weight, of which it is known where it is not zero."""
+        mask = self._masks.get(weight.use.tensor)
+        if mask is None or weight.shape != mask.shape:
+            return
+        if weight.zero_point is None and (weight.stored, None) not in self.known:
+            self.known[weight.stored, None] = _why_not_zero(weight.use.tensor, kept, mask)
+        if self._pattern.kind == "N:M":
+            place = weight.node, weight.index
+            self.known[weight.stored, place] = _why_no_pattern(weight, mask, self._pattern, kept)
+
+
+def check_declared_zeros(model: ir.Model, masks: Mapping[str, Mask], seen: Declared | None = None) -> Check:
+    """Check that every position that a mask drops is zero in the file.
+
+    Args:
+        model: as in the file.
+        masks: what is declared.
+        seen: what is known already.
+    """
     values = stored_values(model)
     declared = 0
     for name, mask in masks.items():
-        problem = _why_not_masked(name, mask, values.get(name, []))
+        problem = _why_not_masked(name, mask, values.get(name, []), seen)
         if problem is not None:
             return Check("declared zeros", False, problem)
-        declared += math.prod(mask.shape) - int(np.count_nonzero(mask.unpack()))
+        declared += mask.size - mask.kept
     return Check("declared zeros", True, f"all {declared} zeros of {len(masks)} tensors are there")
 
 
-def _why_not_masked(name: str, mask: Mask, values: Sequence[ir.Value]) -> str | None:
+def _why_not_masked(name: str, mask: Mask, values: Sequence[ir.Value], seen: Declared | None) -> str | None:
     if len(values) != 1:
         return f"{name!r} is masked by the plan; the file has {len(values) or 'no'} tensor of that name"
     tensor = tensor_of(values[0])
     shape = tuple(int(size) for size in tensor.shape.numpy())
     if shape != mask.shape:
         return f"{name!r} has shape {list(shape)}, the plan's mask {list(mask.shape)}"
-    broken = nonzero(tensor) & ~mask.unpack()
-    count = int(np.count_nonzero(broken))
+    if seen is not None and (values[0], None) in seen.known:
+        return seen.known[values[0], None]
+    return _why_not_zero(name, nonzero(tensor), mask)
+
+
+def _why_not_zero(name: str, kept: BoolArray, mask: Mask) -> str | None:
+    broken = np.packbits(kept) & ~mask.bits
+    count = Mask(mask.shape, broken).kept
     if not count:
         return None
-    index = [int(position) for position in np.unravel_index(int(np.argmax(broken)), shape)]
+    first = int(np.argmax(broken != 0)) * 8
+    flat = first + int(np.argmax(np.unpackbits(broken[first // 8 :][:1])))
+    index = [int(position) for position in np.unravel_index(flat, mask.shape)]
     return f"{name!r}: {count} weights that the plan makes zero are not, the first at {index}"
 
 
-def check_pattern(weights: Sequence[FoundWeight], masks: Mapping[str, Mask], pattern: Pattern) -> Check:
+def check_pattern(
+    weights: Sequence[FoundWeight],
+    masks: Mapping[str, Mask],
+    pattern: Pattern,
+    seen: Declared | None = None,
+) -> Check:
     """Check the pattern along the axes that the consumers in this file sum over, whatever the plan holds."""
     by_tensor: dict[str, list[FoundWeight]] = {}
     for weight in weights:
@@ -55,7 +93,11 @@ def check_pattern(weights: Sequence[FoundWeight], masks: Mapping[str, Mask], pat
         if name not in by_tensor:
             return Check(f"pattern {pattern}", False, f"{name!r}: no consumer that sums over it was found")
         for weight in by_tensor[name]:
-            problem = _why_no_pattern(weight, mask, pattern)
+            place = weight.stored, (weight.node, weight.index)
+            if seen is not None and place in seen.known:
+                problem = seen.known[place]
+            else:
+                problem = _why_no_pattern(weight, mask, pattern)
             if problem is not None:
                 return Check(
                     f"pattern {pattern}", False, f"{name!r}, used by {weight.use.consumer}: {problem}"
@@ -65,12 +107,14 @@ def check_pattern(weights: Sequence[FoundWeight], masks: Mapping[str, Mask], pat
     )
 
 
-def _why_no_pattern(weight: FoundWeight, mask: Mask, pattern: Pattern) -> str | None:
+def _why_no_pattern(
+    weight: FoundWeight, mask: Mask, pattern: Pattern, kept: BoolArray | None = None
+) -> str | None:
     axis, output_axis = weight.use.summed_axis, weight.use.output_axis
     if pattern.kind == "N:M":
         if weight.summed_length % pattern.run:
             return f"each output sums over {weight.summed_length} weights, not a multiple of {pattern.run}"
-        kept = nonzero(weight.tensor, weight.zero_point)
+        kept = nonzero(weight.tensor, weight.zero_point) if kept is None else kept
         runs = kept.size // pattern.run
         bad = count_bad_runs(kept, pattern, axis, weight.groups)
         return f"{bad} of {runs} runs along axis {axis} keep more than {pattern.keep}" if bad else None

@@ -29,6 +29,7 @@ from onnxprune.verification.container import (
 )
 from onnxprune.verification.optimized import Survival, check_survival, trace_zeros
 from onnxprune.verification.plan import (
+    Declared,
     check_branches,
     check_declared_zeros,
     check_form,
@@ -38,7 +39,7 @@ from onnxprune.verification.plan import (
     check_shapes,
     check_untouched,
 )
-from onnxprune.verification.running import check_outputs_finite
+from onnxprune.verification.running import LARGE_BYTES, check_outputs_finite
 from onnxprune.verification.zeros import WeightZeros, count_zeros
 
 #: Below this, ONNX Runtime is given a model in memory; from here on it writes weights to a file of their own.
@@ -102,6 +103,7 @@ class _Checking:
     weights: list[FoundWeight] = field(default_factory=list)
     zeros: list[WeightZeros] = field(default_factory=list)
     survivals: list[Survival | None] = field(default_factory=list)
+    declared: Declared | None = None
     checks: list[Check] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -149,7 +151,12 @@ class _Checking:
     def _count(self) -> None:
         self.weights, skipped = locate_weights(self.model)
         self.skipped.extend(dict.fromkeys(skipped))
-        self.zeros = count_zeros(self.weights, self._declared())
+        pattern = self._declared()
+        if pattern is None or self.plan is None:
+            self.zeros = count_zeros(self.weights, None)
+            return
+        self.declared = Declared(self.plan.masks, pattern)
+        self.zeros = count_zeros(self.weights, pattern, self.declared)
 
     def _declared(self) -> Pattern | None:
         if self.plan is None or not self.plan.masks:
@@ -171,9 +178,10 @@ class _Checking:
             self._look_at_repair(original)
         else:
             self.run("graph unchanged", lambda: check_same_graph(self.model, original, plan))
-        self.run("declared zeros", lambda: check_declared_zeros(self.model, plan.masks))
+        self.run("declared zeros", lambda: check_declared_zeros(self.model, plan.masks, self.declared))
         if pattern.kind != "unstructured":
-            self.run(f"pattern {pattern}", lambda: check_pattern(self.weights, plan.masks, pattern))
+            name = f"pattern {pattern}"
+            self.run(name, lambda: check_pattern(self.weights, plan.masks, pattern, self.declared))
         if original is not None and not repaired:
             name = "other weights unchanged"
             rewritten = plan.recipe.get("score") in REWRITING_SCORES
@@ -204,14 +212,23 @@ class _Checking:
             self.run("zeros survive ONNX Runtime", lambda: self._survive(Path(folder) / "optimized.onnx"))
 
     def _survive(self, scratch: Path) -> Check:
-        if any(weight.zeros for weight in self.zeros):
+        if not any(weight.zeros for weight in self.zeros):
+            return check_survival(self.zeros, [None] * len(self.zeros))
+        size = tensor_bytes(self.model)
+        how = "optimized graph"
+        if recall(self.model, EXTERNAL) and not recall(self.model, SPARSE) and size >= LARGE_BYTES:
+            how = f"{how} (without folded constants, which would fill memory: {size} bytes of tensors)"
+            runtime.save_optimized_graph(self.path, scratch, "extended")
+            optimized = load(scratch, data_beside=self.path)
+        else:
             # Given a path, ONNX Runtime leaves external tensors where they are (not beside the copy), and
             # writes sparse ones with int16 indices, which the format does not allow.
             special = recall(self.model, EXTERNAL) or recall(self.model, SPARSE)
-            in_memory = special and tensor_bytes(self.model) < _IN_MEMORY_BYTES
+            in_memory = special and size < _IN_MEMORY_BYTES
             runtime.save_optimized(self.model if in_memory else self.path, scratch, "extended")
-            self.survivals = trace_zeros(self.zeros, load(scratch))
-        return check_survival(self.zeros, self.survivals or [None] * len(self.zeros))
+            optimized = load(scratch)
+        self.survivals = trace_zeros(self.zeros, optimized)
+        return check_survival(self.zeros, self.survivals, how)
 
     def finite(
         self, input_shapes: Mapping[str, Sequence[int]] | None, seeds: Sequence[int], threads: int

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -13,14 +16,22 @@ from onnxprune.errors import OnnxPruneError, RuntimeFailure
 from onnxprune.feeds import random_feeds
 from onnxprune.model.float32 import in_float32
 from onnxprune.model.inputs import trial_shapes
-from onnxprune.model.io import model_files
+from onnxprune.model.io import load, model_files, save
 from onnxprune.model.shapes import input_shapes
 from onnxprune.model.size import tensor_bytes
 from onnxprune.resident import pages_dropped
 from onnxprune.types import Check
 
-#: Tensors of a model from which on its pages are kept out of resident memory.
-_LARGE_BYTES = 256 << 20
+#: From this many bytes of tensors on, weights stay in their file while the model runs: the graph is run as it
+#: stands, and pages are dropped as soon as they were read.
+LARGE_BYTES = 64 << 20
+
+#: From this many bytes on, one run has to do: each of them reads the whole file.
+_ONE_RUN_BYTES = 1 << 30
+
+_IN_PLACE = ", with the graph as it stands and weights read in place"
+
+_Run: TypeAlias = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 def check_outputs_finite(
@@ -35,47 +46,80 @@ def check_outputs_finite(
 
     Inputs that the original does not take either are left out.
     """
-    session, note = _open(model, path, threads)
     trials = trial_shapes(model, input_shapes(model, shapes))
+    inputs = [(seed, trials[0]) for seed in seeds] + [(seeds[0], shape) for shape in trials[1:]]
+    size = tensor_bytes(model)
+    refused: list[str] = []
     ran = 0
-    for seed, concrete in [(seed, trials[0]) for seed in seeds] + [(seeds[0], shape) for shape in trials[1:]]:
-        feeds = random_feeds(model, concrete, seed)
-        try:
-            with pages_dropped(_mapped_files(model, path)):
-                bad = _not_finite(session.run(_as_taken(session, feeds)))
-        except RuntimeFailure:
-            if _runs(against, feeds, threads):
-                raise
-            refused = f"; of shapes {concrete} neither this model nor its original runs on all"
-            note += refused if refused not in note else ""
-            continue
-        ran += 1
-        if not bad:
-            continue
-        if against is not None and _original_agrees(against, feeds, bad, threads):
-            detail = f"output {bad[0]!r} is not finite on random inputs, nor is the original's"
-            return Check("outputs finite", True, detail)
-        return Check(
-            "outputs finite", False, f"output {bad[0]!r} is not finite on random inputs (seed {seed})"
-        )
-    return Check("outputs finite", True, f"on {ran} random inputs{note}")
+    with _opened(model, path, threads) as (run, note):
+        if size >= _ONE_RUN_BYTES:
+            inputs, note = inputs[:1], f"{note}; not on more, because each run reads {size} bytes"
+        for seed, concrete in inputs:
+            feeds = random_feeds(model, concrete, seed)
+            try:
+                bad = _not_finite(run(feeds))
+            except RuntimeFailure:
+                if _runs(against, feeds, threads):
+                    raise
+                refused.append(f"; of shapes {concrete} neither this model nor its original runs on all")
+                continue
+            ran += 1
+            if not bad:
+                continue
+            if against is not None and _original_agrees(against, feeds, bad, threads):
+                detail = f"output {bad[0]!r} is not finite on random inputs, nor is the original's"
+                return Check("outputs finite", True, detail)
+            return Check(
+                "outputs finite", False, f"output {bad[0]!r} is not finite on random inputs (seed {seed})"
+            )
+    note += "".join(dict.fromkeys(refused))
+    return Check("outputs finite", True, f"on {ran} random input{'' if ran == 1 else 's'}{note}")
 
 
-def _open(model: ir.Model, path: Path, threads: int) -> tuple[runtime.Session, str]:
-    """Open the file, or, where ONNX Runtime lacks kernels for its precision, the model in float32."""
+@contextmanager
+def _opened(model: ir.Model, path: Path, threads: int) -> Iterator[tuple[_Run, str]]:
+    """Open the file, or, where ONNX Runtime lacks kernels for its precision, the model in float32.
+
+    A large one is read in place, whichever it is: float32 then is a file of its own.
+    """
+    mapped = _mapped_files(model, path)
     try:
-        # Packed weights are a second copy: large ones stay in their file, mapped.
-        return runtime.open_session(path, threads=threads, prepack=not _mapped_files(model, path)), ""
+        session, note = _open(path, threads, mapped), _IN_PLACE if mapped else ""
     except RuntimeFailure:
-        single = in_float32(model)
+        single = in_float32(model, when_read=bool(mapped))
         if single is model:
             raise
-        return runtime.open_session(single, threads=threads), ", in float32: ONNX Runtime lacks its kernels"
+        note = ", in float32: ONNX Runtime lacks its kernels"
+        if not mapped:
+            yield runtime.open_session(single, threads=threads).run, note
+            return
+        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+            files = save(single, Path(folder) / "single.onnx", external_data=True)
+            session = _open(files[0], threads, files[1:])
+            yield _dropping(session, files[1:]), f"{note}{_IN_PLACE}"
+        return
+    yield _dropping(session, mapped), note
+
+
+def _open(path: Path, threads: int, mapped: Sequence[Path]) -> runtime.Session:
+    if mapped:  # optimizing and packing would make copies of weights in memory
+        return runtime.open_session(path, threads=threads, optimize="none", prepack=False)
+    return runtime.open_session(path, threads=threads)
+
+
+def _dropping(session: runtime.Session, mapped: Sequence[Path]) -> _Run:
+    """Return what runs a session while the pages of mapped files are dropped as soon as they were read."""
+
+    def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        with pages_dropped(mapped):
+            return session.run(_as_taken(session, feeds))
+
+    return run
 
 
 def _mapped_files(model: ir.Model, path: Path) -> tuple[Path, ...]:
     """Return the data files that ONNX Runtime maps, where they are large enough to matter."""
-    return model_files(path)[1:] if tensor_bytes(model) >= _LARGE_BYTES else ()
+    return model_files(path)[1:] if tensor_bytes(model) >= LARGE_BYTES else ()
 
 
 def _as_taken(session: runtime.Session, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -87,17 +131,25 @@ def _runs(against: Path | None, feeds: Mapping[str, np.ndarray], threads: int) -
     if against is None:
         return True
     try:
-        runtime.open_session(against, threads=threads).run(feeds)
+        _answer(against, feeds, threads)
     except OnnxPruneError:
         return False
     return True
+
+
+def _answer(path: Path, feeds: Mapping[str, np.ndarray], threads: int) -> Mapping[str, np.ndarray]:
+    """Return the outputs of another file."""
+    mapped = _mapped_files(load(path), path)
+    session = _open(path, threads, mapped)
+    with pages_dropped(mapped):
+        return session.run(feeds)
 
 
 def _original_agrees(
     against: Path, feeds: Mapping[str, np.ndarray], bad: Sequence[str], threads: int
 ) -> bool:
     try:
-        results = runtime.open_session(against, threads=threads).run(feeds)
+        results = _answer(against, feeds, threads)
     except OnnxPruneError:
         return False  # an original that takes no such inputs excuses nothing
     return set(bad) <= set(_not_finite(results))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,14 +102,25 @@ def share_of_zeros(model: ir.Model) -> tuple[float, tuple[Skipped, ...]]:
     return (1 - kept / size if size else 0.0), tuple(skipped)
 
 
-def count_zeros(weights: Sequence[FoundWeight], declared: Pattern | None) -> list[WeightZeros]:
-    """Return zeros and pattern of every weight; a declared N:M pattern is tried before the usual ones."""
+def count_zeros(
+    weights: Sequence[FoundWeight],
+    declared: Pattern | None,
+    seen: Callable[[FoundWeight, BoolArray], None] = lambda _weight, _kept: None,
+) -> list[WeightZeros]:
+    """Return zeros and pattern of every weight; a declared N:M pattern is tried before the usual ones.
+
+    Args:
+        weights: each is read once.
+        declared: a pattern that is expected.
+        seen: is told where each weight is not zero, so that nobody has to read it again for that.
+    """
     patterns = [parse_pattern(name) for name in _KNOWN_RUNS]
     if declared is not None and declared.kind == "N:M":
         patterns = [declared, *(pattern for pattern in patterns if pattern != declared)]
     counted = []
     for weight in weights:
         kept = nonzero(weight.tensor, weight.zero_point)
+        seen(weight, kept)
         zeros = kept.size - int(np.count_nonzero(kept))
         counted.append(WeightZeros(weight, zeros, _pattern_of(kept, zeros, weight, patterns)))
     return counted
