@@ -262,7 +262,9 @@ class _Plain(_Decoder):
         total = g.op("Gather", g.op("Shape", "attention_mask"), one)
         places = g.op("Add", g.op("Range", zero, tokens, one), g.op("Sub", total, tokens))
         before = g.op(
-            "GreaterOrEqual", g.op("Unsqueeze", places, g.constant("axis1", [1])), g.op("Range", zero, total, one)
+            "GreaterOrEqual",
+            g.op("Unsqueeze", places, g.constant("axis1", [1])),
+            g.op("Range", zero, total, one),
         )
         there = g.op("Cast", "attention_mask", to=TensorProto.BOOL)
         there = g.op("Unsqueeze", there, g.constant("axes12", [1, 2]))
@@ -284,9 +286,7 @@ class _Plain(_Decoder):
         query, key = self._rotated(self._heads(q, s.heads)), self._rotated(self._heads(k, s.key_heads))
         value = self._heads(v, s.key_heads)
         if self.cache:
-            key, value = (
-                self._cached(layer, what, new) for what, new in (("key", key), ("value", value))
-            )
+            key, value = (self._cached(layer, what, new) for what, new in (("key", key), ("value", value)))
         key, value = self._repeated(key), self._repeated(value)
         logits = g.op("MatMul", query, g.op("Transpose", key, perm=[0, 1, 3, 2]))
         logits = g.op("Mul", logits, g.constant("scale", float(s.places**-0.5)))
@@ -303,7 +303,13 @@ class _Plain(_Decoder):
         g, half = self.g, self.shape.places // 2
         ends = {"first": (0, half), "second": (half, 2 * half)}
         first, second = (
-            g.op("Slice", x, g.constant(f"{n}_start", [a]), g.constant(f"{n}_end", [b]), g.constant("axis3", [3]))
+            g.op(
+                "Slice",
+                x,
+                g.constant(f"{n}_start", [a]),
+                g.constant(f"{n}_end", [b]),
+                g.constant("axis3", [3]),
+            )
             for n, (a, b) in ends.items()
         )
         other = g.op("Concat", g.op("Neg", second), first, axis=-1)
@@ -322,7 +328,9 @@ class _Plain(_Decoder):
         both = g.constant("repeats", [s.key_heads, s.heads // s.key_heads])
         target = g.op("Concat", batch, both, length, last, axis=0)
         more = g.op("Expand", g.op("Unsqueeze", x, g.constant("axis2", [2])), target)
-        return g.op("Reshape", more, g.op("Concat", batch, g.constant("all", [s.heads]), length, last, axis=0))
+        return g.op(
+            "Reshape", more, g.op("Concat", batch, g.constant("all", [s.heads]), length, last, axis=0)
+        )
 
 
 class _Contrib(_Decoder):
@@ -398,7 +406,9 @@ def main() -> None:
     parser.add_argument("--untied", action="store_true", help="logits have a matrix of their own")
     parser.add_argument("--form", choices=["plain", "contrib"], default="plain")
     parser.add_argument("--half", action="store_true", help="float16")
-    parser.add_argument("--cache", action="store_true", help="take and give keys and values of earlier tokens")
+    parser.add_argument(
+        "--cache", action="store_true", help="take and give keys and values of earlier tokens"
+    )
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=128)
     options = parser.parse_args()
