@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxprune.model.lazy import derived
 from onnxprune.model.scopes import graphs_of
 from onnxprune.model.stored import all_nodes
 
@@ -39,7 +40,8 @@ def _values(model: ir.Model) -> list[ir.Value]:
 
 
 def _converted(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    return ir.tensor(tensor.numpy().astype("float32"), name=tensor.name)
+    shape = [int(size) for size in tensor.shape.numpy()]
+    return derived(tensor, lambda array: array.astype("float32"), shape, ir.DataType.FLOAT, tensor.name)
 
 
 def _convert_attributes(node: ir.Node) -> None:
