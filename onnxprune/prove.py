@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.calibration.part import Tap
+from onnxprune.calibration.relay import relay
+from onnxprune.calibration.stretches import cut_into_stretches, stored_bytes
 from onnxprune.errors import RuntimeFailure
 from onnxprune.feeds import random_feeds
 from onnxprune.model.float32 import in_float32
@@ -89,6 +92,13 @@ def prove(
     unrounded = _run_all(plain_twin, plain_cut, trials, twin)
     limit = tolerance * _ILL_CONDITIONED if exact and unrounded.error > tolerance else tolerance
     return _verdict(unrounded, limit, how)
+
+
+#: What messages call the models.
+_LABELS = ("the exact twin", "the cut model")
+
+#: Where both models have more weights than this, each is run by itself, stretch by stretch.
+_LARGE_BYTES = 1 << 29
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +187,14 @@ class _Pair:
         self.inputs_of = inputs_of
         self.switched = switched
         self.names = {number: str(node.name) for number, node in numbered_nodes(pruned).items()}
-        models = (with_switches(model, switched) if switched else model for model in (twin, pruned))
-        self.sessions = [
-            open_session(model, optimize="none", prepack=False, label=label)
-            for model, label in zip(models, ("the exact twin", "the cut model"), strict=True)
-        ]
+        models = [with_switches(model, switched) if switched else model for model in (twin, pruned)]
+        self.sessions: list[Session] = []
+        self.large: list[ir.Model] = models if all(map(_is_large, models)) else []
+        if not self.large:
+            self.sessions = [
+                open_session(model, optimize="none", prepack=False, label=label)
+                for model, label in zip(models, _LABELS, strict=True)
+            ]
 
     def run(self, trials: Sequence[_Trial]) -> list[_Outcome]:
         """Run both models on the input of every trial, and compare all outputs."""
@@ -192,10 +205,39 @@ class _Pair:
             }
             for trial in trials
         ]
+        if self.large:
+            both = [_in_stretches(*each, feeds) for each in zip(self.large, _LABELS, strict=True)]
+            return [_outcome(*pair) for pair in zip(*both, strict=True)]
         with ThreadPoolExecutor(2) as pool:  # the runtime leaves Python alone while it works
             jobs = [(session, feed) for session in self.sessions for feed in feeds]
             answers = list(pool.map(lambda job: _answer(*job), jobs))
         return [_outcome(*both) for both in zip(answers[: len(feeds)], answers[len(feeds) :], strict=True)]
+
+
+def _is_large(model: ir.Model) -> bool:
+    """Tell whether a model is run in stretches: one that takes much memory, its outputs being computed."""
+    computed = all(value.producer() is not None for value in model.graph.outputs)
+    return computed and stored_bytes(model) > _LARGE_BYTES
+
+
+def _in_stretches(
+    model: ir.Model, label: str, feeds: Sequence[Mapping[str, np.ndarray]]
+) -> list[dict[str, np.ndarray] | RuntimeFailure]:
+    """Return the outputs of a large model for some inputs, or why there are none."""
+    names = list(dict.fromkeys(str(value.name) for value in model.graph.outputs))
+    cut = cut_into_stretches(model.graph, [[name] for name in names], weight_bytes=_LARGE_BYTES // 2)
+    shares = [[[Tap(names[number]) for number in stretch.bundles]] for stretch in cut]
+    found: list[dict[str, np.ndarray] | RuntimeFailure] = [{} for _ in feeds]
+    for turn in relay(
+        model, cut, shares, feeds.__getitem__, len(feeds),
+        spill_bytes=_LARGE_BYTES // 2, threads=1, plain=True, label=label,
+    ):  # fmt: skip
+        mine = found[turn.batch]
+        if isinstance(turn.found, RuntimeFailure):
+            found[turn.batch] = turn.found
+        elif not isinstance(mine, RuntimeFailure):
+            mine.update({tap.name: array.copy() for tap, array in turn.found.items()})
+    return found
 
 
 def _outcome(

@@ -16,7 +16,7 @@ SOURCES = {"onnxprune": ROOT / "onnxprune", "onnxprune_cli": ROOT / "cli"}
 LAYERS = (
     ("errors",),
     ("cholesky", "data", "machine", "messages", "npz", "outlines", "patterns", "reading", "record",
-     "registry", "resident", "schedule", "types", "user_code"),
+     "registry", "resident", "schedule", "spill", "types", "user_code"),
     ("containment",),
     ("model",),
     ("ops",),

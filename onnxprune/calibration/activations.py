@@ -15,13 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.calibration import stretches
+from onnxprune.calibration.part import Tap
+from onnxprune.calibration.relay import Turn, relay
+from onnxprune.calibration.stretches import Stretch, stored_bytes
 from onnxprune.calibration.tapping import Footprint, main_values, open_taps
 from onnxprune.data import Dataset, Inputs, fixed_batch
-from onnxprune.errors import DataError, LimitMissed, UsageError
+from onnxprune.errors import DataError, LimitMissed, RuntimeFailure, UsageError
 from onnxprune.messages import quoted
 from onnxprune.model.float32 import OTHER_FLOATS, in_float32
 from onnxprune.model.inputs import graph_inputs
-from onnxprune.model.names import Names, add_constant
 from onnxprune.resident import return_freed_memory
 from onnxprune.types import FloatArray
 
@@ -32,6 +35,12 @@ BATCH = 32
 
 #: Of what calibration keeps in memory at once, beside the model and the data.
 LIMIT_BYTES = 1 << 30
+
+#: Share of the limit that the weights of one stretch of a large model may take.
+_WEIGHT_SHARE = 1 / 4
+
+#: Share of the limit for values that wait in memory between two stretches; the others wait on disk.
+_SPILL_SHARE = 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,7 @@ def each_batch(
     batch: int = BATCH,
     limit_bytes: int = LIMIT_BYTES,
     reserved_bytes: int = 0,
+    held_bytes: Sequence[int] = (),
     threads: int = 1,
     progress: Callable[[float], None] | None = None,
 ) -> Iterator[Tapped]:
@@ -85,6 +95,10 @@ def each_batch(
     bundle alone exceeds it, or what the model itself keeps between its nodes takes more than half of it,
     batches are made smaller. Memory stays bounded only if the caller lets go of the arrays: it does not keep
     them, nor views of them.
+
+    A model of more than `WHOLE_BYTES` is run in stretches, one after the other over all of the data, of which
+    only one is open at a time; what passes between them waits, on disk where it is more than a share of the
+    limit. The weights of a stretch take a quarter of the limit, if no single node needs more.
 
     A model with a fixed batch gets whole batches alone: `left_out` says how many samples at the end that
     leaves out.
@@ -97,7 +111,9 @@ def each_batch(
         batch: samples of one run, where the model's first axis is symbolic.
         limit_bytes: of all values that are kept at once: in a run, and after it. A model that needs more than
             half of it for a single sample (or fixed batch) gets what it needs.
-        reserved_bytes: what the caller itself holds of that.
+        reserved_bytes: what the caller itself holds of that all the time.
+        held_bytes: what the caller holds for each bundle from its first batch to its last; those of a pass
+            fill half of the limit, or more where one bundle needs it.
         threads: of one operator; 0 for one per core.
         progress: called after every run with the share that is done, in (0, 1].
 
@@ -106,14 +122,19 @@ def each_batch(
         DataError: the data does not fit the model, or has fewer samples than its fixed batch.
         LimitMissed: a bundle of a single sample (or fixed batch) exceeds the limit.
         RuntimeFailure: ONNX Runtime can't run the model.
+        OutputError: there is no room on disk for what passes between stretches.
     """
     size, whole = _batch_size(model, data, batch)
     work = in_float32(model)
     if not bundles:
         return iter(())
+    held = held_bytes or [0] * len(bundles)
     names = [name for bundle in bundles for name in bundle]
-    footprint = Footprint(work, names, _first(data), size, whole, threads)
-    room = limit_bytes - reserved_bytes
+    cut = _stretches(work, bundles, held, limit_bytes)
+    footprint = Footprint(work, names, _first(data), size, whole, threads, cut)
+    groups = [_grouped(stretch.bundles, held, limit_bytes // 2) for stretch in cut]
+    most_held = max((sum(held[n] for n in group) for mine in groups for group in mine), default=0)
+    room = limit_bytes - reserved_bytes - most_held
 
     def own_bytes(count: int) -> int:
         """What the model keeps between its nodes; no more than half of the limit is set aside for it."""
@@ -130,12 +151,101 @@ def each_batch(
     wanted = footprint.of(largest, size)
     if wanted > left:
         others = limit_bytes - left
+        least = 2 * wanted + 2 * (reserved_bytes + most_held)
         raise LimitMissed(
             f"{quoted(largest[0])} takes {wanted} bytes in a batch of {size}, beside {others} for what else "
-            f"is kept: more than the limit of {limit_bytes}; raise it to {2 * wanted + 2 * reserved_bytes}"
+            f"is kept: more than the limit of {limit_bytes}; raise it to {least}"
         )
-    shares = list(_passes(bundles, lambda some: footprint.of(some, size), left))
-    return _run_all(work, bundles, shares, data, size, whole, threads, progress)
+    shares = [
+        [
+            share
+            for group in mine
+            for share in _passes(group, bundles, lambda some: footprint.of(some, size), left)
+        ]
+        for mine in groups
+    ]
+    if len(cut) == 1:
+        return _run_all(work, bundles, shares[0], data, size, whole, threads, progress)
+    return _run_relay(work, cut, bundles, shares, data, size, whole, limit_bytes, threads, progress)
+
+
+def _stretches(
+    model: ir.Model, bundles: Sequence[Sequence[str]], held: Sequence[int], limit_bytes: int
+) -> list[Stretch]:
+    """Return the stretches of a large model, and a single one of any other.
+
+    Raises:
+        UsageError: a name is not in the graph.
+    """
+    known = main_values(model.graph)
+    for name in (name for bundle in bundles for name in bundle):
+        if name not in known:
+            raise UsageError(f"the graph has no value {quoted(name)}")
+    if stored_bytes(model) <= stretches.WHOLE_BYTES:
+        return [Stretch(tuple(range(len(bundles))), (), (), ())]
+    return stretches.cut_into_stretches(
+        model.graph,
+        bundles,
+        weight_bytes=int(limit_bytes * _WEIGHT_SHARE),
+        held_bytes=held,
+        held_limit_bytes=limit_bytes // 2,
+    )
+
+
+def _grouped(numbers: Sequence[int], held: Sequence[int], limit_bytes: int) -> list[list[int]]:
+    """Return bundles that may be held together, in order; each has as many as fit, at least one."""
+    groups: list[list[int]] = []
+    filled = 0
+    for number in numbers:
+        if not groups or filled + held[number] > limit_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(number)
+        filled += held[number]
+    return groups
+
+
+def _run_relay(
+    model: ir.Model,
+    cut: Sequence[Stretch],
+    bundles: Sequence[Sequence[str]],
+    shares: Sequence[Sequence[Sequence[int]]],
+    data: Dataset,
+    size: int,
+    whole: bool,
+    limit_bytes: int,
+    threads: int,
+    progress: Callable[[float], None] | None,
+) -> Iterator[Tapped]:
+    batches = _batches(data, size, whole)
+    taps = [[[Tap(name) for n in share for name in bundles[n]] for share in mine] for mine in shares]
+    passes = _Progress([max(len(mine), 1) for mine in shares], len(batches), progress)
+    for turn in relay(
+        model, cut, taps, lambda number: _feeds(data, batches[number]), len(batches),
+        spill_bytes=int(limit_bytes * _SPILL_SHARE), threads=threads,
+    ):  # fmt: skip
+        if isinstance(turn.found, RuntimeFailure):
+            raise turn.found
+        mine = shares[turn.stretch]
+        for number in mine[turn.share] if mine else ():
+            arrays = tuple(turn.found[Tap(name)] for name in bundles[number])
+            yield Tapped(number, batches[turn.batch], arrays)
+            del arrays
+        passes.tell(turn)
+        del turn
+
+
+class _Progress:
+    """Tells how much of a relay is done, pass by pass."""
+
+    def __init__(self, passes: Sequence[int], batches: int, progress: Callable[[float], None] | None) -> None:
+        self._before = [sum(passes[:number]) for number in range(len(passes))]
+        self._all, self._batches, self._progress = sum(passes) * batches, batches, progress
+
+    def tell(self, turn: Turn) -> None:
+        if self._progress is not None:
+            done = (self._before[turn.stretch] + turn.share) * self._batches + turn.batch + 1
+            self._progress(done / self._all)
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:
@@ -195,69 +305,60 @@ def mean_squares(
     Raises:
         UsageError, DataError, RuntimeFailure: as for `each_batch`.
     """
-    work = model.clone()
-    order = {name: place for place, name in enumerate(main_values(work.graph))}
+    order = {name: place for place, name in enumerate(main_values(model.graph))}
     distinct = sorted(dict.fromkeys(wanted), key=lambda key: order.get(key[0], 0))
-    bundles = _add_sums_of_squares(work.graph, distinct, _opset(model))
+    names = [name for name, _ in distinct]
     totals: list[Any] = [0.0] * len(distinct)
     counts = [0] * len(distinct)
     size, whole = _batch_size(model, data, batch)
-    shares = [range(len(bundles))] if bundles else []  # all in one pass: what leaves it is small
-    if bundles and not whole:
-        names = [name for name, _ in distinct]
-        footprint = Footprint(in_float32(model), names, _first(data), size, whole, threads)
+    single = in_float32(model)
+    cut = _stretches(single, [(name,) for name in names], [0] * len(names), limit_bytes) if names else []
+    if names and not whole:
+        footprint = Footprint(single, names, _first(data), size, whole, threads, cut)
 
         def fits(count: int) -> bool:
             square = max(footprint.of([name], count) for name in names)
             return footprint.alive(count) + 2 * square <= limit_bytes  # a value may outlive its last reader
 
         size = _largest(fits, size)
-    runs = _run_all(in_float32(work), bundles, shares, data, size, whole, threads, progress)
-    for number, _, (squares, elements) in runs:
+    for number, squares, elements in _sums_of_squares(
+        single, cut, distinct, data, size, whole, limit_bytes, threads, progress
+    ):
         totals[number] = totals[number] + squares.astype(np.float64)
-        counts[number] += int(elements) // max(1, squares.size)
+        counts[number] += elements // max(1, squares.size)
     means = {key: total / max(1, count) for key, total, count in zip(distinct, totals, counts, strict=True)}
     return [means[key] for key in wanted]
 
 
-def _opset(model: ir.Model) -> int:
-    return model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+def _sums_of_squares(
+    model: ir.Model,
+    cut: Sequence[Stretch],
+    wanted: Sequence[tuple[str, tuple[int, ...]]],
+    data: Dataset,
+    size: int,
+    whole: bool,
+    limit_bytes: int,
+    threads: int,
+    progress: Callable[[float], None] | None,
+) -> Iterator[tuple[int, FloatArray, int]]:
+    """Yield the number of each one wanted, its sum of squares, and its elements, for each batch.
 
-
-def _add_sums_of_squares(
-    graph: ir.Graph, wanted: Sequence[tuple[str, tuple[int, ...]]], opset: int
-) -> list[tuple[str, str]]:
-    """Append nodes that sum squares over some axes, and name the sums and the count of elements.
-
-    One axis is summed after the other: float32 loses three digits over 100,000 terms in one row. A product
-    and sums are several times faster than ONNX Runtime's ReduceSumSquare on CPU.
-
-    The last of the values come first: ONNX Runtime begins with the ends of a graph that were added last, and
-    computes what each needs. So a value that comes early is tapped at once, and not kept until the end.
+    All of a stretch are taken in one pass: what leaves it is small.
     """
-    values, fresh = main_values(graph), Names(graph)
-    bundles = []
-    for number, (name, summed) in reversed(list(enumerate(wanted))):
-        if name not in values:
-            raise UsageError(f"the graph has no value {quoted(name)}")
-        value = values[name]
-        nodes = [ir.node("Size", [value]), ir.node("Mul", [value, value])]
-        for axis in sorted(summed, reverse=True):
-            nodes.append(_sum_along(graph, nodes[-1].outputs[0], axis, opset, fresh))
-        for place, node in enumerate(nodes):
-            node.outputs[0].name = fresh.fresh(f"square_{number}_{place}")
-            node.outputs[0].type = ir.TensorType(ir.DataType.INT64) if place == 0 else value.type
-            graph.append(node)
-        bundles.append((str(nodes[-1].outputs[0].name), str(nodes[0].outputs[0].name)))
-    return bundles[::-1]
-
-
-def _sum_along(graph: ir.Graph, value: ir.Value, axis: int, opset: int, fresh: Names) -> ir.Node:
-    if opset < 13:
-        return ir.node("ReduceSum", [value], {"axes": [axis], "keepdims": 0})
-    name = fresh.fresh("summed_axis")
-    constant = add_constant(graph, ir.tensor(np.array([axis], np.int64), name=name), name)
-    return ir.node("ReduceSum", [value, constant], {"keepdims": 0})
+    taps = [(Tap(name, "Squares", axes), Tap(name, "Size")) for name, axes in wanted]
+    shares = [[[tap for n in stretch.bundles for tap in taps[n]]] for stretch in cut]
+    batches = _batches(data, size, whole)
+    passes = _Progress([1] * len(cut), len(batches), progress)
+    for turn in relay(
+        model, cut, shares, lambda number: _feeds(data, batches[number]), len(batches),
+        spill_bytes=int(limit_bytes * _SPILL_SHARE), threads=threads,
+    ):  # fmt: skip
+        if isinstance(turn.found, RuntimeFailure):
+            raise turn.found
+        for number in cut[turn.stretch].bundles:
+            squares, elements = (turn.found[tap] for tap in taps[number])
+            yield number, squares, int(elements)
+        passes.tell(turn)
 
 
 def check_fits(model: ir.Model, data: Dataset) -> None:
@@ -308,12 +409,16 @@ def inputs_of(model: ir.Model, data: Dataset) -> Inputs:
 
 
 def _passes(
-    bundles: Sequence[Sequence[str]], bytes_of: Callable[[Sequence[str]], int], limit_bytes: int
+    numbers: Sequence[int],
+    bundles: Sequence[Sequence[str]],
+    bytes_of: Callable[[Sequence[str]], int],
+    limit_bytes: int,
 ) -> Iterator[list[int]]:
     """Yield the numbers of the bundles of each pass, filled in order."""
     share: list[int] = []
     names: set[str] = set()
-    for number, bundle in enumerate(bundles):
+    for number in numbers:
+        bundle = bundles[number]
         if share and bytes_of([*(names | set(bundle))]) > limit_bytes:
             yield share
             share, names = [], set()

@@ -110,9 +110,17 @@ def collect_moments(
     tasks: dict[Hashable, list[int]] = {}
     for number, linear in enumerate(linears):
         tasks.setdefault(linear.row_key, []).append(number)
-    shares = _passes(linears, list(tasks.values()), limit_bytes)
-    return _all_passes(
-        model, linears, data, shares, batch, limit_bytes, threads, _Draw(max_rows, seed), progress
+    _check_room(linears, list(tasks.values()), limit_bytes)
+    return _add_up(
+        model,
+        linears,
+        data,
+        list(tasks.values()),
+        batch,
+        limit_bytes,
+        threads,
+        _Draw(max_rows, seed),
+        progress,
     )
 
 
@@ -121,14 +129,12 @@ def _sum_bytes(linear: Linear) -> int:
     return linear.groups * (12 * linear.inputs**2 + 8 * linear.inputs)
 
 
-def _passes(linears: Sequence[Linear], tasks: Sequence[list[int]], limit_bytes: int) -> list[list[list[int]]]:
-    """Return the nodes of each pass, in order; sums fill half of the limit, or more where one node needs it.
+def _check_room(linears: Sequence[Linear], tasks: Sequence[list[int]], limit_bytes: int) -> None:
+    """Refuse a limit that the sums of one node exceed.
 
     Raises:
-        LimitMissed: the sums of one node exceed the limit.
+        LimitMissed: see above.
     """
-    shares: list[list[list[int]]] = []
-    filled = 0
     for numbers in tasks:
         linear = linears[numbers[0]]
         wanted = _sum_bytes(linear)
@@ -138,19 +144,13 @@ def _passes(linears: Sequence[Linear], tasks: Sequence[list[int]], limit_bytes: 
                 f"{wanted} bytes, more than the limit of {limit_bytes} has room for; raise the limit to "
                 f"{2 * wanted}"
             )
-        if not shares or filled + wanted > limit_bytes // 2:
-            shares.append([])
-            filled = 0
-        shares[-1].append(numbers)
-        filled += wanted
-    return shares
 
 
-def _all_passes(
+def _add_up(
     model: ir.Model,
     linears: Sequence[Linear],
     data: Dataset,
-    shares: Sequence[list[list[int]]],
+    tasks: Sequence[list[int]],
     batch: int,
     limit_bytes: int,
     threads: int,
@@ -159,28 +159,22 @@ def _all_passes(
 ) -> Iterator[tuple[int, Moments]]:
     samples = len(data) - left_out(model, data)
     piece_bytes = int(limit_bytes * _PIECE_SHARE)
-    for turn, share in enumerate(shares):
-        sums = {
-            place: _Sums(linears[numbers[0]], numbers[0], samples, draw, data.source)
-            for place, numbers in enumerate(share)
-        }
-        held_bytes = piece_bytes + sum(_sum_bytes(linears[numbers[0]]) for numbers in share)
-
-        def told(done: float, turn: int = turn) -> None:
-            if progress is not None:
-                progress((turn + done) / len(shares))
-
-        bundles = [(str(linears[numbers[0]].x.name),) for numbers in share]
-        for tapped in each_batch(
-            model, bundles, data,
-            batch=batch, limit_bytes=limit_bytes, reserved_bytes=held_bytes, threads=threads, progress=told,
-        ):  # fmt: skip
-            sums[tapped.bundle].add(tapped.values[0], tapped.samples, piece_bytes)
-            if tapped.samples.stop == samples:
-                found = sums.pop(tapped.bundle).result()
-                for number in share[tapped.bundle]:
-                    yield number, found
-                del found  # before the next ones are made
+    firsts = [linears[numbers[0]] for numbers in tasks]
+    sums: dict[int, _Sums] = {}
+    for tapped in each_batch(
+        model, [(str(linear.x.name),) for linear in firsts], data,
+        batch=batch, limit_bytes=limit_bytes, reserved_bytes=piece_bytes,
+        held_bytes=[_sum_bytes(linear) for linear in firsts], threads=threads, progress=progress,
+    ):  # fmt: skip
+        place = tapped.bundle
+        if place not in sums:
+            sums[place] = _Sums(firsts[place], tasks[place][0], samples, draw, data.source)
+        sums[place].add(tapped.values[0], tapped.samples, piece_bytes)
+        if tapped.samples.stop == samples:
+            found = sums.pop(place).result()
+            for number in tasks[place]:
+                yield number, found
+            del found  # before the next ones are made
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from onnxprune.errors import UsageError
+from onnxprune.calibration.part import Tap
+from onnxprune.calibration.relay import relay
+from onnxprune.calibration.stretches import Stretch, is_tensor
+from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.messages import quoted
 from onnxprune.model.names import Names
 from onnxprune.runtime import Session, open_session
 
-#: What makes values without a shape, where their types are not written down: sequences, optional values.
-_NO_TENSORS = ("Sequence", "Optional", "SplitToSequence", "If", "Loop", "Scan", "ZipMap")
+#: Of what passes between stretches while sizes are taken, on one or two samples.
+_SPILL_BYTES = 1 << 26
 
 
 def open_taps(
@@ -66,6 +69,7 @@ class Footprint:
         most: the most samples of a run; the only number that the model takes, where ``fixed``.
         fixed: whether it takes no other.
         threads: of one operator.
+        cut: the stretches that the model is run in.
 
     Raises:
         UsageError: a name is not in the graph.
@@ -80,6 +84,7 @@ class Footprint:
         most: int,
         fixed: bool,
         threads: int,
+        cut: Sequence[Stretch] = (),
     ) -> None:
         self._graph = model.graph
         values = main_values(model.graph)
@@ -88,15 +93,13 @@ class Footprint:
                 raise UsageError(f"the graph has no value {quoted(name)}")
         needed = set(names)
         # in order of the graph, or early values would be kept until late ones are there (see `open_taps`)
-        wanted = [name for name, value in values.items() if name in needed or _is_tensor(value)]
-        session, outputs = open_taps(model, wanted, threads, "Shape")
+        wanted = [name for name, value in values.items() if name in needed or is_tensor(value)]
         self._counts = (most,) if fixed or most == 1 else (1, 2)
-        itemsizes = _itemsizes(model, wanted, needed, threads)
-        runs = [session.run(feeds(count)) for count in self._counts]
-        self._bytes: dict[str, list[int]] = {
-            name: [math.prod(run[outputs[name]].tolist()) * itemsizes[name] for run in runs]
-            for name in wanted
-        }
+        if len(cut) > 1:
+            sizes = _sizes_in_stretches(model, needed, cut, [feeds(count) for count in self._counts], threads)
+        else:
+            sizes = _sizes(model, wanted, needed, [feeds(count) for count in self._counts], threads)
+        self._bytes: dict[str, list[int]] = sizes
 
     def of(self, names: Sequence[str], count: int) -> int:
         """Return the bytes of some values together in a run of ``count`` samples."""
@@ -130,11 +133,53 @@ class Footprint:
         return max(0, sizes[0] + (count - 1) * (sizes[1] - sizes[0]))
 
 
-def _is_tensor(value: ir.Value) -> bool:
-    if value.type is not None:
-        return isinstance(value.type, ir.TensorType) and value.dtype != ir.DataType.STRING
-    node = value.producer()
-    return node is not None and not node.op_type.startswith(_NO_TENSORS)
+def _sizes(
+    model: ir.Model,
+    names: Sequence[str],
+    needed: set[str],
+    feeds: Sequence[Mapping[str, npt.NDArray[Any]]],
+    threads: int,
+) -> dict[str, list[int]]:
+    """Return the bytes of values in each of some runs."""
+    session, outputs = open_taps(model, names, threads, "Shape")
+    itemsizes = _itemsizes(model, names, needed, threads)
+    runs = [session.run(given) for given in feeds]
+    return {
+        name: [math.prod(run[outputs[name]].tolist()) * itemsizes[name] for run in runs] for name in names
+    }
+
+
+def _sizes_in_stretches(
+    model: ir.Model,
+    needed: set[str],
+    cut: Sequence[Stretch],
+    feeds: Sequence[Mapping[str, npt.NDArray[Any]]],
+    threads: int,
+) -> dict[str, list[int]]:
+    """As `_sizes`, for all that stretches compute; types that the graph leaves open count as float32."""
+    values = main_values(model.graph)
+    inputs = {str(value.name) for value in model.graph.inputs}
+    sizes = {name: [given[name].nbytes for given in feeds] for name in inputs & feeds[0].keys()}
+    stored = sorted(needed.difference(inputs, *(stretch.made for stretch in cut)))
+    shares = [[[Tap(name, "Shape") for name in (*stretch.made, *stored)]] for stretch in cut[:1]]
+    shares += [[[Tap(name, "Shape") for name in stretch.made]] for stretch in cut[1:]]
+    for turn in relay(
+        model,
+        cut,
+        shares,
+        feeds.__getitem__,
+        len(feeds),
+        spill_bytes=_SPILL_BYTES,
+        threads=threads,
+        plain=True,
+    ):
+        if isinstance(turn.found, RuntimeFailure):
+            raise turn.found
+        for tap, shape in turn.found.items():
+            dtype = values[tap.name].dtype
+            itemsize = 4 if dtype is None else np.dtype(dtype.numpy()).itemsize
+            sizes.setdefault(tap.name, []).append(math.prod(shape.tolist()) * itemsize)
+    return sizes
 
 
 def _itemsizes(model: ir.Model, names: Sequence[str], needed: set[str], threads: int) -> dict[str, int]:

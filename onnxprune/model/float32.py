@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.model.lazy import derived
 from onnxprune.model.scopes import graphs_of
 from onnxprune.model.stored import all_nodes
 from onnxprune.model.streaming import MadeTensor, read_pieces
@@ -49,7 +50,8 @@ def _values(model: ir.Model) -> list[ir.Value]:
 
 
 def _converted(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    return ir.tensor(tensor.numpy().astype("float32"), name=tensor.name)
+    shape = [int(size) for size in tensor.shape.numpy()]
+    return derived(tensor, lambda array: array.astype("float32"), shape, ir.DataType.FLOAT, tensor.name)
 
 
 def _made(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

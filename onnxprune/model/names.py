@@ -41,7 +41,7 @@ class Names:
 def add_constant(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
     """Register a tensor as an initializer under a name that is free."""
     value = ir.Value(
-        name=name, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     graph.register_initializer(value)
     return value

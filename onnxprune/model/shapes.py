@@ -425,8 +425,8 @@ class _Walk:
             return int(onnx.helper.np_dtype_to_tensor_dtype(content.numbers.dtype))
         tensor = value.const_value
         dtype = value.dtype or (tensor.dtype if tensor is not None else None)
-        if dtype is None:
-            return self.types.get(value, int(ir.DataType.FLOAT))
+        if dtype is None:  # ONNX said what a Cast makes
+            dtype = ir.DataType(self.types.get(value, ir.DataType.FLOAT))
         return int(ir.DataType.FLOAT if dtype.is_floating_point() else dtype)
 
     def _fail(self, node: ir.Node, reason: str) -> None:

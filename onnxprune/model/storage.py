@@ -21,8 +21,8 @@ from onnxprune.model.external import FileTensor, unsafe_location
 from onnxprune.model.places import graph_protos
 from onnxprune.model.serialize import Serialized
 from onnxprune.model.sparse import sparse_bytes, stored_nonzeros
-from onnxprune.model.together import Together
 from onnxprune.model.streaming import MadeTensor
+from onnxprune.model.together import Together
 from onnxprune.model.wire import THRESHOLD_BYTES, put_back
 from onnxprune.resident import start_writing
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.collector import collector_paused
 from onnxprune.model.copies import copy_of
+from onnxprune.model.lazy import derived
 from onnxprune.model.names import Names, add_constant
 from onnxprune.model.nodes import nodes_in
 from onnxprune.model.scopes import graphs_of, inner_graphs
@@ -116,13 +118,17 @@ def _cut_initializer(
     for masks, uses in versions.values():
         if not masks:
             continue
-        array = compress(tensor.numpy(), masks)
+        shape = [
+            int(masks[axis].sum()) if axis in masks else int(size)
+            for axis, size in enumerate(tensor.shape.numpy())
+        ]
+        made = partial(compress, masks=masks)
         if len(versions) == 1 and not old.is_graph_output():
-            old.const_value = ir.Tensor(array, dtype=tensor.dtype, name=old.name)
-            old.shape = ir.Shape(array.shape)
+            old.const_value = derived(tensor, made, shape, tensor.dtype, old.name)
+            old.shape = ir.Shape(shape)
             continue
         name = names.fresh(str(value.name))
-        new = add_constant(graph, ir.Tensor(array, dtype=tensor.dtype, name=name), name)
+        new = add_constant(graph, derived(tensor, made, shape, tensor.dtype, name), name)
         new.metadata_props.update(value.metadata_props)
         for use in uses:
             copies[use.node].replace_input_with(use.index, new)

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.lazy import derived
 from onnxprune.model.names import Names, add_constant
 from onnxprune.model.scopes import Origins
 from onnxprune.model.stored import stored_tensor
@@ -147,7 +149,8 @@ def _zero(
     zeros = None if known is None else _along(known.numpy(), contraction.zero_axis, kept.ndim)
     stored = stored_tensor(value)
     if stored is not None and (zero is None or zeros is not None):
-        tensor = ir.Tensor(_masked(stored.numpy(), kept, zeros), dtype=stored.dtype, name=name)
+        shape = [int(size) for size in stored.shape.numpy()]
+        tensor = derived(stored, partial(_masked, kept=kept, zeros=zeros), shape, stored.dtype, name)
         node.replace_input_with(contraction.operand, add_constant(graph, tensor, name))
         if value.is_initializer() and not (value.uses() or value.is_graph_output() or value.is_graph_input()):
             (value.graph or graph).initializers.pop(str(value.name))

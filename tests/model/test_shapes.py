@@ -293,3 +293,15 @@ def test_a_length_that_was_fixed_while_tracing_is_found() -> None:
         constants={"a_w": (6, 4), "b_w": (12, 4)},
     )  # fmt: skip
     assert concretise(model).input_shapes["x"][1] == 12
+
+
+def test_a_cast_to_half_meets_weights_of_half() -> None:
+    """Statistics in float32 between weights in float16, as exporters write them, without types of values."""
+    model = graph(
+        "s = ReduceSum<keepdims = 1>(x, last) h = Cast<to = 10>(s) m = MatMul(h, w) y = Cast<to = 1>(m)",
+        inputs="float[N,4] x",
+        constants={"last": [-1], "w": np.ones((1, 8), np.float16)},
+    )
+    shapes = concretise(model)
+    assert shapes.unknown == {}
+    assert described(shapes, model, "m") == ["N", "8"]

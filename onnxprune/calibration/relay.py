@@ -1,0 +1,130 @@
+"""A model that is run stretch by stretch over the same batches; what passes between them waits meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.calibration.part import Tap, part_of
+from onnxprune.calibration.stretches import Stretch
+from onnxprune.errors import RuntimeFailure
+from onnxprune.resident import return_freed_memory
+from onnxprune.runtime import Session, open_session
+from onnxprune.spill import Spill, Spilled
+
+Array = npt.NDArray[Any]
+
+#: Number of a batch -> inputs of the model by name.
+Feeds = Callable[[int], Mapping[str, Array]]
+
+
+class Turn(NamedTuple):
+    """What one run gives.
+
+    Attributes:
+        stretch: the number of the stretch.
+        share: the number of the share of its taps.
+        batch: the number of the batch.
+        found: by tap; arrays in memory of ONNX Runtime, to be let go of soon. Why there is nothing, where
+            this or an earlier stretch failed on the batch.
+    """
+
+    stretch: int
+    share: int
+    batch: int
+    found: Mapping[Tap, Array] | RuntimeFailure
+
+
+def relay(
+    model: ir.Model,
+    stretches: Sequence[Stretch],
+    shares: Sequence[Sequence[Sequence[Tap]]],
+    feeds: Feeds,
+    batches: int,
+    *,
+    spill_bytes: int,
+    threads: int,
+    plain: bool = False,
+    label: str | None = None,
+) -> Iterator[Turn]:
+    """Run stretches one after the other, each over all batches.
+
+    Args:
+        model: whose graph was cut; its tensors are read when the stretch that needs them is opened.
+        stretches: from `cut_into_stretches`.
+        shares: of each stretch, the taps of each pass over the batches; the first one also passes values on.
+        feeds: the inputs.
+        batches: how many.
+        spill_bytes: of the values that wait in memory; the others wait on disk.
+        threads: of one operator; 0 for one per core.
+        plain: as the model is written, without copies of its weights, instead of as fast as can be.
+        label: what errors call the model.
+
+    Yields:
+        Once for each batch of each share.
+
+    Raises:
+        RuntimeFailure: a stretch can't be opened.
+        OutputError: there is no room on disk for what passes.
+    """
+    with Spill(spill_bytes) as spill:
+        waiting: list[dict[str, Spilled]] = [{} for _ in range(batches)]
+        failed: dict[int, RuntimeFailure] = {}
+        for place, stretch in enumerate(stretches):
+            for turn, wanted in enumerate(shares[place] or ((),)):
+                passed = stretch.passed if turn == 0 else ()
+                taps = dict.fromkeys([*(Tap(name) for name in reversed(passed)), *reversed(wanted)])
+                if not taps:
+                    continue
+                session: Session | None = None
+                names = {tap: f"tap_{number}" for number, tap in enumerate(taps)}
+                for batch in range(batches):
+                    if batch in failed:
+                        yield Turn(place, turn, batch, failed[batch])
+                        continue
+                    given = feeds(batch)
+                    if session is None:
+                        session = _open(model, names, waiting[batch], threads, plain, label)
+                    mine = {name: _given(given, waiting[batch], name) for name in session.input_names}
+                    try:
+                        results = session.run_in_place(mine)
+                    except RuntimeFailure as error:
+                        failed[batch] = error
+                        yield Turn(place, turn, batch, error)
+                        continue
+                    finally:
+                        del mine
+                    for name in passed:
+                        waiting[batch][name] = spill.put(results[names[Tap(name)]])
+                    yield Turn(place, turn, batch, {tap: results[names[tap]] for tap in wanted})
+                    del results  # before the next run makes as many
+                    return_freed_memory()
+                del session
+            for values in waiting:
+                for name in stretch.last:
+                    if name in values:
+                        values.pop(name).drop()
+        return_freed_memory()
+
+
+def _open(
+    model: ir.Model,
+    names: Mapping[Tap, str],
+    waiting: Mapping[str, Spilled],
+    threads: int,
+    plain: bool,
+    label: str | None,
+) -> Session:
+    known = {name: np.empty(each.shape, each.dtype) for name, each in waiting.items()}  # for their types
+    part = part_of(model, names, known)
+    how = {"optimize": "none", "prepack": False} if plain else {}
+    return open_session(part, threads=threads, arena=False, label=label, **how)  # type: ignore[arg-type]
+
+
+def _given(feeds: Mapping[str, Array], waiting: Mapping[str, Spilled], name: str) -> Array:
+    found = waiting.get(name)
+    return feeds[name] if found is None else found.array()
