@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,7 +65,8 @@ def real_cluster(folder: Path, workers: int) -> Iterator[RealCluster]:
     try:
         for _ in range(workers):
             cluster.start_worker()
-        cluster.wait_for(workers)
+        if workers:
+            cluster.wait_for(workers)
         yield cluster
     finally:
         cluster.close()

@@ -1,8 +1,10 @@
 """Workers of a Dask cluster: files are sent to those that lack them, and each gets one task at a time.
 
-What Dask keeps: where workers are and whether they live, tasks of a worker that died begin again elsewhere
-(as often as ``distributed.scheduler.allowed-failures`` of the scheduler says), results, cancellation, TLS.
-What is added here: files by their hash, equal versions, and that everything that goes wrong is one line.
+What Dask keeps: where workers are and whether they live, tasks, results, cancellation, TLS. What is added
+here: files by their hash, equal versions, that everything that goes wrong is one line, and who gets a task. A
+task is bound to its worker; if that dies, the task begins again with another one. (Dask would do so by itself
+for tasks that are bound to nobody, and give two of them to one worker. One that only prefers a worker is
+forgotten if all workers die at once and others come.)
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ import logging
 import time
 import uuid
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from onnxprune.errors import WorkersError, require_extra
 from onnxprune.machine import processor
@@ -26,7 +28,7 @@ from onnxprune.workers.files import Entry, Files, Shipment
 from onnxprune.workers.tasks import opened
 from onnxprune.workers.versions import difference, versions
 
-_T = TypeVar("_T")
+_LOST = object()
 
 #: How long a scheduler may take to answer, and how long there may be no worker at all.
 CONNECT_SECONDS = 5.0
@@ -41,8 +43,13 @@ _CLOSE_SECONDS = 2.0
 #: Bytes of a file that travel at once.
 _PIECE_BYTES = 1 << 23
 
-#: A task that ends on workers that lack its files, however often these are sent, is given up.
+#: Workers that may die of a task, and workers that may lose the files of one, before it is given up.
+_MOST_DEATHS = 3
 _MOST_SENDINGS = 10
+
+#: How long a result may take to arrive once it is there, before is looked whether its worker lives; twice as
+#: long the next time.
+_RESULT_SECONDS = 5.0
 
 
 class Cluster(contextlib.AbstractContextManager["Cluster[Task, Result]"], Generic[Task, Result]):
@@ -101,10 +108,20 @@ class Cluster(contextlib.AbstractContextManager["Cluster[Task, Result]"], Generi
         order = self._order()
         waiting = deque(range(len(tasks)))
         running: dict[Any, tuple[int, str]] = {}
+        deaths: Counter[int] = Counter()
+        lost: Counter[int] = Counter()
         sendings = 0
         seen = time.monotonic()
         while waiting or running:
             self._meet_workers(order)
+            for future in [each for each, (_, address) in running.items() if address not in self._workers]:
+                number, _ = running.pop(future)
+                future.cancel()
+                deaths[number] += 1
+                if deaths[number] < _MOST_DEATHS:
+                    waiting.append(number)
+                else:
+                    yield number, Died()
             taken = {address for _, address in running.values()}
             for address in self._places():
                 if waiting and address not in taken:
@@ -115,8 +132,12 @@ class Cluster(contextlib.AbstractContextManager["Cluster[Task, Result]"], Generi
             elif time.monotonic() - seen > PATIENCE_SECONDS:
                 raise WorkersError(f"{self._address} has had no worker for {PATIENCE_SECONDS:.0f} seconds")
             for future in self._done(running):
-                number, _ = running.pop(future)
-                answer = self._answer(future)
+                number, _ = running[future]
+                answer = self._answer(future, _RESULT_SECONDS * 2 ** lost[number])
+                if answer is _LOST:
+                    lost[number] += 1
+                    continue
+                del running[future]
                 if isinstance(answer, Missing):
                     sendings += 1
                     if sendings > _MOST_SENDINGS * len(tasks):
@@ -126,7 +147,7 @@ class Cluster(contextlib.AbstractContextManager["Cluster[Task, Result]"], Generi
                 elif isinstance(answer, Unlike):
                     raise _unlike(answer.address, answer.versions)
                 else:
-                    yield number, answer if isinstance(answer, Died) else opened(answer)
+                    yield number, opened(answer)
 
     def _order(self) -> Order:
         """Return what workers are told, files being known by their hash."""
@@ -144,7 +165,6 @@ class Cluster(contextlib.AbstractContextManager["Cluster[Task, Result]"], Generi
         with self._watched():
             return self._client.submit(
                 run_task, order, task, key=f"onnxprune-{uuid.uuid4().hex}", pure=False, workers=[address],
-                allow_other_workers=True,  # if this one dies
             )  # fmt: skip
 
     def _done(self, running: dict[Any, tuple[int, str]]) -> list[Any]:
@@ -159,14 +179,13 @@ class Cluster(contextlib.AbstractContextManager["Cluster[Task, Result]"], Generi
             wait(list(running), timeout=_LOOK_SECONDS, return_when="FIRST_COMPLETED")
         return [future for future in running if future.done()]
 
-    def _answer(self, future: Any) -> Any:
-        from distributed import KilledWorker
-
+    def _answer(self, future: Any, seconds: float) -> Any:
+        """Return what a task gave, or that it went down with its worker in this moment."""
         with self._watched():
             try:
-                return future.result()
-            except KilledWorker:
-                return Died()
+                return future.result(timeout=seconds)
+            except (TimeoutError, asyncio.TimeoutError):  # one of ours, raised by a task, is no such error
+                return _LOST
 
     # --- workers --------------------------------------------------------------------------------------------
 

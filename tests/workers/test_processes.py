@@ -10,60 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from worker_tasks import build_doubler, build_nothing, build_sleeper, build_threads
 
 from onnxprune.errors import DataError
 from onnxprune.workers import Died, Job, Workers, hire
 from onnxprune.workers.processes import Processes
-
-
-class Doubler:
-    """Doubles numbers; some of them are deadly, once or always."""
-
-    def __init__(self, folder, deadly=(), deadly_once=()):
-        self.folder, self.deadly, self.deadly_once = folder, deadly, deadly_once
-
-    def __call__(self, number):
-        mark = Path(self.folder) / f"{number}.tried"
-        first = not mark.exists()
-        mark.touch()
-        if number in self.deadly or (number in self.deadly_once and first):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if number < -1:
-            raise DataError(f"{number} is far below zero")
-        if number < 0:
-            raise ValueError(f"{number} is negative")
-        return 2 * number
-
-
-class Threads:
-    """Says how many threads libraries may start."""
-
-    def __call__(self, _):
-        return os.environ["OMP_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]
-
-
-class Sleeper:
-    """Says who it is, and takes its time."""
-
-    def __call__(self, seconds):
-        time.sleep(seconds)
-        return os.getpid()
-
-
-def build_doubler(*arguments):
-    return Doubler(*arguments)
-
-
-def build_sleeper():
-    return Sleeper()
-
-
-def build_threads():
-    return Threads()
-
-
-def build_nothing():
-    raise DataError("there is nothing to build from")
 
 
 def pool_of(build, arguments, count):
@@ -86,7 +37,10 @@ def test_the_one_that_kills_its_worker_has_failed_and_no_other(tmp_path):
 
 
 def test_what_a_task_raises_is_raised(tmp_path):
-    with pool_of(build_doubler, (str(tmp_path),), 1) as pool, pytest.raises(ValueError, match="-1 is negative"):
+    with (
+        pool_of(build_doubler, (str(tmp_path),), 1) as pool,
+        pytest.raises(ValueError, match="-1 is negative"),
+    ):
         list(pool.run([-1]))
 
 
