@@ -334,3 +334,11 @@ def jobs() -> Decorator:
         "--jobs", type=click.IntRange(min=0), default=1, metavar="N",
         help="Processes that run trials; 0 for one per core.",
     )  # fmt: skip
+
+
+def scheduler() -> Decorator:
+    """``--scheduler``: an address, or None."""
+    return click.option(
+        "--scheduler", metavar="ADDRESS",
+        help="Run them on a Dask cluster that you trust: tcp://HOST:PORT, or tls://HOST:PORT.",
+    )  # fmt: skip

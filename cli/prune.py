@@ -52,6 +52,7 @@ PLOT = "Draw the schedule and the losses (with --steps), or the family (with --t
 @option("--plot", type=options.FILE, metavar="FILE", help=PLOT)
 @options.cache()
 @options.jobs()
+@options.scheduler()
 @options.input_shapes()
 @options.runs_on_data()
 @options.seed()

@@ -36,6 +36,7 @@ METRIC = "cross_entropy or mse (default with labels, as they are); divergence (d
 @option("--allow-inexact", is_flag=True, help="Also try what normalisation takes statistics over.")
 @options.cache()
 @options.jobs()
+@options.scheduler()
 @option("--plot", type=options.FILE, metavar="FILE", help="Draw the curves: .svg, .png or .pdf.")
 @options.input_shapes()
 @options.runs_on_data()

@@ -12,6 +12,7 @@
     |-- RuntimeFailure     (1)     ONNX Runtime refused or failed to run a model, or lacks a provider
     |-- VerificationError  (1)     a model is not what it claims to be
     |   `-- ProofError     (1)     a cut model differs from its exact twin; nothing was written
+    |-- WorkersError       (1)     a cluster can't be reached, has no workers, or runs other versions
     |-- MissingExtra       (1)     an optional dependency is not installed
     |-- TuningError        (1)     tuning went astray, or a checkpoint is of another run
     |-- UsageError         (2)     options that make no sense, alone or together
@@ -68,6 +69,10 @@ class VerificationError(OnnxPruneError):
 
 class ProofError(VerificationError):
     """A cut model differs from its exact twin. Nothing was written."""
+
+
+class WorkersError(OnnxPruneError):
+    """A cluster can't be reached or used: no workers, other versions, or all of them died."""
 
 
 class MissingExtra(OnnxPruneError):

@@ -103,9 +103,9 @@ def prune_gradually(
     admit(model)
     given = _options(model, options)
     settings = Tuning() if settings is None else settings
-    running = running_of(given.pop("batch"), given.pop("memory_limit"), given.pop("threads"))
+    running = running_of(*(given.pop(n) for n in ("batch", "memory_limit", "threads", "jobs", "scheduler")))
     watch = Watch(progress=given.pop("progress"), running=running)
-    setting = trial_setting(given.pop("cache"), given.pop("jobs"), running)
+    setting = trial_setting(given.pop("cache"), running)
     seed = given.pop("seed")
     samples = samples_of(data, model, seed, given["input_shapes"])
     if samples is None:

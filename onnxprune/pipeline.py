@@ -48,6 +48,7 @@ def prune(
     rounds: int = 1,
     cache: str | Path | None = None,
     jobs: int = 1,
+    scheduler: str | None = None,
     batch: int = BATCH,
     memory_limit: int = LIMIT_BYTES,
     threads: int = 1,
@@ -108,6 +109,7 @@ def prune(
         cache: folder for what scope ``sensitivity`` and ``target_latency`` measure, so that it is measured
             once.
         jobs: processes that measure it; 0 for one per core.
+        scheduler: address of a Dask scheduler, whose workers do it instead, as ``tcp://HOST:PORT``.
         batch: samples of one run on the data, where the model's first axis is symbolic.
         memory_limit: bytes that work on the data may keep at once, beside the model and the data.
         threads: of ONNX Runtime, in work on the data and where time is measured; 0 for one per core.
@@ -134,7 +136,7 @@ def prune(
             "floor": floor,
             "input_shapes": input_shapes, "allow_inexact": allow_inexact,
             "recover": recover, "rounds": rounds,
-            "data": data, "seed": seed, "cache": cache, "jobs": jobs, "batch": batch,
+            "data": data, "seed": seed, "cache": cache, "jobs": jobs, "scheduler": scheduler, "batch": batch,
             "memory_limit": memory_limit, "threads": threads, "progress": progress,
             "latency_percentile": latency_percentile, "latency_batch": latency_batch, "provider": provider,
             "provider_options": provider_options, "time_limit": time_limit,

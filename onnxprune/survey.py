@@ -62,6 +62,7 @@ def measure_sensitivity(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     cache: str | Path | None = None,
     jobs: int = 1,
+    scheduler: str | None = None,
     batch: int = BATCH,
     memory_limit: int = LIMIT_BYTES,
     threads: int = 1,
@@ -89,7 +90,8 @@ def measure_sensitivity(
         seed: of every random choice.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
         cache: folder where every result is kept, so that a run goes on where an earlier one stopped.
-        jobs: processes, each with threads of its own; 0 for one per core.
+        jobs: processes that run trials, each with threads of its own; 0 for one per core.
+        scheduler: address of a Dask scheduler, whose workers run them instead, as ``tcp://HOST:PORT``.
         batch: samples of one run, where the model's first axis is symbolic.
         memory_limit: bytes that scores from data may keep at once, beside the model and the data.
         threads: of ONNX Runtime; 0 for one per core.
@@ -108,8 +110,8 @@ def measure_sensitivity(
         raise UsageError(f"pattern {DEAD!r} costs nothing: there is nothing to measure")
     if pattern == "layers":
         raise UsageError("branches are not measured one by one: prune --pattern layers shows their scores")
-    running = running_of(batch, memory_limit, threads)
-    setting = trial_setting(cache, jobs, running, metric, output)
+    running = running_of(batch, memory_limit, threads, jobs, scheduler)
+    setting = trial_setting(cache, running, metric, output)
     path, given = (None, model) if isinstance(model, ir.Model) else (Path(model), load(model))
     admit(given)
     samples = samples_of(data, given, seed, input_shapes)

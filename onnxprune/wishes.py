@@ -24,6 +24,7 @@ from onnxprune.runtime import Execution, admit
 from onnxprune.scores.movement import MOVEMENT_SCORERS
 from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
+from onnxprune.workers import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,12 @@ def prepared(model: ir.Model, options: Mapping[str, Any]) -> Prepared:
     admit(model)
     given = dict(options)
     threads, cache = given.pop("threads"), given.pop("cache")
-    running = running_of(given.pop("batch"), given.pop("memory_limit"), threads)
+    running = running_of(
+        given.pop("batch"), given.pop("memory_limit"), threads, given.pop("jobs"), given.pop("scheduler")
+    )
     seed, watch = given.pop("seed"), Watch(progress=given.pop("progress"), running=running)
     samples = samples_of(given.pop("data"), model, seed, given["input_shapes"])
-    setting = trial_setting(cache, given.pop("jobs"), running)
+    setting = trial_setting(cache, running)
     timing = {name: given.pop(name) for name in LATENCY_SETTINGS}
     recipe = recipe_of(given, samples)
     latency = latency_wish(recipe, threads=threads, cache=cache, **timing)
@@ -134,11 +137,13 @@ def samples_of(
     return samples
 
 
-def running_of(batch: int, memory_limit: int, threads: int) -> Running:
+def running_of(
+    batch: int, memory_limit: int, threads: int, jobs: int = 1, scheduler: str | None = None
+) -> Running:
     """Return how models are run on data, as users say it.
 
     Raises:
-        UsageError: a number is too small.
+        UsageError: a number is too small, or an address is none.
     """
     for name, value, least in (
         ("batch", batch, 1),
@@ -147,7 +152,7 @@ def running_of(batch: int, memory_limit: int, threads: int) -> Running:
     ):
         if value < least:
             raise UsageError(f"{name} must be at least {least}, not {value}")
-    return Running(batch, memory_limit, threads)
+    return Running(batch, memory_limit, threads, Workers(jobs, scheduler))
 
 
 #: What goes without saying.

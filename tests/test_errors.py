@@ -27,7 +27,7 @@ DRAWN = {
 
 def test_every_error_is_drawn():
     assert DRAWN.keys() == CLASSES.keys()
-    assert len(DRAWN) == 14
+    assert len(DRAWN) == 15
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))

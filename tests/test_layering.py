@@ -15,11 +15,12 @@ SOURCES = {"onnxprune": ROOT / "onnxprune", "onnxprune_cli": ROOT / "cli"}
 #: only the stages (the widest layer) do not import each other.
 LAYERS = (
     ("errors",),
-    ("cholesky", "data", "machine", "messages", "npz", "outlines", "patterns", "reading", "record",
-     "registry", "resident", "schedule", "spill", "types", "user_code"),
+    ("cholesky", "data", "data_files", "machine", "messages", "npz", "outlines", "patterns", "reading",
+     "record", "registry", "resident", "schedule", "spill", "types", "user_code"),
     ("containment",),
     ("model",),
     ("ops",),
+    ("workers",),
     ("calibration", "cost", "executor", "feeds", "parts", "result_cache", "runtime"),
     ("allocate", "analyze", "branches", "importers", "measure", "plans", "prove", "quantization", "recover",
      "report", "rewrite", "scores", "sensitivity", "tuning", "verification"),
@@ -38,7 +39,7 @@ LAYERS = (
     ("onnxprune_cli",),
 )  # fmt: skip
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-STAGES = LAYERS[6]
+STAGES = LAYERS[7]
 
 #: Packages that only some parts, or packages within one, may import.
 CONFINED = {
@@ -46,6 +47,8 @@ CONFINED = {
     "onnxscript": ("importers",),
     "onnxruntime": ("runtime",),
     "click": ("onnxprune_cli",),
+    "distributed": ("workers.cluster", "workers.depot"),
+    "loky": ("workers.processes", "workers.setting"),
     "jinja2": ("report.html",),
     "markupsafe": ("report",),
     "rich": ("onnxprune_cli", "report"),

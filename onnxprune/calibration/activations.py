@@ -27,6 +27,7 @@ from onnxprune.model.float32 import OTHER_FLOATS, in_float32
 from onnxprune.model.inputs import graph_inputs
 from onnxprune.resident import return_freed_memory
 from onnxprune.types import FloatArray
+from onnxprune.workers import ALONE, Workers
 
 Array = npt.NDArray[Any]
 
@@ -51,11 +52,13 @@ class Running:
         batch: samples of one run, where the model's first axis is symbolic.
         limit_bytes: of what is kept in memory at once, beside the model and the data.
         threads: of one operator; 0 for one per core.
+        workers: who does what can be shared out.
     """
 
     batch: int = BATCH
     limit_bytes: int = LIMIT_BYTES
     threads: int = 1
+    workers: Workers = ALONE
 
 
 #: With the defaults of the command line.

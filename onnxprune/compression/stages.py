@@ -222,7 +222,8 @@ def options_of_prune(options: Prune, job: Job) -> dict[str, Any]:
         **options.model_dump(exclude={*_LABELS, "optional", "tuning", "data"}),
         "data": job.samples(options.data) if uses_data else None,
         "seed": run.seed, "input_shapes": run.input_shapes or None,
-        "cache": job.cache, "jobs": run.jobs, "latency_batch": run.latency_batch, "provider": run.provider,
+        "cache": job.cache, "jobs": run.jobs, "scheduler": run.scheduler,
+        "latency_batch": run.latency_batch, "provider": run.provider,
         "provider_options": run.provider_options, "batch": run.batch, "memory_limit": run.memory_limit,
         "threads": run.threads,
     }  # fmt: skip

@@ -52,6 +52,7 @@ OPTIONS: dict[str, Any] = {
     "rounds": int,
     "cache": str,
     "jobs": int,
+    "scheduler": str,
     "batch": int,
     "memory_limit": int,
     "threads": int,

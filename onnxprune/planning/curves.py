@@ -7,7 +7,6 @@ taken from its cache.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -23,16 +22,16 @@ from onnxprune.calibration.activations import USUAL, Running, feeds_by_batch
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.model.digest import structure_digest, weights_digest
-from onnxprune.model.io import save
-from onnxprune.planning.workbench import Maker, Question, Workbench, judge_original, rebuild
+from onnxprune.planning.workbench import Maker, Question, Workbench, judge_original, rebuild, stored
 from onnxprune.registry import did_you_mean
 from onnxprune.runtime import open_session
 from onnxprune.sensitivity.cache import Cache
 from onnxprune.sensitivity.losses import LOSSES, choose_loss
-from onnxprune.sensitivity.pool import Died, Pool
 from onnxprune.sensitivity.references import record
 from onnxprune.sensitivity.trials import WHOLE, Outcome, Trial
 from onnxprune.types import Curve, Skipped
+from onnxprune.workers import Died, Job, Workers, hire
+from onnxprune.workers.models import model_as_files
 
 #: Shares that are removed from each group, where nothing else is asked for.
 AMOUNTS = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -49,14 +48,12 @@ class Setting:
         metric: the loss; None for what the labels allow, or the divergence without labels.
         output: the only output to look at; None for all.
         cache: folder for what was found; None for none.
-        jobs: processes; 0 for one per core.
-        running: batches and threads of every model.
+        running: batches and threads of every model, and who runs them.
     """
 
     metric: str | None = None
     output: str | None = None
     cache: Path | None = None
-    jobs: int = 1
     running: Running = USUAL
 
 
@@ -129,7 +126,6 @@ def curve_rows(measured: Measured) -> list[dict[str, Any]]:
 
 def trial_setting(
     cache: str | Path | None,
-    jobs: int,
     running: Running,
     metric: str | None = None,
     output: str | None = None,
@@ -137,14 +133,12 @@ def trial_setting(
     """Return how trials are run, as users say it.
 
     Raises:
-        UsageError: an unknown metric, or a negative number of jobs.
+        UsageError: an unknown metric.
     """
-    if jobs < 0:
-        raise UsageError(f"jobs is a number of processes, or 0 for one per core, not {jobs}")
     if metric is not None and metric not in LOSSES:
         hint = did_you_mean(metric, LOSSES)
         raise UsageError(f"unknown metric {metric!r}{hint}; known: {', '.join(LOSSES)}")
-    return Setting(metric, output, None if cache is None else Path(cache), jobs, running)
+    return Setting(metric, output, None if cache is None else Path(cache), running)
 
 
 def check_amounts(amounts: Sequence[float]) -> None:
@@ -203,7 +197,7 @@ def run_trials(
             notes += unfit
             keep(0, judge_original(question))
             missing = [plan[number] for number in left]
-            with closing(_run(source, missing, question, setting.jobs, Path(folder))) as results:
+            with closing(_run(source, missing, question, setting.running.workers, Path(folder))) as results:
                 for done, (place, outcome) in enumerate(results, start=1):
                     keep(left[place], outcome)
                     if progress is not None:
@@ -237,20 +231,11 @@ def _ask(source: Source, data: Dataset, setting: Setting, folder: Path) -> tuple
 
 
 def _run(
-    source: Source, trials: Sequence[Trial], question: Question, jobs: int, folder: Path
+    source: Source, trials: Sequence[Trial], question: Question, workers: Workers, folder: Path
 ) -> Generator[tuple[int, Outcome], None, None]:
-    jobs = min(jobs or _cores(), len(trials))
-    if jobs <= 1:
-        workbench = Workbench(source.maker, question)
-        for number, trial in enumerate(trials):
-            yield number, workbench(trial)
-        return
-    path = source.path
-    if path is None:
-        path = folder / "model.onnx"
-        save(source.given, path)
-    with Pool[Trial, Outcome](rebuild, (path, source.analysis_options, question), jobs) as pool:
-        for number, outcome in pool.run(trials):
+    job = _job(source, question, folder, away=workers.scheduler is not None or workers.count(len(trials)) > 1)
+    with hire(workers, job, len(trials)) as crew:
+        for number, outcome in crew.run(trials):
             if isinstance(outcome, Died):
                 failure = "its process died twice; it may need more memory than there is"
                 yield number, Outcome(question.loss.name, None, failure=failure)
@@ -258,8 +243,17 @@ def _run(
                 yield number, outcome
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _job(source: Source, question: Question, folder: Path, *, away: bool) -> Job[Trial, Outcome]:
+    """Return what workers are told; what other processes need lies in a folder then."""
+
+    def here() -> Workbench:
+        return Workbench(source.maker, question)
+
+    if not away:
+        return Job(rebuild, (), here)
+    files, name = model_as_files(source.given, source.path, folder / "model")
+    samples, outputs, asked = stored(question, folder / "samples")
+    return Job(rebuild, (files, name, source.analysis_options, samples, outputs, asked), here)
 
 
 def _damaged(path: str) -> Skipped:

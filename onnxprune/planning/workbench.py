@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,22 +13,23 @@ import onnx_ir as ir
 from onnxprune.analyze import Analysis, analyze
 from onnxprune.calibration.activations import USUAL, Running, feeds_by_batch
 from onnxprune.data import Dataset
+from onnxprune.data_files import StoredData, store
 from onnxprune.errors import DataError, RuntimeFailure
 from onnxprune.measure.metrics import METRICS
 from onnxprune.messages import one_line, quoted
 from onnxprune.model.copies import copy_of
 from onnxprune.model.float32 import in_float32
-from onnxprune.model.io import load
 from onnxprune.ops.sums import Sums
 from onnxprune.rewrite.cut import cut
 from onnxprune.rewrite.fold import apply_folds, plan_folds
 from onnxprune.rewrite.mask import apply_masks
 from onnxprune.runtime import Session, open_session
 from onnxprune.sensitivity.losses import Loss
-from onnxprune.sensitivity.pool import check_stop
 from onnxprune.sensitivity.references import References
 from onnxprune.sensitivity.trials import Outcome, Trial
 from onnxprune.types import IntArray
+from onnxprune.workers import Files, check_stop
+from onnxprune.workers.models import ModelName
 
 
 class Maker(Protocol):
@@ -175,16 +176,53 @@ class _Judged:
         return self._tally.result(), self._right / samples if self._question.loss.classes else None
 
 
-def rebuild(path: Path, options: Mapping[str, Any] | None, question: Question) -> Workbench:
+@dataclass(frozen=True, slots=True)
+class StoredQuestion:
+    """A question whose arrays lie in two folders.
+
+    Attributes:
+        data: the samples.
+        question: the same without them.
+    """
+
+    data: StoredData
+    question: Question
+
+    def read(self, samples: Path, outputs: Path) -> Question:
+        """Return the question, from the folders of its samples and of its references."""
+        references = replace(self.question.references, folder=outputs)
+        return replace(self.question, data=self.data.read(samples), references=references)
+
+
+def stored(question: Question, folder: Path) -> tuple[Files, Files, StoredQuestion]:
+    """Write the samples of a question into an empty folder; return these, its references, and the rest."""
+    folder.mkdir()
+    data = store(question.data, folder)
+    nothing = Dataset({}, None, None, "", "")
+    rest = replace(question, data=nothing)
+    return Files.of_folder(folder), Files.of_folder(question.references.folder), StoredQuestion(data, rest)
+
+
+def rebuild(
+    files: Path,
+    name: ModelName,
+    options: Mapping[str, Any] | None,
+    samples: Path,
+    outputs: Path,
+    question: StoredQuestion,
+) -> Workbench:
     """Return a workbench in another process.
 
     Args:
-        path: of the model.
+        files: folder of the model.
+        name: of the model in it.
         options: of its analysis; None if masks are tried.
+        samples: folder of the samples.
+        outputs: folder of the references.
         question: what every trial is asked.
     """
-    model = load(path)
+    model, asked = name.load(files), question.read(samples, outputs)
     if options is None:
-        return Workbench(Masker(model), question)
+        return Workbench(Masker(model), asked)
     analysis = analyze(model, **options)
-    return Workbench(Cutter(analysis, Sums(analysis.model.graph, analysis.channels)), question)
+    return Workbench(Cutter(analysis, Sums(analysis.model.graph, analysis.channels)), asked)

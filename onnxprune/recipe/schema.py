@@ -126,6 +126,9 @@ class Run(_Section):
     batch: Count = Field(32, description="samples of one run on data, where the batch is free")
     memory_limit: Count = Field(4 << 30, description="bytes that work on data may keep at once")
     jobs: int = Field(1, ge=0, description="processes that measure sensitivity; 0 for one per core")
+    scheduler: str | None = Field(
+        None, description="a Dask scheduler whose workers do it instead, as tcp://HOST:PORT"
+    )
     provider: str = Field("cpu", description="where latency is measured")
     provider_options: dict[str, str] = Field({}, description="of the provider, as ONNX Runtime calls them")
     pairs: int = Field(
