@@ -200,3 +200,15 @@ def test_links_inside_the_project_lead_somewhere():
     for text in DOCUMENTS.values():
         for name in re.findall(r"`((?:onnxprune|cli|tests|samples|benchmarks)/[\w/.-]*)`", text):
             assert (ROOT / name).exists(), name
+
+
+def test_every_promise_names_tests_that_are_there():
+    security = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    rows = [line for line in security.splitlines() if line.startswith("| **")]
+    assert len(rows) == 10
+    for row in rows:
+        named = re.findall(r"`(tests/[^`]+)`", row)
+        assert named, row
+        for name in named:
+            place = ROOT / name
+            assert place.is_file() or any(place.glob("test_*.py")), name
