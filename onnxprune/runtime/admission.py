@@ -69,7 +69,7 @@ def _refusal(model: ir.Model) -> str | None:
     options = session_options(DEFAULT, "none", prepack=False)
     try:
         create(hollow(model).SerializeToString(), options, "CPUExecutionProvider")
-    except (*ERRORS, OSError) as error:
+    except ERRORS as error:
         problem = reason(error)
     else:
         return None
