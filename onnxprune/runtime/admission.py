@@ -55,8 +55,8 @@ def admit(model: ir.Model, *, to_run: bool = True) -> None:
         if not to_run:
             return
         raise ModelError(
-            f"{label_of(model)}: has the operator {quoted(foreign)}, which ONNX Runtime does not have, so that "
-            "nothing about it can be proved; replace it by standard operators"
+            f"{label_of(model)}: has the operator {quoted(foreign)}, which ONNX Runtime does not have, so "
+            "that nothing about it can be proved; replace it by standard operators"
         )
     problem = _refusal(model)
     if problem is not None:
