@@ -86,10 +86,11 @@ def inspect_model(
         "groups": [_group(group) for group in listed],
         "weights": [_weight(weight) for weight in zeros],
     }
+    odd = [Skipped(w.weight.use.tensor, w.problem) for w in zeros if w.problem is not None]
     return Report(
         title=f"inspect {path}",
         sections=sections,
-        skipped=tuple(dict.fromkeys((*skipped, *analysis.unknown, *not_followed))),
+        skipped=tuple(dict.fromkeys((*odd, *skipped, *analysis.unknown, *not_followed))),
         seconds={"load and analyze": analyzed - started, "read weights": time.perf_counter() - analyzed},
     )
 
