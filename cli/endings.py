@@ -20,6 +20,7 @@ import click
 from onnxprune.containment import Ended, told
 from onnxprune.errors import (
     LimitMissed,
+    MissingExtra,
     NothingToPrune,
     OnnxPruneError,
     OutputError,
@@ -102,7 +103,7 @@ class Ending:
         if message is None:
             kind = "internal error, please report it" + ("" if debug else " with what --debug shows")
             message = _with_subject(f"{kind}: {type(error).__name__}: {error}")
-        elif isinstance(error, OnnxPruneError) and not isinstance(error, OutputError):
+        elif isinstance(error, OnnxPruneError) and not isinstance(error, (MissingExtra, OutputError)):
             message = _with_subject(message)
         line = one_line(message, _LONGEST_MESSAGE)
         with contextlib.suppress(OSError):  # if stdout is what failed, stderr still says so

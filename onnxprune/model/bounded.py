@@ -22,6 +22,12 @@ _NO_LARGER = frozenset((
     "Split", "Sqrt", "Squeeze", "Tanh", "Transpose", "Unsqueeze",
 ))  # fmt: skip
 
+#: What ONNX raises about nodes that it does not know, or that make no sense.
+_NOT_TOLD = (
+    onnx.checker.ValidationError, onnx.defs.SchemaError, shape_inference.InferenceError, RuntimeError,
+    ValueError,
+)  # fmt: skip
+
 #: Inputs of up to so many elements may be sizes, and are shown to ONNX.
 _SIZES = 64
 
@@ -40,8 +46,9 @@ def result_elements(node: ir.Node, inputs: Sequence[Array | None], opset: int) -
         return largest
     proto = ir.to_proto(node)
     names = [f"i{index}" if array is not None else "" for index, array in enumerate(inputs)]
-    del proto.input[:]
+    del proto.input[:], proto.output[:]
     proto.input.extend(names)
+    proto.output.extend(f"o{index}" for index in range(len(node.outputs)))
     types, contents = {}, {}
     for name, array in zip(names, inputs, strict=True):
         if array is not None:
@@ -55,7 +62,7 @@ def result_elements(node: ir.Node, inputs: Sequence[Array | None], opset: int) -
         told = shape_inference.infer_node_outputs(
             schema, proto, types, contents, opset_imports=[onnx.helper.make_opsetid("", opset)]
         )
-    except (onnx.defs.SchemaError, shape_inference.InferenceError, ValueError, RuntimeError):
+    except _NOT_TOLD:
         return None
     counts = [_elements(kind) for kind in told.values()]
     return None if not counts or None in counts else max(count for count in counts if count is not None)
