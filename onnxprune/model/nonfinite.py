@@ -34,13 +34,10 @@ def first_nonfinite(piece: Array) -> int | None:
     return int(odd.argmax()) if odd.any() else None
 
 
-def describe_nonfinite(tensor: ir.TensorProtocol, position: int, value: object) -> str:
+def describe_nonfinite(name: str | None, shape: tuple[int, ...], position: int, value: object) -> str:
     """Return what is wrong with a tensor whose element at ``position``, counted flat, is not finite."""
-    index = [int(number) for number in np.unravel_index(position, tensor.shape.numpy())]
-    return (
-        f"weight {quoted(tensor.name)} holds {float(value)} at {index}; "  # type: ignore[arg-type]
-        "repair it where the model was trained"
-    )
+    index = [int(number) for number in np.unravel_index(position, shape)]
+    return f"weight {quoted(name)} at {index} is {float(value)}; repair or re-export the model"  # type: ignore[arg-type]
 
 
 def find_nonfinite(model: ir.Model) -> str | None:
@@ -53,6 +50,7 @@ def find_nonfinite(model: ir.Model) -> str | None:
         for piece in read_pieces(tensor):
             position = first_nonfinite(piece)
             if position is not None:
-                return describe_nonfinite(tensor, start + position, piece[position])
+                place = start + position
+                return describe_nonfinite(tensor.name, tuple(tensor.shape.numpy()), place, piece[position])
             start += piece.size
     return None

@@ -25,8 +25,8 @@ _KNOWN_DOMAINS = frozenset(("", "ai.onnx.ml"))
 _OF_THE_RUNTIME = frozenset((
     "Affine", "ATen", "Crop", "DynamicSlice", "ExperimentalDetectronROIFeatureExtractor", "FusedConv",
     "FusedGemm", "FusedMatMul", "Gelu", "GivenTensorFill", "GRUUnit", "ImageScaler", "LayerNormalization",
-    "ParametricSoftplus", "RMSNormalization", "Scale", "ScaledTanh", "SimplifiedLayerNormalization",
-    "ThresholdedRelu",
+    "MemcpyFromHost", "MemcpyToHost", "ParametricSoftplus", "RMSNormalization", "Scale", "ScaledTanh",
+    "SimplifiedLayerNormalization", "ThresholdedRelu",
 ))  # fmt: skip
 
 #: The first value of a Loop's state may be left out; what other operators take any number of may not.

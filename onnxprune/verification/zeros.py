@@ -68,7 +68,7 @@ def nonzero(
         kept[start : start + piece.size] = piece != 0
         position = None if problems is None or problems else first_nonfinite(piece)
         if problems is not None and position is not None:
-            problems.append(describe_nonfinite(tensor, start + position, piece[position]))
+            problems.append(describe_nonfinite(tensor.name, shape, start + position, piece[position]))
         start += piece.size
     return kept.reshape(shape)
 
