@@ -70,7 +70,7 @@ class Progress:
 
     def _print(self, text: str) -> None:
         self._drawn = time.monotonic()
-        print(f"onnxprune {self._command}: {text}", file=sys.stderr, flush=True)
+        print(f"info: onnxprune {self._command}: {text}", file=sys.stderr, flush=True)
 
     def _draw(self, done: float | None, note: str = "") -> None:
         from rich.console import Console

@@ -117,6 +117,8 @@ def weight_cost(value: ir.Value, kept: Kept, gone: Set[ir.Node] = frozenset()) -
         key = tuple((axis, mask.tobytes()) for axis, mask in sorted(masks.items()))
         versions[key] = math.prod(kept.shape(use)) if masks else tensor.size
     elements = sum(versions.values()) if versions else tensor.size
+    if tensor.dtype == ir.DataType.STRING:
+        return 0, tensor.nbytes  # labels or words: nothing that is multiplied
     stored = math.ceil(elements * tensor.dtype.itemsize)
     return (elements if counts_as_parameters(tensor) else 0), stored
 

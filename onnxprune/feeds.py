@@ -9,8 +9,16 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import UsageError
+from onnxprune.machine import memory_bytes
+from onnxprune.messages import quoted
 from onnxprune.model.inputs import graph_inputs
 from onnxprune.model.stored import stored_tensor
+
+#: Numbers are drawn as float64, then turned into what the input takes.
+_DRAWN_BYTES = 8
+
+#: Taken for the memory of a machine that does not tell.
+_USUAL_MEMORY_BYTES = 16 << 30
 
 
 def random_feeds(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
@@ -27,7 +35,8 @@ def random_feeds(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], seed: i
         seed: the same seed gives the same arrays.
 
     Raises:
-        UsageError: an input has no entry in ``shapes``, or holds neither numbers nor truth values.
+        UsageError: an input has no entry in ``shapes``, holds neither numbers nor truth values, or would take
+            a large part of this machine's memory.
     """
     generator = np.random.default_rng(seed)
     feeds = {}
@@ -37,8 +46,20 @@ def random_feeds(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], seed: i
             raise UsageError(f"no shape given for input {name!r}")
         if value.dtype is None or value.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
             raise UsageError(f"input {name!r} takes no numbers; give an array for it")
+        _check_room(name, value.dtype, shapes[name])
         feeds[name] = _random_array(value, value.dtype, shapes[name], generator)
     return feeds
+
+
+def _check_room(name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> None:
+    """Refuse to draw an array that memory can't hold, before anything is allocated."""
+    needed = math.prod(shape) * max(dtype.bitwidth / 8, _DRAWN_BYTES)
+    there = memory_bytes() or _USUAL_MEMORY_BYTES
+    if needed > there / 4:
+        raise UsageError(
+            f"input {quoted(name)} of shape {'x'.join(map(str, shape))} takes too much memory on this "
+            "machine; give other sizes (input_shapes), or export the model with smaller ones"
+        )
 
 
 def _random_array(

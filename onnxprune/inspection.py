@@ -13,7 +13,8 @@ import onnx_ir as ir
 from onnxprune.analyze import Analysis, analyze
 from onnxprune.cost import cost_of, macs_by_node, nothing_cut
 from onnxprune.model.inputs import graph_inputs
-from onnxprune.model.io import load, model_files
+from onnxprune.model.io import SOURCE, load
+from onnxprune.model.serialize import recall
 from onnxprune.model.size import tensor_bytes
 from onnxprune.model.stored import all_nodes, consumer_name
 from onnxprune.ops.registry import rule_for
@@ -70,7 +71,7 @@ def inspect_model(
     """
     started = time.perf_counter()
     model = load(path)
-    admit(model)
+    admit(model, to_run=False)
     analysis = analyze(model, input_shapes=input_shapes, allow_inexact=allow_inexact)
     analyzed = time.perf_counter()
     weights, not_followed = locate_weights(model)
@@ -78,17 +79,18 @@ def inspect_model(
     listed = [group for group in analysis.groups if _is_listed(group, groups)]
     skipped = [Skipped(group.name, group.frozen) for group in listed if group.frozen is not None]
     sections = {
-        "model": _model(path, model, analysis),
+        "model": _model(model, analysis),
         "inputs": [_value(value, analysis) for value in graph_inputs(model)],
         "outputs": [_value(value, analysis) for value in model.graph.outputs],
         "operators": _operators(model),
         "groups": [_group(group) for group in listed],
         "weights": [_weight(weight) for weight in zeros],
     }
+    odd = [Skipped(w.weight.use.tensor, w.problem) for w in zeros if w.problem is not None]
     return Report(
         title=f"inspect {path}",
         sections=sections,
-        skipped=tuple(dict.fromkeys((*skipped, *analysis.unknown, *not_followed))),
+        skipped=tuple(dict.fromkeys((*odd, *skipped, *analysis.unknown, *not_followed))),
         seconds={"load and analyze": analyzed - started, "read weights": time.perf_counter() - analyzed},
     )
 
@@ -97,13 +99,14 @@ def _is_listed(group: ChannelGroup, which: Which) -> bool:
     return which == "all" or (group.frozen is None) == (which == "open")
 
 
-def _model(path: str | Path, model: ir.Model, analysis: Analysis) -> dict[str, Any]:
+def _model(model: ir.Model, analysis: Analysis) -> dict[str, Any]:
+    files = recall(model, SOURCE)
     cost = cost_of(analysis.model.graph, analysis.channels)
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in model.opset_imports.items())
     producer = " ".join(part for part in (model.producer_name, model.producer_version) if part)
     return {
-        "size_bytes": sum(file.stat().st_size for file in model_files(path)),
-        "files": len(model_files(path)),
+        "size_bytes": sum(Path(file).stat().st_size for file in files),
+        "files": len(files),
         "tensor_bytes": tensor_bytes(model),
         "opsets": opsets,
         "ir_version": model.ir_version,

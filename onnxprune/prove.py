@@ -40,6 +40,9 @@ _ILL_CONDITIONED = 10
 #: Branches that are tried by themselves, because the original does not run with all conditions set.
 _MOST_SINGLE_TRIALS = 32
 
+#: Shares of a standard normal input that are tried where the original overflows on it.
+_SMALLER = (1e-6, 1e-18, 1e-30)
+
 #: And, Or broadcast from here on.
 _BROADCASTING_OPSET = 7
 
@@ -109,6 +112,7 @@ class _Trial:
     seed: int
     forced: Mapping[int, bool] = field(default_factory=dict)
     real: Mapping[str, np.ndarray] | None = None
+    scale: float = 1.0  # of random floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,7 @@ class _Outcome:
         ran: both models ran, and their outputs have equal shapes.
         count: on how many inputs.
         note: what else there is to tell.
+        overflows: an output of the original is finite nowhere.
     """
 
     error: float = 0.0
@@ -130,6 +135,7 @@ class _Outcome:
     ran: bool = True
     count: int = 1
     note: str = ""
+    overflows: bool = False
 
 
 def _verdict(outcome: _Outcome, tolerance: float, how: str) -> Check:
@@ -155,7 +161,7 @@ def _run_all(twin: ir.Model, pruned: ir.Model, trials: Sequence[_Trial], inputs_
     except RuntimeFailure as error:
         return _Outcome(wrong=str(error), ran=False)
     worst, count, note = 0.0, 0, ""
-    for trial, outcome in zip(trials, pair.run(trials), strict=True):
+    for trial, outcome in zip(trials, _run_in_range(pair, trials), strict=True):
         if outcome.refused is not None:
             if trial is trials[0]:
                 what = "the data"
@@ -176,6 +182,20 @@ def _run_all(twin: ir.Model, pruned: ir.Model, trials: Sequence[_Trial], inputs_
             return branches
         worst, note = max(worst, branches.error), note + branches.note
     return _Outcome(worst, count=count, note=note)
+
+
+def _run_in_range(pair: _Pair, trials: Sequence[_Trial]) -> list[_Outcome]:
+    """Run trials, those on random inputs that are too large for the original on smaller ones instead."""
+    outcomes = pair.run(trials)
+    for scale in _SMALLER:
+        if not any(outcome.overflows for outcome in outcomes):
+            break
+        trials = [
+            replace(trial, scale=scale) if outcome.overflows else trial
+            for trial, outcome in zip(trials, outcomes, strict=True)
+        ]
+        outcomes = pair.run(trials)
+    return outcomes
 
 
 class _Pair:
@@ -200,7 +220,7 @@ class _Pair:
         """Run both models on the input of every trial, and compare all outputs."""
         feeds = [
             {
-                **(trial.real or random_feeds(self.inputs_of, trial.shapes, trial.seed)),
+                **(trial.real or _drawn(self.inputs_of, trial)),
                 **switch_feeds(self.switched, trial.forced),
             }
             for trial in trials
@@ -212,6 +232,16 @@ class _Pair:
             jobs = [(session, feed) for session in self.sessions for feed in feeds]
             answers = list(pool.map(lambda job: _answer(*job), jobs))
         return [_outcome(*both) for both in zip(answers[: len(feeds)], answers[len(feeds) :], strict=True)]
+
+
+def _drawn(model: ir.Model, trial: _Trial) -> dict[str, np.ndarray]:
+    feeds = random_feeds(model, trial.shapes, trial.seed)
+    if trial.scale == 1:
+        return feeds
+    return {
+        name: np.asarray(array * trial.scale, dtype=array.dtype) if array.dtype.kind == "f" else array
+        for name, array in feeds.items()
+    }
 
 
 def _is_large(model: ir.Model) -> bool:
@@ -249,7 +279,10 @@ def _outcome(
         return _Outcome(wrong=str(actual), ran=False)
     error, why = _compare(expected, actual)
     same = all(actual[output].shape == array.shape for output, array in expected.items())
-    return _Outcome(error, wrong=why, ran=same)
+    overflows = why is not None and any(
+        array.dtype.kind == "f" and array.size and not np.isfinite(array).any() for array in expected.values()
+    )
+    return _Outcome(error, wrong=why, ran=same, overflows=overflows)
 
 
 def _common_decisions(twin: ir.Model, pruned: ir.Model) -> dict[int, tuple[Decision, ...]]:

@@ -11,9 +11,10 @@ import onnx_ir as ir
 from onnxprune.analyze import Analysis
 from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.data import Dataset
-from onnxprune.errors import ProofError
+from onnxprune.errors import ModelError, ProofError
 from onnxprune.model.float32 import in_float32
 from onnxprune.model.inputs import trial_shapes
+from onnxprune.model.nonfinite import find_nonfinite
 from onnxprune.ops.sums import Sums
 from onnxprune.planning.layers import Layers
 from onnxprune.prove import ORIGINAL_REFUSES, TOLERANCE, prove
@@ -80,9 +81,11 @@ def prove_cut(
 
     Raises:
         ProofError: they differ; the groups to blame are named.
+        ModelError: they differ, and weights of the original are not finite.
     """
     check = _check_cut(analysis, made, trials)
     if not check.passed:
+        _refuse_nonfinite(analysis.original)
         blame = _blame(analysis, sums, removed, trials) if _can_blame(check) else ""
         raise ProofError(f"{check.detail}{blame}; nothing was written")
     return (check, *_check_written_out(analysis, trials))
@@ -95,12 +98,25 @@ def prove_layers(
 
     Raises:
         ProofError: they differ; the branches to blame are named.
+        ModelError: they differ, and weights of the original are not finite.
     """
     check = _check_layers(layers, pruned, branches, trials)
     if not check.passed:
+        _refuse_nonfinite(layers.original)
         blame = _blame_layers(layers, branches, trials) if _can_blame(check) else ""
         raise ProofError(f"{check.detail}{blame}; nothing was written")
     return (check, *_check_written_out(layers, trials))
+
+
+def _refuse_nonfinite(model: ir.Model) -> None:
+    """Say so where weights that are not finite are the reason why nothing can be proved.
+
+    Raises:
+        ModelError: there are some.
+    """
+    problem = find_nonfinite(model)
+    if problem is not None:
+        raise ModelError(f"{problem}; nothing was written")
 
 
 def compare(

@@ -111,3 +111,12 @@ def test_a_switch_is_one_of_the_numbers_it_is_compared_with():
     assert {feed["rate"].item() for feed in feeds} == {8000, 16000}
     assert feeds[0]["rate"].dtype == np.int32
     assert max(feed["ids"].max() for feed in feeds) < 100
+
+
+def test_inputs_that_no_memory_holds_are_refused_before_they_are_drawn():
+    model = ir.from_proto(
+        made_of([("Identity", ["x"], ["y"])], [("x", FLOAT, ["n"])], [("y", FLOAT, ["n"])], [])
+    )
+    for size in (1 << 40, 1 << 62):
+        with pytest.raises(UsageError, match=f"'x' of shape {size} takes too much memory"):
+            random_feeds(model, {"x": (size,)}, 0)

@@ -209,3 +209,19 @@ def test_branches_of_a_quantized_model_are_run_with_and_without_rounding() -> No
     wrong = inner.copy()
     wrong[1, 2] += 0.1
     assert not prove(switched(WEIGHT, inner), switched(WEIGHT, wrong), SIZES, tolerance=TOLERANCE).passed
+
+
+def test_an_original_that_overflows_is_proved_on_smaller_inputs() -> None:
+    huge = np.full((4, 3), 3e38, np.float32)
+    assert prove(linear(huge), linear(huge.copy()), SIZES, tolerance=TOLERANCE).passed
+    other = huge.copy()
+    other[0, 0] = 0
+    assert not prove(linear(huge), linear(other), SIZES, tolerance=TOLERANCE).passed
+
+
+def test_smaller_inputs_do_not_help_against_weights_that_are_not_finite() -> None:
+    odd = WEIGHT.copy()
+    odd[:] = NAN
+    check = prove(linear(odd), linear(odd.copy()), SIZES, tolerance=TOLERANCE)
+    assert not check.passed
+    assert "or nowhere" in check.detail

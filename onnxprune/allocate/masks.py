@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from onnxprune.allocate.selection import Selector, find_cut
 from onnxprune.errors import ModelError, PlanError, UsageError
+from onnxprune.model.nonfinite import describe_nonfinite, first_nonfinite
 from onnxprune.model.streaming import in_bands, read_pieces
 from onnxprune.ops.weights import FoundWeight, locate_weights, other_readers
 from onnxprune.patterns import Pattern, as_matrices, block_sums, parse_pattern, spread_blocks
@@ -290,12 +291,10 @@ def check_finite(piece: Array, start: int, name: str, shape: tuple[int, ...]) ->
     Raises:
         ModelError: naming the first of them.
     """
-    finite = np.isfinite(piece)
-    if not finite.all():
-        flat = start + int(np.argmin(finite))
-        index = tuple(int(position) for position in np.unravel_index(flat, shape))
-        value = float(piece.reshape(-1)[flat - start])
-        raise ModelError(f"weight {name!r} at {list(index)} is {value}; repair or re-export the model")
+    flat = piece.reshape(-1)
+    position = first_nonfinite(flat)
+    if position is not None:
+        raise ModelError(describe_nonfinite(name, shape, start + position, flat[position]))
 
 
 # --- the patterns -----------------------------------------------------------------------------------------

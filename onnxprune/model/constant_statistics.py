@@ -10,12 +10,14 @@ weight that it was made of.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 from onnx import reference
 
+from onnxprune.model.bounded import result_elements
 from onnxprune.model.names import Names, add_constant
 
 #: Products are statistics where a vector is left, as in ``u W v``; others may be weights, or layers.
@@ -27,11 +29,24 @@ _STATISTICS = _PRODUCTS | frozenset((
     "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
 ))  # fmt: skip
 
+#: Operators that ONNX's reference computes element by element, in Python.
+_SLOW = frozenset((
+    "AffineGrid", "CenterCropPad", "Col2Im", "DeformConv", "DFT", "GridSample", "GRU", "LSTM",
+    "MaxRoiPool", "MaxUnpool", "NonMaxSuppression", "RNN", "RegexFullMatch", "Resize", "RoiAlign", "STFT",
+    "ScatterElements", "ScatterND", "StringSplit", "TfIdfVectorizer", "TopK", "Unique", "Upsample",
+))  # fmt: skip
+
 #: Types that ONNX's reference computes in.
 _COMPUTED = frozenset({
     ir.DataType.BOOL, ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT32,
     ir.DataType.INT64,
 })  # fmt: skip
+
+#: Elements that may be computed for one statistic: so many, and so many for each that is stored.
+_ROOM = 1 << 20
+_TIMES_STORED = 16
+
+_LOG = logging.getLogger(__name__)
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -53,6 +68,8 @@ def fold_statistics(graph: ir.Graph, opset: int) -> None:
             continue
         known: dict[ir.Value, Array] = {}
         contents = _evaluate(output, opset, known)
+        if contents is None:
+            continue
         largest = max(known[value].size for value in node.inputs if value is not None)
         if contents.size >= largest and not whole:
             continue
@@ -72,7 +89,7 @@ def _constants(graph: ir.Graph) -> set[ir.Value]:
     """Return the values that are computed from initializers alone, the same ones each time."""
     found: set[ir.Value] = set()
     for node in graph:
-        if not node.inputs or node.domain not in ("", "ai.onnx"):
+        if not node.inputs or node.domain not in ("", "ai.onnx") or node.op_type in _SLOW:
             continue
         if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
             continue
@@ -95,18 +112,47 @@ def _is_fixed(value: ir.Value) -> bool:
     )
 
 
-def _evaluate(value: ir.Value, opset: int, known: dict[ir.Value, Array]) -> Array:
-    """Return the contents of a constant value, and keep them and those before it in ``known``."""
-    if value not in known:
-        node = value.producer()
-        if node is None:
-            if value.const_value is None:
-                raise ValueError(f"{value.name} holds no tensor")
-            known[value] = np.asarray(value.const_value.numpy())
-        else:
-            inputs = [source for source in node.inputs if source is not None]
-            feeds = {str(source.name): _evaluate(source, opset, known) for source in inputs}
-            evaluator = reference.ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": opset})
-            result, *_ = evaluator.run(None, feeds)
-            known[value] = np.asarray(result)
+def _evaluate(value: ir.Value, opset: int, known: dict[ir.Value, Array]) -> Array | None:
+    """Return the contents of a constant value, and keep them and those before it in ``known``.
+
+    None where they can't be computed, or only by computing far more than is stored.
+    """
+    nodes = _nodes_before(value)
+    for source in dict.fromkeys(source for node in nodes for source in node.inputs if source is not None):
+        if source.producer() is None and source.const_value is not None:
+            known[source] = np.asarray(source.const_value.numpy())
+    room = _ROOM + _TIMES_STORED * sum(array.size for array in known.values())
+    for node in nodes:
+        inputs = [None if source is None else known.get(source) for source in node.inputs]
+        elements = result_elements(node, inputs, opset)
+        room -= room + 1 if elements is None else elements
+        if room < 0:
+            return None
+        evaluator = reference.ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": opset})
+        feeds = {str(source.name): known[source] for source in node.inputs if source is not None}
+        try:
+            with np.errstate(all="ignore"):
+                result, *_ = evaluator.run(None, feeds)
+        # The reference raises whatever numpy does where inputs make no sense (an index outside its table):
+        # the node stays, and ONNX Runtime says what is wrong with it.
+        except Exception as error:  # noqa: BLE001
+            _LOG.debug("%s (%s) is not folded: %s", node.name, node.op_type, error)
+            return None
+        known[node.outputs[0]] = np.asarray(result)
     return known[value]
+
+
+def _nodes_before(value: ir.Value) -> list[ir.Node]:
+    """Return the nodes that make a constant value, in the order in which they run."""
+    found: dict[ir.Node, None] = {}
+    pending: list[tuple[ir.Node | None, bool]] = [(value.producer(), False)]
+    while pending:
+        node, done = pending.pop()
+        if node is None or node in found:
+            continue
+        if done:
+            found[node] = None
+            continue
+        pending.append((node, True))
+        pending += [(source.producer(), False) for source in node.inputs if source is not None]
+    return list(found)

@@ -8,6 +8,7 @@ from itertools import product
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.messages import quoted
 from onnxprune.model.stored import stored_tensor
 
 #: Sizes tried for symbolic axes, in this order.
@@ -50,7 +51,7 @@ def candidate_shapes(
 
     Raises:
         UsageError: an override names no input, has the wrong rank, or contradicts a static axis.
-        ModelError: an input has no rank and no override.
+        ModelError: an input has no rank and no override, and no layer that reads it tells.
     """
     inputs = graph_inputs(model)
     names = [value.name for value in inputs]
@@ -81,11 +82,14 @@ def _concrete_shape(
     """Return the shape of an input; ``trial`` is what is tried for batch, space and sequence."""
     batch, spatial, sequence = trial
     if value.shape is None:
-        if override is None:
+        if override is not None:
+            return tuple(override)
+        guessed = _taken_shape(value, batch, spatial)
+        if guessed is None:
             raise ModelError(
-                f"input {value.name!r} has no rank; give its shape: --input-shape {value.name}=1,3,224,224"
+                f"input {quoted(value.name)} has no rank; give its shape: --input-shape NAME=1,3,224,224"
             )
-        return tuple(override)
+        return guessed
     if override is not None and len(override) != len(value.shape):
         raise UsageError(
             f"input {value.name!r} has rank {len(value.shape)}, but its shape was given as {list(override)}"
@@ -111,6 +115,23 @@ def _concrete_shape(
             size = sizes.setdefault(symbol, size) if summed is None else summed
         shape.append(size)
     return tuple(shape)
+
+
+def _taken_shape(value: ir.Value, batch: int, spatial: int) -> tuple[int, ...] | None:
+    """Return a shape that a layer with a stored weight takes, None where no such layer reads the value."""
+    for node, position in value.uses():
+        weight = node.inputs[1] if position == 0 and len(node.inputs) > 1 else None
+        tensor = None if weight is None else stored_tensor(weight)
+        if tensor is None or node.domain not in ("", "ai.onnx"):
+            continue
+        sizes = tensor.shape.numpy()
+        if node.op_type == "Conv" and len(sizes) > 2:
+            return (batch, sizes[1] * node.attributes.get_int("group", 1), *[spatial] * (len(sizes) - 2))
+        if node.op_type == "MatMul" and len(sizes) == 2:
+            return (batch, sizes[0])
+        if node.op_type == "Gemm" and not node.attributes.get_int("transA", 0):
+            return (batch, sizes[1] if node.attributes.get_int("transB", 0) else sizes[0])
+    return None
 
 
 def _sum(symbol: str, sizes: Mapping[str, int]) -> int | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
@@ -85,7 +85,54 @@ def load(path: str | os.PathLike[str], *, data_beside: str | os.PathLike[str] | 
         remember(model, SOURCE, tuple(str(file) for file in parsed.files))
         remember(model, PATH, os.fspath(path))
         remember(model, EXTERNAL, len(parsed.files) > 1)
+        _note_checked(os.path.realpath(path), parsed.files)
         return model
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """Refuse a model file that `load` refuses, before somebody else reads it by its name.
+
+    Nothing is kept of it but how its files stood; as long as they stand like that, it is not read again.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    key = os.path.realpath(path)
+    known = _CHECKED.get(key)
+    if known is not None and known == _standing(file for file, *_ in known):
+        return
+    with _named(Path(path)):
+        parsed = parse(Path(path))
+        if parsed.found.misused is not None:
+            raise parsed.found.misused
+    _note_checked(key, parsed.files)
+
+
+#: How the files of models stood when they were found to be in order: path, and what tells versions apart.
+_CHECKED: dict[str, tuple[tuple[str, int, int, int, int], ...]] = {}
+
+
+def checked_bytes(path: str | os.PathLike[str]) -> int:
+    """Return the size of the files of a model that was checked."""
+    return sum(size for *_, size, _ in _CHECKED.get(os.path.realpath(path), ()))
+
+
+def _note_checked(key: str, files: Iterable[Path]) -> None:
+    standing = _standing(str(file) for file in files)
+    if standing is not None:
+        _CHECKED[key] = standing
+
+
+def _standing(files: Iterable[str]) -> tuple[tuple[str, int, int, int, int], ...] | None:
+    """Return what tells whether files were changed or replaced, None if one is gone."""
+    found = []
+    try:
+        for file in files:
+            state = Path(file).lstat()
+            found.append((file, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+    except OSError:
+        return None
+    return tuple(found)
 
 
 def model_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:

@@ -9,7 +9,7 @@ Whether types and shapes fit is ONNX Runtime's to say (`onnxprune.runtime.admiss
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,8 @@ _KNOWN_DOMAINS = frozenset(("", "ai.onnx.ml"))
 _OF_THE_RUNTIME = frozenset((
     "Affine", "ATen", "Crop", "DynamicSlice", "ExperimentalDetectronROIFeatureExtractor", "FusedConv",
     "FusedGemm", "FusedMatMul", "Gelu", "GivenTensorFill", "GRUUnit", "ImageScaler", "LayerNormalization",
-    "ParametricSoftplus", "RMSNormalization", "Scale", "ScaledTanh", "SimplifiedLayerNormalization",
-    "ThresholdedRelu",
+    "MemcpyFromHost", "MemcpyToHost", "ParametricSoftplus", "RMSNormalization", "Scale", "ScaledTanh",
+    "SimplifiedLayerNormalization", "ThresholdedRelu",
 ))  # fmt: skip
 
 #: The first value of a Loop's state may be left out; what other operators take any number of may not.
@@ -40,9 +40,21 @@ _LONGEST_LIST = 1 << 12
 
 @dataclass(slots=True)
 class Operators:
-    """Checks nodes; those of the same form are checked once."""
+    """Checks nodes; those of the same form are checked once.
 
+    Attributes:
+        shapes: of initializers by name.
+    """
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _passed: set[Hashable] = field(default_factory=set)
+
+    def know(self, tensors: Iterable[onnx.TensorProto]) -> None:
+        """Take notice of the shapes of initializers; of those that share a name, bodies may mean either."""
+        for tensor in tensors:
+            shape = tuple(tensor.dims)
+            if self.shapes.setdefault(tensor.name, shape) != shape:
+                self.shapes[tensor.name] = ()
 
     def check(self, node: onnx.NodeProto, domain: str, version: int, what: str) -> None:
         """Check a node that is no call of a function of the model.
@@ -72,6 +84,30 @@ class Operators:
         check_values = _VALUES.get(node.op_type)
         if check_values is not None and not domain:
             check_values(node, what)
+        if node.op_type in _WINDOWED and not domain:
+            self._check_window(node, what)
+
+    def _check_window(self, node: onnx.NodeProto, what: str) -> None:
+        """Check what a convolution or pooling looks at, beside the weight if that is stored."""
+        given = {attribute.name: attribute for attribute in node.attribute if not attribute.ref_attr_name}
+        for name in ("strides", "dilations", "kernel_shape"):
+            if name in given and not all(1 <= size <= _LONGEST_STEP for size in given[name].ints):
+                raise _wrong_window(what, name, node.op_type)
+        if "pads" in given and not all(abs(size) <= _LONGEST_STEP for size in given["pads"].ints):
+            raise _wrong_window(what, "pads", node.op_type)
+        groups = given["group"].i if "group" in given else 1
+        place = _WINDOWED[node.op_type]
+        if not 1 <= groups <= _LONGEST_STEP:
+            raise _wrong_window(what, "group", node.op_type)
+        weight = self.shapes.get(node.input[place], ()) if place and len(node.input) > place else ()
+        if not weight:
+            return
+        # Conv has its outputs first and gives each group its share of them; ConvTranspose its inputs
+        if len(weight) < 3 or weight[0] % groups:
+            raise _wrong_window(what, "group", node.op_type)
+        kernel = tuple(given["kernel_shape"].ints) if "kernel_shape" in given else weight[2:]
+        if kernel != weight[2:]:
+            raise _wrong_window(what, "kernel_shape", node.op_type)
 
 
 def _check_form(node: onnx.NodeProto, domain: str, version: int, what: str) -> None:
@@ -116,7 +152,7 @@ def _check_attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, what: st
                     f"{what} has the attribute {quoted(attribute.name)}, which no {node.op_type} has; "
                     "export the model again"
                 )
-        elif int(expected.type) != attribute.type:
+        elif expected.type != _kind(attribute.type):
             raise ModelError(
                 f"{what} has the attribute {quoted(attribute.name)} with a value of another type than a "
                 f"{node.op_type} takes; export the model again"
@@ -128,6 +164,27 @@ def _check_attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, what: st
                 f"{what} lacks the attribute {quoted(name)}, which a {node.op_type} needs; "
                 "export the model again"
             )
+
+
+#: Operators with windows, and the input that is their weight; 0 where there is none.
+_WINDOWED = {
+    "AveragePool": 0, "Conv": 1, "ConvInteger": 1, "ConvTranspose": 1, "LpPool": 0, "MaxPool": 0,
+    "QLinearConv": 3,
+}  # fmt: skip
+
+#: Far more than any network strides, pads or splits into groups.
+_LONGEST_STEP = (1 << 31) - 1
+
+
+def _wrong_window(what: str, name: str, op_type: str) -> ModelError:
+    return ModelError(
+        f"{what} has a {quoted(name)} that no {op_type} of its weight and inputs can have; "
+        "export the model again"
+    )
+
+
+def _kind(number: int) -> Any:
+    return onnx.defs.OpSchema.AttrType(number)  # type: ignore[call-arg] # the stub knows no numbers
 
 
 # --- values on which ONNX Runtime ends the process ----------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -12,6 +13,8 @@ from onnx import reference
 
 from onnxprune.model.dims import Array, Contents, Dim, Dims, ShapeValue, factor_of, product_of
 
+_LOG = logging.getLogger(__name__)
+
 #: Types whose contents are followed: sizes, flags, and the scalars that scale them.
 FOLLOWED = frozenset({ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.FLOAT})
 #: Float tensors beyond this many elements are weights, not sizes.
@@ -20,6 +23,17 @@ FLOAT_LIMIT = 16
 
 def evaluate(node: ir.Node, dims: Dims, contents: Contents, opset: int) -> ShapeValue | None:
     """Return the contents of a node's only output, or None if they cannot be followed."""
+    try:
+        with np.errstate(all="ignore"):
+            return _evaluate(node, dims, contents, opset)
+    # numpy and ONNX's reference raise whatever occurs to them where inputs or attributes make no sense, and
+    # what can't be followed is always unknown.
+    except Exception as error:  # noqa: BLE001
+        _LOG.debug("%s (%s) is not followed: %s", node.name, node.op_type, error)
+        return None
+
+
+def _evaluate(node: ir.Node, dims: Dims, contents: Contents, opset: int) -> ShapeValue | None:
     if node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
         return None
     if node.op_type in ("Shape", "Size"):
@@ -130,8 +144,9 @@ def _reshape(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
 
 
 def _expand(_: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
-    target = tuple(int(size) for size in arguments[0].ravel())
-    return np.broadcast_to(x, np.broadcast_shapes(x.shape, target))
+    target = np.broadcast_shapes(x.shape, tuple(int(size) for size in arguments[0].ravel()))
+    _check_size(target)
+    return np.broadcast_to(x, target)
 
 
 def _gather(node: ir.Node, x: Array, arguments: Sequence[Array]) -> Array:
@@ -225,12 +240,16 @@ def _reference(node: ir.Node, inputs: Sequence[ShapeValue | None], opset: int) -
     arrays = [None if content is None else content.numbers for content in inputs]
     given = [array for array in arrays if array is not None]
     quick = _QUICK.get(node.op_type)
+    if node.op_type in _BROADCASTING:
+        _check_size(np.broadcast_shapes(*(array.shape for array in given)))
     if quick is not None and len(given) == len(arrays):
         return np.asarray(quick(*given))
-    if node.op_type == "ConstantOfShape" and math.prod(given[0].ravel().tolist()) > _MADE_LIMIT:
+    if node.op_type == "ConstantOfShape":
+        _check_size(given[0].ravel().tolist())
+    if node.op_type == "Range" and not abs(float((given[1] - given[0]) / given[2])) <= _MADE_LIMIT:
         return None
-    if node.op_type == "Range" and abs(float((given[1] - given[0]) / given[2])) > _MADE_LIMIT:
-        return None
+    if node.op_type == "OneHot":
+        _check_size((*given[0].shape, int(given[1].ravel()[0])))
     evaluator = reference.ReferenceEvaluator(ir.serde.serialize_node(node), opsets={"": opset})
     feeds = {
         str(value.name): array for value, array in zip(node.inputs, arrays, strict=True) if value is not None
@@ -241,6 +260,19 @@ def _reference(node: ir.Node, inputs: Sequence[ShapeValue | None], opset: int) -
 
 #: Elements that an operator may make out of a few numbers.
 _MADE_LIMIT = 4096
+
+
+#: Operators whose result may be larger than all of their inputs together, by broadcasting.
+_BROADCASTING = frozenset((
+    "Add", "And", "Clip", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min",
+    "Mod", "Mul", "Or", "Pow", "Sub", "Where", "Xor",
+))  # fmt: skip
+
+
+def _check_size(shape: Sequence[int]) -> None:
+    """Raise ValueError if an array of that shape is no size or index any more."""
+    if math.prod(shape) > _MADE_LIMIT:
+        raise ValueError(f"{list(shape)} are too many elements")
 
 
 def _divide(a: Array, b: Array) -> Array:

@@ -30,6 +30,7 @@ from onnxprune.model import (
     shape_values,
 )
 from onnxprune.model.dims import Dim, ShapeValue
+from onnxprune.model.index_bounds import check_indices
 from onnxprune.model.inputs import candidate_shapes, symbol_of
 from onnxprune.model.nodes import graphs_in
 
@@ -44,6 +45,9 @@ SHAPE_FUNCTIONS = (
 
 #: Elements of the largest tensor whose contents are followed; shape vectors are far smaller.
 CONTENT_LIMIT = 4096
+
+#: Positions of the longest axis that is followed.
+MOST_POSITIONS = 1 << 26
 
 #: How a reason says that other sizes of the inputs may do.
 DOES_NOT_FIT = "does not fit"
@@ -116,7 +120,7 @@ def concretise(model: ir.Model, overrides: Mapping[str, Sequence[int]] | None = 
 
     Raises:
         UsageError: an override names no input, has the wrong rank, or contradicts a static axis.
-        ModelError: an input has no rank and no override.
+        ModelError: an input has no rank and no override, or a constant index lies outside what it indexes.
     """
     tried = []
     answers: dict[Hashable, list[_Answer | None]] = {}
@@ -188,6 +192,15 @@ class _Walk:
         for node in graph:
             self._visit(node)
 
+    def _leave_out_giants(self, node: ir.Node) -> None:
+        """Forget sizes that no array of positions can have: a few numbers may ask for 2^60 elements."""
+        for output in node.outputs:
+            dims = self.shapes.dims.get(output)
+            if dims is not None and not all(0 <= dim.size <= MOST_POSITIONS for dim in dims):
+                del self.shapes.dims[output]
+                self.shapes.contents.pop(output, None)
+                self.shapes.unknown[output] = f"an axis after {node.op_type} is longer than {MOST_POSITIONS}"
+
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol | None) -> None:
         if tensor is None:
             self.shapes.unknown[value] = "an initializer without contents"
@@ -201,6 +214,12 @@ class _Walk:
             self.shapes.contents[value] = ShapeValue(np.array(tensor.numpy()))
 
     def _visit(self, node: ir.Node) -> None:
+        self._tell_sizes(node)
+        self._leave_out_giants(node)
+        if node.graph is self.graph:  # a branch may never be taken
+            check_indices(node, self.shapes.dims, self.shapes.contents)
+
+    def _tell_sizes(self, node: ir.Node) -> None:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             tensor = ir.convenience.get_const_tensor(node.outputs[0])
             self._constant(node.outputs[0], tensor)

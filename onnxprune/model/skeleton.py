@@ -124,7 +124,12 @@ def _bare(model: ir.Model, more_outputs: Sequence[ir.Value]) -> tuple[onnx.Model
         ir_version=max(model.ir_version, _OPTIONAL_INPUTS),
         functions=tuple(model.functions.values()),
     )
-    return serde.serialize_model(bare), {*view.inputs, *view.outputs}
+    proto = serde.serialize_model(bare)
+    for declared in proto.graph.input:
+        for dim in declared.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value <= 0:
+                dim.Clear()  # some exporters write 0 or -1 for "any"; a runtime would insist on it
+    return proto, {*view.inputs, *view.outputs}
 
 
 def _stored(graph: ir.Graph) -> Iterator[tuple[str, ir.Value, ir.TensorProtocol]]:

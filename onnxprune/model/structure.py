@@ -178,6 +178,7 @@ class _Walk:
         if isinstance(body, onnx.FunctionProto):
             return set(body.input)
         self.found.tensors.extend(body.initializer)
+        self.operators.know(body.initializer)
         initializers = [tensor.name for tensor in body.initializer]
         for sparse in body.sparse_initializer:
             self.found.tensors += (sparse.values, sparse.indices)

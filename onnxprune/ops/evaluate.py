@@ -9,7 +9,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.bounded import result_elements
+
 Array: TypeAlias = "np.ndarray[Any, Any]"
+
+#: Elements that a result may have: so many, and so many for each of the inputs.
+_ROOM = 1 << 24
+_TIMES_GIVEN = 16
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,6 +33,10 @@ def evaluate(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> list[
     import onnx
     from onnx.reference import ReferenceEvaluator
 
+    elements = result_elements(node, inputs, opset)
+    stored = sum(array.size for array in inputs if array is not None)
+    if elements is not None and elements > _ROOM + _TIMES_GIVEN * stored:
+        return None
     names = [f"i{index}" if array is not None else "" for index, array in enumerate(inputs)]
     proto = ir.to_proto(node)
     del proto.input[:], proto.output[:]

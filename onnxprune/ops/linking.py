@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 import onnx_ir as ir
 
+from onnxprune.messages import one_line
 from onnxprune.model.body_shapes import has_bodies
 from onnxprune.model.shapes import Shapes
-from onnxprune.ops.base import rule_for
+from onnxprune.ops.base import OpRule, rule_for
 from onnxprune.ops.channels import Channels
 from onnxprune.types import Skipped
+
+_LOG = logging.getLogger(__name__)
 
 
 def link_graph(graph: ir.Graph, channels: Channels) -> None:
@@ -23,12 +28,28 @@ def link_graph(graph: ir.Graph, channels: Channels) -> None:
         else:
             reason = _unknown_reason(node, channels.shapes) if rule.needs_shapes else None
         if rule is not None and reason is None:
-            rule.link(node, channels)
-        else:
-            channels.unknown.append(Skipped(str(node.name), str(reason)))
+            reason = _link(rule, node, channels)
+        if reason is not None:
+            channels.unknown.append(Skipped(str(node.name), reason))
             _freeze_node(node, channels, f"{node.name}: {reason}")
         if not has_bodies(node):  # what a body captures is no input
             channels.note_constant(node)
+
+
+def _link(rule: OpRule, node: ir.Node, channels: Channels) -> str | None:
+    """Let a rule link a node; return why it can't.
+
+    Rules are written for nodes that make sense. What a node without sense (an index outside its table, an
+    axis that is not there) does to one is no reason to stop: all that it touches stays whole.
+    """
+    try:
+        rule.link(node, channels)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        _LOG.debug("%s (%s) is not linked", node.name, node.op_type, exc_info=error)
+        for value in node.outputs:
+            channels.freeze_all(value, f"{node.name}: its inputs or attributes make no sense")
+        return f"its inputs or attributes make no sense ({one_line(error, 80)})"
+    return None
 
 
 def _kind(node: ir.Node) -> str:

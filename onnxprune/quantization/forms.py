@@ -108,7 +108,7 @@ def _made(work: ir.Model, make: Callable[[Path, Path], None]) -> ir.Model:
     """Write a model, let a tool make another file of it, and return that in memory, in its shortest form."""
     with tempfile.TemporaryDirectory(prefix="onnxprune-quantize-") as folder:
         plain, out = Path(folder, "plain.onnx"), Path(folder, "made.onnx")
-        save(work, plain)
+        save(work, plain, sparse_storage=False)
         make(plain, out)
         made = in_memory(compact(load(out), _kept_names(work)))
     restore_interface(made, work)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, RuntimeFailure
-from onnxprune.messages import one_line, visible
+from onnxprune.messages import one_line, quoted, visible
 from onnxprune.model.io import PATH
 from onnxprune.model.serialize import recall
 from onnxprune.model.size import tensor_bytes
@@ -37,14 +37,27 @@ _MOST_READ_BYTES = 1 << 30
 _MISSING_HERE = "NOT_IMPLEMENTED"
 
 
-def admit(model: ir.Model) -> None:
+def admit(model: ir.Model, *, to_run: bool = True) -> None:
     """Refuse a model that ONNX Runtime would refuse on any machine. A model is asked about once.
+
+    Args:
+        model: not changed.
+        to_run: it is going to be run, so that operators which come with libraries of their own are refused,
+            too; otherwise a model that has some passes unasked.
 
     Raises:
         ModelError: with ONNX Runtime's reason.
     """
-    if model.meta.get(_ADMITTED) or _has_foreign_operators(model):
+    if model.meta.get(_ADMITTED):
         return
+    foreign = _foreign_operator(model)
+    if foreign is not None:
+        if not to_run:
+            return
+        raise ModelError(
+            f"{label_of(model)}: has the operator {quoted(foreign)}, which ONNX Runtime does not have, so "
+            "that nothing about it can be proved; replace it by standard operators"
+        )
     problem = _refusal(model)
     if problem is not None:
         raise ModelError(f"{label_of(model)}: ONNX Runtime can't open it: {problem}")
@@ -57,11 +70,11 @@ def label_of(model: ir.Model) -> str:
     return "the model" if path is None else visible(path)
 
 
-def _has_foreign_operators(model: ir.Model) -> bool:
-    return any(
-        node.domain not in _KNOWN_DOMAINS and node.op_identifier() not in model.functions
-        for node in all_nodes(model)
-    )
+def _foreign_operator(model: ir.Model) -> str | None:
+    for node in all_nodes(model):
+        if node.domain not in _KNOWN_DOMAINS and node.op_identifier() not in model.functions:
+            return f"{node.domain}.{node.op_type}"
+    return None
 
 
 def _refusal(model: ir.Model) -> str | None:
@@ -69,7 +82,7 @@ def _refusal(model: ir.Model) -> str | None:
     options = session_options(DEFAULT, "none", prepack=False)
     try:
         create(hollow(model).SerializeToString(), options, "CPUExecutionProvider")
-    except (*ERRORS, OSError) as error:
+    except ERRORS as error:
         problem = reason(error)
     else:
         return None

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import ModelError
 from onnxprune.messages import one_line
+from onnxprune.model.io import check
 
 # read when the library is loaded: without it, Linux wheels from 1.29 on write into the home folder
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -48,6 +49,13 @@ def label_of(model: ir.Model | str | Path) -> str:
 
 
 def check_file(path: str | Path, label: str) -> None:
-    """Raise ModelError if the path is no regular file."""
+    """Refuse a file before ONNX Runtime sees it, unless it is in order and all that it names is, too.
+
+    ONNX Runtime follows hard links out of the folder, and ends the process on some files.
+
+    Raises:
+        ModelError: there is no such file, or it can't be right.
+    """
     if not Path(path).is_file():
         raise ModelError(f"{label}: no such model file")
+    check(path)

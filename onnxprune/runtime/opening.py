@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.messages import one_line
+from onnxprune.model.io import checked_bytes
 from onnxprune.model.skeleton import skeleton
 from onnxprune.runtime.execution import Execution
 from onnxprune.runtime.library import ERRORS, FATAL_ONLY, check_file, label_of, onnxruntime, reason
@@ -106,7 +107,14 @@ def start(
             f"{one_line(printed.getvalue() or 'its libraries or its device are missing')}"
         )
     check_options(chosen, wanted, native.get_provider_options().get(chosen))
-    return Session(native, label, kept=(options, kept))
+    return Session(native, label, kept=(options, kept), weight_bytes=_stored_bytes(model))
+
+
+def _stored_bytes(model: ir.Model | str | Path) -> int:
+    if isinstance(model, (str, Path)):
+        return checked_bytes(model)
+    values = model.graph.initializers.values()
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 
 
 def session_options(execution: Execution, optimize: str, prepack: bool) -> onnxruntime.SessionOptions:

@@ -9,6 +9,7 @@ import numpy as np
 from onnxprune.errors import RuntimeFailure
 from onnxprune.runtime.library import ERRORS, FATAL_ONLY, onnxruntime, reason
 from onnxprune.runtime.values import RAW, Borrowed, element_type_of, from_ort, tensor_info, to_ort
+from onnxprune.runtime.watchdog import VARIABLE, Watchdog
 
 #: Kinds of memory, as ONNX Runtime calls them, of providers that do not work in main memory.
 DEVICES: Mapping[str, str] = {
@@ -29,7 +30,9 @@ class Session:
         device: the kind of memory that the first of them works in, if that is not main memory.
     """
 
-    def __init__(self, native: onnxruntime.InferenceSession, label: str, kept: object = None) -> None:
+    def __init__(
+        self, native: onnxruntime.InferenceSession, label: str, kept: object = None, weight_bytes: int = 0
+    ) -> None:
         self._native = native
         self._label = label
         self._kept = kept  # arrays that the session reads without owning them
@@ -44,6 +47,7 @@ class Session:
         self._needs_raw = any(element_type in RAW for element_type in self._element_types.values())
         self._options = onnxruntime.RunOptions()
         self._options.log_severity_level = FATAL_ONLY
+        self._watchdog = Watchdog(self._options, weight_bytes)
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -71,12 +75,28 @@ class Session:
             RuntimeFailure: ONNX Runtime refused the inputs or failed.
         """
         names = list(self.outputs if outputs is None else outputs)
+        self._watchdog.begin(feeds)
+        try:
+            return self._run(feeds, names)
+        finally:
+            self._watchdog.end()
+
+    def _run(self, feeds: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+        """Run the model once; however long that takes."""
         try:
             if self._needs_raw:
                 return self._run_raw(feeds, names)
             return dict(zip(names, self._native.run(names, dict(feeds), self._options), strict=True))
         except ERRORS as error:
-            raise RuntimeFailure(f"{self._label}: run failed: {reason(error)}") from None
+            raise self._failure(error) from None
+
+    def _failure(self, error: BaseException) -> RuntimeFailure:
+        if self._options.terminate:
+            return RuntimeFailure(
+                f"{self._label}: a run took longer than {self._watchdog.limit_seconds or 0:.0f} s, far too "
+                f"long for a model and inputs of this size; {VARIABLE} sets another limit"
+            )
+        return RuntimeFailure(f"{self._label}: run failed: {reason(error)}")
 
     def run_in_place(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the model once, as `run`, for all outputs without a copy of each.
@@ -89,11 +109,14 @@ class Session:
         """
         if self._needs_raw:
             return self.run(feeds)
+        self._watchdog.begin(feeds)
         try:
             values = {name: to_ort(array, 0) for name, array in feeds.items()}
             results = self._native.run_with_ort_values(list(self.outputs), values, self._options)
         except ERRORS as error:
-            raise RuntimeFailure(f"{self._label}: run failed: {reason(error)}") from None
+            raise self._failure(error) from None
+        finally:
+            self._watchdog.end()
         pairs = zip(self.outputs.items(), results, strict=True)
         return {name: np.asarray(Borrowed(result, info.dtype)) for (name, info), result in pairs}
 
@@ -109,7 +132,7 @@ class Session:
             RuntimeFailure: ONNX Runtime refused the inputs; the runner itself raises it where a run fails.
         """
         if self.device is None or not on_device:
-            return lambda: self.run(feeds)
+            return self._measured(feeds)
         try:
             binding = self._bind(feeds, self.device)
         except ERRORS as error:
@@ -121,6 +144,21 @@ class Session:
                 binding.synchronize_outputs()  # a kernel is only queued when the call returns
             except ERRORS as error:
                 raise RuntimeFailure(f"{self._label}: run failed: {reason(error)}") from None
+
+        return run
+
+    def _measured(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """Return what runs the model; only the first run is watched, so that watching is not measured."""
+        names = list(self.outputs)
+        unwatched = False
+
+        def run() -> object:
+            nonlocal unwatched
+            if unwatched:
+                return self._run(feeds, names)
+            result = self.run(feeds)
+            unwatched = True
+            return result
 
         return run
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
+from onnxprune.model.nonfinite import describe_nonfinite, first_nonfinite
 from onnxprune.model.stored import all_nodes, consumer_name, tensor_of
 from onnxprune.model.streaming import read_pieces
 from onnxprune.ops.constant_views import ZeroPoint
@@ -30,12 +31,14 @@ class WeightZeros:
     Attributes:
         weight: the weight.
         zeros: number of weights that are zero (for quantized ones: equal to the zero point).
+        problem: which of them is NaN or infinite, None if all are finite.
         pattern: an N:M pattern that the zeros keep to, "dense", "all zero" or "unstructured".
     """
 
     weight: FoundWeight
     zeros: int
     pattern: str
+    problem: str | None = None
 
     @property
     def size(self) -> int:
@@ -43,8 +46,15 @@ class WeightZeros:
         return math.prod(self.weight.shape)
 
 
-def nonzero(tensor: ir.TensorProtocol, zero_point: ZeroPoint | None = None) -> BoolArray:
+def nonzero(
+    tensor: ir.TensorProtocol, zero_point: ZeroPoint | None = None, problems: list[str] | None = None
+) -> BoolArray:
     """Return where a stored tensor is not zero, bool in its shape; zero is what the zero point says.
+
+    Args:
+        tensor: is read once.
+        zero_point: of a quantized tensor.
+        problems: is told if an element is NaN or infinite; these are not looked for without it.
 
     Raises:
         ModelError: the zero point does not fit the tensor, or a file can't be read.
@@ -56,6 +66,9 @@ def nonzero(tensor: ir.TensorProtocol, zero_point: ZeroPoint | None = None) -> B
     start = 0
     for piece in read_pieces(tensor):
         kept[start : start + piece.size] = piece != 0
+        position = None if problems is None or problems else first_nonfinite(piece)
+        if problems is not None and position is not None:
+            problems.append(describe_nonfinite(tensor.name, shape, start + position, piece[position]))
         start += piece.size
     return kept.reshape(shape)
 
@@ -119,10 +132,12 @@ def count_zeros(
         patterns = [declared, *(pattern for pattern in patterns if pattern != declared)]
     counted = []
     for weight in weights:
-        kept = nonzero(weight.tensor, weight.zero_point)
+        problems: list[str] = []
+        kept = nonzero(weight.tensor, weight.zero_point, problems)
         seen(weight, kept)
         zeros = kept.size - int(np.count_nonzero(kept))
-        counted.append(WeightZeros(weight, zeros, _pattern_of(kept, zeros, weight, patterns)))
+        pattern = _pattern_of(kept, zeros, weight, patterns)
+        counted.append(WeightZeros(weight, zeros, pattern, next(iter(problems), None)))
     return counted
 
 

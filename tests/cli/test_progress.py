@@ -44,12 +44,12 @@ def test_long_work_prints_a_line_now_and_then(capsys, clock):
         clock.now += SECONDS_BETWEEN_LINES / 10
         shown.share(done / 100)
     assert lines(capsys)[:2] == [
-        "onnxprune bench: measuring latency: 10%",
-        "onnxprune bench: measuring latency: 20%",
+        "info: onnxprune bench: measuring latency: 10%",
+        "info: onnxprune bench: measuring latency: 20%",
     ]
     clock.now += SECONDS_BETWEEN_LINES
     shown.step("measuring size of a\nb")
-    assert lines(capsys) == ["onnxprune bench: measuring size of a"]
+    assert lines(capsys) == ["info: onnxprune bench: measuring size of a"]
 
 
 def test_quiet_is_quiet(capsys, clock):

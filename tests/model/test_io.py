@@ -401,3 +401,48 @@ def test_declarations_of_initializers_are_as_in_the_file(tmp_path: Path) -> None
     proto.graph.value_info.append(helper.make_tensor_value_info("w1", TensorProto.FLOAT, [24, 24]))
     result = saved(proto, tmp_path)
     assert [value.name for value in result.graph.value_info] == ["w1"]
+
+
+def test_a_file_is_checked_again_only_once_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxprune.model import io
+
+    proto = model_files.mlp()
+    model_files.move_out(proto.graph.initializer[0], tmp_path, "w.bin")
+    path = model_files.write(proto, tmp_path / "m.onnx")
+    parsed: list[Path] = []
+    real = io.parse
+    monkeypatch.setattr(io, "parse", lambda at: parsed.append(at) or real(at))
+    io.check(path)
+    io.check(path)
+    assert len(parsed) == 1
+    assert io.checked_bytes(path) == path.stat().st_size + (tmp_path / "w.bin").stat().st_size
+    (tmp_path / "w.bin").write_bytes(bytes(24 * 24 * 4 + 1))  # of another size: what was checked is gone
+    io.check(path)
+    assert len(parsed) == 2
+    os.link(tmp_path / "w.bin", tmp_path / "other.bin")
+    (tmp_path / "w.bin").touch()
+    with pytest.raises(ModelError, match="2 names"):
+        io.check(path)
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(ModelError, match="is missing"):
+        io.check(path)
+
+
+def test_what_is_loaded_need_not_be_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxprune.model import io
+
+    path = model_files.write(model_files.mlp(), tmp_path / "m.onnx")
+    load(path)
+    monkeypatch.setattr(io, "parse", None)
+    io.check(path)
+
+
+def test_a_check_sees_what_operators_do_not_allow(tmp_path: Path) -> None:
+    from onnxprune.model import io
+
+    proto = model_files.mlp()
+    proto.graph.node[0].op_type = "Nope"
+    with pytest.raises(ModelError, match="does not have"):
+        io.check(model_files.write(proto, tmp_path / "m.onnx"))

@@ -203,7 +203,7 @@ def nested(depth: int) -> onnx.GraphProto:
     graph = helper.make_graph([], "leaf", [], [helper.make_tensor_value_info("w", 1, [1])])
     graph.initializer.append(helper.make_tensor("w", 1, [1], [0.0]))
     for _ in range(depth):
-        node = helper.make_node("Wrap", ["w"], ["v"], body=graph)
+        node = helper.make_node("Loop", ["", "", "w"], ["v"], body=graph)
         graph = helper.make_graph([node], "g", [], [helper.make_tensor_value_info("w", 1, [1])])
         graph.initializer.append(helper.make_tensor("w", 1, [1], [0.0]))
     return graph

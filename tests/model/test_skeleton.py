@@ -4,7 +4,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import UsageError
-from onnxprune.model.skeleton import LARGE_BYTES, skeleton
+from onnxprune.model.skeleton import LARGE_BYTES, hollow, skeleton
+from onnxprune.runtime import open_session
 
 
 def linear_model() -> ir.Model:
@@ -136,3 +137,32 @@ def test_external_tensors_of_subgraphs_and_attributes_are_read_from_their_own_fo
     )
     kept = next(graph for graph in model.graphs() if graph.name == "then").initializers["inside"].const_value
     assert isinstance(kept, ir.ExternalTensor)  # the caller's model still points at the file
+
+
+def test_a_hollow_model_has_inputs_where_the_large_weights_are() -> None:
+    model = linear_model()
+    proto = hollow(model)
+    assert [value.name for value in proto.graph.input] == ["x", "large"]
+    assert [tensor.name for tensor in proto.graph.initializer] == ["small"]
+    assert [dim.dim_value for dim in proto.graph.input[1].type.tensor_type.shape.dim] == [32, 32]
+    assert proto.ByteSize() < 1024
+    assert set(model.graph.initializers) == {"large", "small"}
+
+
+def test_weights_of_old_models_are_no_inputs() -> None:
+    model = linear_model()
+    for value in model.graph.initializers.values():
+        model.graph.inputs.append(value)
+    model.ir_version = 3
+    x = np.ones((2, 32), np.float32)
+    expected = open_session(linear_model()).run({"x": x})["y"]
+    session = open_session(model)
+    assert session.input_names == ("x",)
+    np.testing.assert_array_equal(session.run({"x": x})["y"], expected)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_an_input_of_no_size_takes_any(size: int) -> None:
+    model = linear_model()
+    model.graph.inputs[0].shape = ir.Shape([size, 32])
+    assert open_session(model).run({"x": np.ones((3, 32), np.float32)})["y"].shape == (3, 32)
