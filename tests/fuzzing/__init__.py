@@ -1,6 +1,6 @@
-"""Fuzzing of everything of ours that reads files: structure-aware mutants, each made from a seed and a number.
+"""Fuzzing of all that reads files: structure-aware mutants, each made from a seed and a number.
 
-``python -m tests.fuzzing --count 200000 --seed 1 --jobs 2`` is the long run, ``make fuzz`` a short way to it; a
-test runs 2,000 inputs. An input fails if anything but one of our errors comes up, if reading it ends the
-process, takes too long or too much memory. Inputs that fail are kept in a folder, with what they did.
+``python -m tests.fuzzing --count 200000 --seed 1 --jobs 2`` is the long run, and ``make fuzz`` too; tests run
+2,000 inputs. An input fails if anything but one of our errors comes up, or if reading it ends the process or
+takes too long or too much memory. Inputs that fail are kept in a folder, with what they did.
 """

@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as pytest has it
 
-from fuzzing.command import main  # noqa: E402
+from fuzzing.command import main
 
 sys.exit(main())

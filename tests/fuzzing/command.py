@@ -18,7 +18,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no more than this")
-    parser.add_argument("--keep", type=Path, default=Path("fuzzing-failures"), help="folder for inputs that failed")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("fuzzing-failures"), help="folder for inputs that failed"
+    )
     parser.add_argument("--only", type=int, metavar="NUMBER", help="run one input here, with its traceback")
     given = parser.parse_args()
     if given.only is not None:
@@ -26,7 +28,14 @@ def main() -> int:
         return 0
     deadline = time.monotonic() + given.minutes * 60
     shares = [
-        (given.seed, given.first + job, -(-(given.count - job) // given.jobs), given.keep, given.jobs, deadline)
+        (
+            given.seed,
+            given.first + job,
+            -(-(given.count - job) // given.jobs),
+            given.keep,
+            given.jobs,
+            deadline,
+        )
         for job in range(given.jobs)
     ]
     started = time.monotonic()

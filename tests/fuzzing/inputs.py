@@ -16,8 +16,8 @@ import model_files
 import numpy as np
 import onnx
 import onnx_ir as ir
-import records
 import recipe_projects
+import records
 import small_models
 from onnx import TensorProto, helper
 
@@ -80,11 +80,16 @@ def _with_bodies() -> onnx.ModelProto:
     def value(name: str, *dims: int | str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(dims))
 
-    then = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["t"])], "then", [], [value("t", "n", 3)])
+    then = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["t"])], "then", [], [value("t", "n", 3)]
+    )
     other = helper.make_graph([helper.make_node("Relu", ["x"], ["e"])], "else", [], [value("e", "n", 3)])
     truth = helper.make_tensor_value_info
     body = helper.make_graph(
-        [helper.make_node("MatMul", ["state", "w"], ["next"]), helper.make_node("Identity", ["on"], ["still"])],
+        [
+            helper.make_node("MatMul", ["state", "w"], ["next"]),
+            helper.make_node("Identity", ["on"], ["still"]),
+        ],
         "body",
         [truth("i", TensorProto.INT64, []), truth("on", TensorProto.BOOL, []), value("state", "n", 3)],
         [truth("still", TensorProto.BOOL, []), value("next", "n", 3)],
@@ -103,7 +108,9 @@ def _with_bodies() -> onnx.ModelProto:
         helper.make_node("Loop", ["times", "yes", "branched"], ["looped"], body=body),
         helper.make_node("Block", ["looped", "w"], ["y"], domain="local"),
     ]
-    graph = helper.make_graph(nodes, "bodies", [value("x", "n", 3)], [value("y", "n", 3)], [weight, *constants])
+    graph = helper.make_graph(
+        nodes, "bodies", [value("x", "n", 3)], [value("y", "n", 3)], [weight, *constants]
+    )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=[function])
 
@@ -117,7 +124,7 @@ def _write_model(folder: Path, rng: random.Random) -> None:
         protobufs.mutate(proto, rng, rng.choice((1, 1, 1, 2, 3, 5)))
         try:
             contents = proto.SerializeToString()
-        except Exception:  # a text that is no UTF-8, or a nest that protobuf itself refuses
+        except Exception:  # noqa: BLE001 # a text that is no UTF-8, or a nest that protobuf itself refuses
             contents = protobufs.flip(contents, rng)
     else:
         contents = protobufs.flip(contents, rng)
@@ -140,10 +147,10 @@ def _move_out(proto: onnx.ModelProto, folder: Path) -> None:
 
 def _read_model(folder: Path, rng: random.Random, told: Told) -> None:
     path = folder / "model.onnx"
+    model = load(path)
+    told("run")  # which it is asked about from here on
     inspect_model(path)
     if rng.random() < 0.25:
-        model = load(path)
-        told("run")
         pattern = rng.choice(("channels", "unstructured", "2:4", "dead"))
         amount = 0.4 if pattern in ("channels", "unstructured") else None
         pruned = onnxprune.prune(model, pattern=pattern, amount=amount, align=1)
@@ -236,7 +243,7 @@ def _read_record(folder: Path, _rng: random.Random, _told: Told) -> None:
         text = draw(record)
         if any(ord(character) < 32 and character not in "\n\t" for character in text):
             raise AssertionError(f"{draw.__name__}: control characters")
-        if "<script" in text or "javascript:" in text.lower() and draw is html and "href" in text:
+        if "<script" in text and draw is not markdown:  # there it stands in a span of code
             raise AssertionError(f"{draw.__name__}: markup")
 
 

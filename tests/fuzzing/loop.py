@@ -78,7 +78,7 @@ class Outcome:
 
 def source_of(seed: int, number: int) -> random.Random:
     """Return the source of all that is random in one input."""
-    return random.Random(f"{seed}:{number}")
+    return random.Random(f"{seed}:{number}")  # noqa: S311 # nothing is kept secret with it
 
 
 def make(seed: int, number: int, folder: Path) -> tuple[str, random.Random]:
@@ -90,7 +90,13 @@ def make(seed: int, number: int, folder: Path) -> tuple[str, random.Random]:
 
 
 def fuzz(
-    seed: int, first: int, count: int, *, keep: Path | None = None, step: int = 1, deadline: float = float("inf")
+    seed: int,
+    first: int,
+    count: int,
+    *,
+    keep: Path | None = None,
+    step: int = 1,
+    deadline: float = float("inf"),
 ) -> Outcome:
     """Run inputs ``first``, ``first + step``, ... in child processes, one after another.
 
@@ -222,7 +228,7 @@ def _child(seed: int, batch: list[int], writing: int, scratch: Path) -> None:
             tell(_verdict(kind, folder, rng, tell))
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(0)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 # the parent says so
         os._exit(99)
 
 
@@ -238,9 +244,9 @@ def _verdict(kind: str, folder: Path, rng: random.Random, tell: object) -> str:
     except OnnxPruneError as error:
         text = str(error)
         if _ODD.search(text):
-            return f"bad {kind} {stage[0]}: a message that is no plain line: {type(error).__name__} {text[:150]!r}"
+            return f"bad {kind} {stage[0]}: no plain line: {type(error).__name__} {text[:150]!r}"
         return "refused"
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 # what this is all about
         return f"bad {kind} {stage[0]}: {_signature(error)}"
     return "fine"
 
@@ -259,5 +265,8 @@ def run_one(seed: int, number: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         kind, rng = make(seed, number, folder)
-        print(f"{kind}: {', '.join(sorted(str(p.relative_to(folder)) for p in folder.rglob('*')))}", file=sys.stderr)
+        print(
+            f"{kind}: {', '.join(sorted(str(p.relative_to(folder)) for p in folder.rglob('*')))}",
+            file=sys.stderr,
+        )
         KINDS[kind].read(folder, rng, lambda stage: print(f"stage: {stage}", file=sys.stderr))

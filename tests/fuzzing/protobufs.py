@@ -12,13 +12,16 @@ from google.protobuf.message import Message
 _INTEGERS = (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64,
              FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64)  # fmt: skip
 _BITS = {FieldDescriptor.CPPTYPE_INT32: 31, FieldDescriptor.CPPTYPE_UINT32: 31}
-_NUMBERS = (-1, 0, 1, 2, 3, 4, 7, 16, 17, 64, 255, 65536, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, -(2**63), -2)
+_NUMBERS = (
+    -1, 0, 1, 2, 3, 4, 7, 16, 17, 64, 255, 65536, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, -(2**63), -2,
+)  # fmt: skip
 _FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 3.4e38, -3.4e38, float("inf"), float("-inf"), float("nan"))
 _TEXTS = (
-    "", " ", "x", "\n", "a\x1b[31mb", "\u202ex", "::error::x", "##[error]x", "../x", "/etc/passwd", "a\\b", "CON",
-    "\0", "x" * 300, "é", "e\u0301", "If", "Loop", "Scan", "Constant", "Identity", "Conv", "MatMul", "Reshape",
-    "Concat", "Split", "Softmax", "ai.onnx", "com.microsoft", "location", "offset", "length", "checksum", "-1",
-    "18446744073709551616", "1e3", "data.bin", "<script>alert(1)</script>", "{{7*7}}", "%s%n", "${HOME}",
+    "", " ", "x", "\n", "a\x1b[31mb", "\u202ex", "::error::x", "##[error]x", "../x", "/etc/passwd",
+    "a\\b", "CON", "\0", "x" * 300, "é", "e\u0301", "If", "Loop", "Scan", "Constant", "Identity", "Conv",
+    "MatMul", "Reshape", "Concat", "Split", "Softmax", "ai.onnx", "com.microsoft", "location", "offset",
+    "length", "checksum", "-1", "18446744073709551616", "1e3", "data.bin", "<script>alert(1)</script>",
+    "{{7*7}}", "%s%n", "${HOME}",
 )  # fmt: skip
 #: Deeper messages are left as they are.
 _DEEPEST = 12
@@ -53,7 +56,11 @@ def _is_list(field: FieldDescriptor) -> bool:
 
 
 def _change(
-    message: Message, field: FieldDescriptor, rng: random.Random, same_kind: list[Message], all_of_them: list[Message]
+    message: Message,
+    field: FieldDescriptor,
+    rng: random.Random,
+    same_kind: list[Message],
+    all_of_them: list[Message],
 ) -> None:
     if _is_list(field):
         _change_list(message, field, rng, same_kind, all_of_them)
@@ -71,7 +78,11 @@ def _change(
 
 
 def _change_list(
-    message: Message, field: FieldDescriptor, rng: random.Random, same_kind: list[Message], all_of_them: list[Message]
+    message: Message,
+    field: FieldDescriptor,
+    rng: random.Random,
+    same_kind: list[Message],
+    all_of_them: list[Message],
 ) -> None:
     entries = getattr(message, field.name)
     kind = rng.randrange(6)
