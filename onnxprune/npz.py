@@ -28,7 +28,7 @@ _HARMLESS_BYTES = 64 << 20
 _MOST_PACKED = 250
 
 _SUFFIX = ".npy"
-#: What Python's readers of archives and numpy's readers of headers, which parse Python, raise of damaged ones.
+#: What readers of archives, and numpy's of headers, which parses Python, raise of damaged ones.
 _DAMAGED = (
     zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError,
     EOFError, OSError, ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, AttributeError,

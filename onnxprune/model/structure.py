@@ -215,6 +215,7 @@ class _Walk:
                 )
         seen: set[str] = set()
         for attribute in node.attribute:
+            _check_text((attribute.name, attribute.ref_attr_name, attribute.doc_string))
             if attribute.name in seen:
                 raise ModelError(
                     f"{what} has the attribute {quoted(attribute.name)} twice; export the model again"
