@@ -412,6 +412,10 @@ class _Walk:
             schema = _schema(proto.op_type, self._opset(domain), domain)
         except onnx.defs.SchemaError:
             return f"{node.domain + '.' if node.domain else ''}{node.op_type} is not a standard operator"
+        if node.op_type == "Split" and node.attributes.get_int("num_outputs", len(node.outputs)) != len(
+            node.outputs
+        ):
+            return "Split has another number of outputs than it says"  # ONNX makes room for what it says
         if graphs_in(node):
             return f"{node.op_type} runs a subgraph"
         types, data = {}, {}
@@ -438,6 +442,7 @@ class _Walk:
             onnx.checker.ValidationError,
             ValueError,
             RuntimeError,
+            MemoryError,
         ) as error:
             return f"{node.op_type} {DOES_NOT_FIT} its inputs ({str(error).splitlines()[0][:120]})"
         return dict(inferred)

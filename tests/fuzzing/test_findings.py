@@ -103,3 +103,24 @@ def test_headers_of_arrays_that_are_no_python(tmp_path, header):
     (tmp_path / "x.npz").write_bytes(stream.getvalue())
     with pytest.raises(DataError, match=r"x\.npz: 'x\.npy'"):
         load_data(tmp_path / "x.npz")
+
+
+def test_a_split_into_more_parts_than_it_has_outputs(tmp_path):
+    node = helper.make_node("Split", ["x"], ["y", "z"], axis=1, num_outputs=2**40)
+    proto = helper.make_model(
+        graph([node], [info("y", 2, 2), info("z", 2, 2)]),
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
+    analyze(load(saved(proto, tmp_path)))
+
+
+def test_any_number_but_zero_transposes(tmp_path):
+    """As ONNX Runtime has it; sums that are looked at one way here and another there would not fit."""
+    proto = small_models.depthwise_net(width=4)
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "transB":
+                attribute.i = 1 << 31
+    analysis = analyze(load(saved(proto, tmp_path)))
+    Sums(analysis.model.graph, analysis.channels)
