@@ -124,3 +124,13 @@ def test_any_number_but_zero_transposes(tmp_path):
                 attribute.i = 1 << 31
     analysis = analyze(load(saved(proto, tmp_path)))
     Sums(analysis.model.graph, analysis.channels)
+
+
+def test_a_configuration_of_devices_that_is_not_there(tmp_path):
+    proto = small_models.mlp(width=4)
+    node = proto.graph.node[0]
+    if not hasattr(node, "device_configurations"):
+        pytest.skip("this onnx knows no devices")
+    node.device_configurations.add()
+    with pytest.raises(ModelError, match="a configuration of devices"):
+        load(saved(proto, tmp_path))
