@@ -7,12 +7,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check lint build clean
+.PHONY: help demo test test-long fuzz check lint build clean
 
 help:
 	@echo 'make demo       train, prune and compare small models; prints one table'
 	@echo 'make test       run the tests that take a minute (ARGS=... goes to pytest)'
 	@echo 'make test-long  run all tests'
+	@echo 'make fuzz       read 200,000 damaged and hostile files (ARGS="--count 5000 --seed 1 --jobs 4")'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make check      lint, test and build'
 	@echo 'make build      wheel and source archive in dist/'
@@ -29,6 +30,9 @@ test: $(VENV)/.dev
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzzing $(ARGS)
+
 check: lint test build
 
 # mypy wants folders named like the packages in them, and cli/ holds the package onnxprune_cli.
@@ -43,7 +47,7 @@ build: $(VENV)/.dev
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist demo-output *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist demo-output fuzzing-failures *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: an installation is repeated when the requirements change, and never counts unless it succeeded.

@@ -27,7 +27,7 @@ from onnxprune.errors import (
     RuntimeFailure,
     UsageError,
 )
-from onnxprune.messages import one_line, visible
+from onnxprune.messages import harmless_json, one_line, visible
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 TERMINATED = 143  # 128 + SIGTERM
@@ -108,7 +108,7 @@ class Ending:
         line = one_line(message, _LONGEST_MESSAGE)
         with contextlib.suppress(OSError):  # if stdout is what failed, stderr still says so
             if self.as_json:
-                click.echo(json.dumps(self._document(error, status, line), indent=1))
+                click.echo(harmless_json(json.dumps(self._document(error, status, line), indent=1)))
         click.echo(f"error: {line}", err=True)
         return status
 

@@ -14,6 +14,9 @@ TEXT_LIMIT = 240
 #: stand at; in the middle of a word, as in ``aten::conv``, it is none.
 _COMMANDS = re.compile(r"(?<![^\s'\"|]):(?=:)|#(?=#[A-Za-z]*\[)")
 
+#: What JSON lets stand, although it is a control character, or begins a command.
+_UNSAFE_IN_JSON = re.compile(r"\x7f|#(?=#[A-Za-z]*\[)")
+
 
 def one_line(text: object, limit: int = TEXT_LIMIT) -> str:
     """Return the first line of ``text`` that says something, at most ``limit`` characters, escaped."""
@@ -51,3 +54,8 @@ def quoted(name: object, limit: int = 80) -> str:
 def without_commands(text: str) -> str:
     """Return a text in which no build server finds a command; the first character of each is escaped."""
     return _COMMANDS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def harmless_json(text: str) -> str:
+    """Return the same JSON, which is ASCII, with nothing that a terminal or build server acts upon."""
+    return _UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -26,7 +28,11 @@ _HARMLESS_BYTES = 64 << 20
 _MOST_PACKED = 250
 
 _SUFFIX = ".npy"
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
+#: What readers of archives, and numpy's of headers, which parses Python, raise of damaged ones.
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError,
+    EOFError, OSError, ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, AttributeError,
+)  # fmt: skip
 
 
 def read(path: Path, room_bytes: int | None = None) -> dict[str, npt.NDArray[Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import UsageError
+from onnxprune.messages import quoted
 from onnxprune.types import BoolArray, FloatArray
 
 NumberArray: TypeAlias = npt.NDArray[Any]
@@ -74,8 +75,8 @@ def parse_pattern(text: str) -> Pattern:
             raise UsageError(f"pattern {text!r}: a block is RxC with 1 <= R, C <= {LIMIT}")
         return Pattern("block", rows=rows, columns=columns)
     raise UsageError(
-        f"unknown pattern {text!r}; known: channels, heads, head_dim, experts, layers, dead, unstructured, "
-        "N:M such as 2:4, block:RxC such as block:4x8"
+        f"unknown pattern {quoted(text)}; known: channels, heads, head_dim, experts, layers, dead, "
+        "unstructured, N:M such as 2:4, block:RxC such as block:4x8"
     )
 
 

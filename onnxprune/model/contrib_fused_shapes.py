@@ -57,9 +57,9 @@ def _ordered(node: ir.Node, dims: Dims, name: str) -> tuple[Dim, ...]:
     """Return the sizes ``[stack..., rows, columns]`` of an operand, however they are stored."""
     if dims is None:
         return ()
-    if len(dims) > 2 and node.attributes.get_int(f"transBatch{name}", 0) == 1:
+    if len(dims) > 2 and node.attributes.get_int(f"transBatch{name}", 0) != 0:
         dims = (*dims[1:-1], dims[0], dims[-1])
-    if len(dims) > 1 and node.attributes.get_int(f"trans{name}", 0) == 1:
+    if len(dims) > 1 and node.attributes.get_int(f"trans{name}", 0) != 0:
         dims = (*dims[:-2], dims[-1], dims[-2])
     return dims
 

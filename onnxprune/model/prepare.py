@@ -103,13 +103,10 @@ def _lift_tensors(graph: ir.Graph) -> None:
     third of the analysis of a model with 2,600 constants.
     """
     for node in list(nodes_in(graph)):
-        if (
-            node.op_type != "Constant"
-            or node.domain not in ("", "ai.onnx")
-            or list(node.attributes) != ["value"]
-        ):
+        tensor = _tensor_of(node)
+        if tensor is None:
             continue
-        (output,), tensor = node.outputs, node.attributes["value"].value
+        (output,) = node.outputs
         if output.is_graph_output():
             continue
         value = ir.Value(
@@ -119,6 +116,28 @@ def _lift_tensors(graph: ir.Graph) -> None:
         output.replace_all_uses_with(value)
         _graph_of(node).remove(node, safe=True)
         graph.register_initializer(value)
+
+
+def _tensor_of(node: ir.Node) -> ir.TensorProtocol | None:
+    """Return the tensor, or the texts, that a Constant node holds; None for others, numbers among them.
+
+    onnx_ir lifts texts too, if they are ASCII.
+    """
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attributes) != 1:
+        return None
+    ((name, attribute),) = node.attributes.items()
+    if name == "value":
+        return attribute.as_tensor()
+    if name == "value_string":
+        return ir.StringTensor([_encoded(attribute.value)], shape=ir.Shape([]))
+    if name == "value_strings":
+        texts = [_encoded(text) for text in attribute.value]
+        return ir.StringTensor(texts, shape=ir.Shape([len(texts)]))
+    return None
+
+
+def _encoded(text: str | bytes) -> bytes:
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
 
 
 def _keep_constant_outputs(graph: ir.Graph) -> None:

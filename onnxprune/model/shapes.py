@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
+from onnxprune.messages import one_line
 from onnxprune.model import (
     body_shapes,
     contrib_attention_shapes,
@@ -214,7 +215,13 @@ class _Walk:
             self.shapes.contents[value] = ShapeValue(np.array(tensor.numpy()))
 
     def _visit(self, node: ir.Node) -> None:
-        self._tell_sizes(node)
+        try:
+            self._tell_sizes(node)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # bodies with fewer outputs than their node, and whatever else makes no sense
+            self._fail(
+                node, f"the inputs, attributes or bodies of {node.op_type} do not fit ({one_line(error, 80)})"
+            )
         self._leave_out_giants(node)
         if node.graph is self.graph:  # a branch may never be taken
             check_indices(node, self.shapes.dims, self.shapes.contents)
@@ -405,6 +412,10 @@ class _Walk:
             schema = _schema(proto.op_type, self._opset(domain), domain)
         except onnx.defs.SchemaError:
             return f"{node.domain + '.' if node.domain else ''}{node.op_type} is not a standard operator"
+        if node.op_type == "Split" and node.attributes.get_int("num_outputs", len(node.outputs)) != len(
+            node.outputs
+        ):
+            return "Split has another number of outputs than it says"  # ONNX makes room for what it says
         if graphs_in(node):
             return f"{node.op_type} runs a subgraph"
         types, data = {}, {}
@@ -431,6 +442,7 @@ class _Walk:
             onnx.checker.ValidationError,
             ValueError,
             RuntimeError,
+            MemoryError,
         ) as error:
             return f"{node.op_type} {DOES_NOT_FIT} its inputs ({str(error).splitlines()[0][:120]})"
         return dict(inferred)

@@ -116,6 +116,7 @@ class _Walk:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.found = Found()
         self.operators = Operators()
+        self.devices = {entry.name for entry in getattr(model, "configuration", ())}  # onnx 1.18 and later
         self.calls: dict[FunctionId, Counter[FunctionId]] = {}
         self.main: Counter[FunctionId] = Counter()
         for function in model.functions:
@@ -196,6 +197,10 @@ class _Walk:
         _check_text((node.name, node.op_type, node.domain, node.overload, node.doc_string))
         if not node.op_type:
             raise ModelError(f"{what} has no operator; the file is damaged")
+        if any(
+            entry.configuration_id not in self.devices for entry in getattr(node, "device_configurations", ())
+        ):
+            raise ModelError(f"{what} names a configuration of devices that the model does not have")
         domain = _plain(node.domain)
         if domain not in task.opsets:
             raise ModelError(
@@ -215,6 +220,7 @@ class _Walk:
                 )
         seen: set[str] = set()
         for attribute in node.attribute:
+            _check_text((attribute.name, attribute.ref_attr_name, attribute.doc_string))
             if attribute.name in seen:
                 raise ModelError(
                     f"{what} has the attribute {quoted(attribute.name)} twice; export the model again"

@@ -161,6 +161,9 @@ def link_convolution(
     """
     x, w = channels.ref(node, 0), channels.ref(node, kernel)
     group_count = node.attributes.get_int("group", 1)
+    given, taken = channels.shape(x)[1], channels.shape(w)[1] * group_count
+    if given != taken:  # found when a model is run, not when it is opened
+        raise ValueError(f"it takes {taken} channels and gets {given}")
     passing = _pointwise_axes(node, channels, kernel) if fixed_places else []
     _freeze_space(node, channels, kernel, passing)
     groups, places = _input_by_group(node, channels, group_count)

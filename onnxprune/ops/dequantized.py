@@ -64,7 +64,7 @@ def _reading(node: ir.Node, index: int) -> _Reading | None:
     if node.op_type == "DequantizeLinear" and index == 0:
         return _Reading(1, 2, node.attributes.get_int("axis", 1))
     reading = _READINGS.get((_domain(node), node.op_type, index))
-    if reading is not None and node.op_type == "QGemm" and node.attributes.get_int("transB", 0) == 1:
+    if reading is not None and node.op_type == "QGemm" and node.attributes.get_int("transB", 0) != 0:
         return reading._replace(axis=0)
     return reading
 

@@ -318,7 +318,7 @@ def _product(weight: FoundWeight) -> _Spelling:
     def axes(operand: int) -> MatrixAxes:
         name = "AB"[operand]
         turned, behind = (
-            fused and node.attributes.get_int(f"{what}{name}", 0) == 1 for what in ("trans", "transBatch")
+            fused and node.attributes.get_int(f"{what}{name}", 0) != 0 for what in ("trans", "transBatch")
         )
         return MatrixAxes(turned, behind)
 

@@ -56,9 +56,9 @@ class FusedMatMul(MatMul):
         """``transBatch``: the rows stand before the stack. ``trans``: rows and columns change places."""
         name = "AB"[operand]
         axes = list(range(rank))
-        if rank > 2 and node.attributes.get_int(f"transBatch{name}", 0) == 1:
+        if rank > 2 and node.attributes.get_int(f"transBatch{name}", 0) != 0:
             axes = [*axes[1:-1], axes[0], axes[-1]]
-        if rank > 1 and node.attributes.get_int(f"trans{name}", 0) == 1:
+        if rank > 1 and node.attributes.get_int(f"trans{name}", 0) != 0:
             axes[-2:] = axes[:-3:-1]
         return axes
 
@@ -194,8 +194,8 @@ def link_general_product(
 ) -> None:
     """Link ``a' b' + c``, each of the matrices transposed or not; arguments as those of `link_product`."""
     (a, b), y = (channels.ref(node, index) for index in operands), node.outputs[0]
-    transposed_a = node.attributes.get_int("transA", 0) == 1
-    transposed_b = node.attributes.get_int("transB", 0) == 1
+    transposed_a = node.attributes.get_int("transA", 0) != 0
+    transposed_b = node.attributes.get_int("transB", 0) != 0
     sum_a, sum_b = (0 if transposed_a else 1), (1 if transposed_b else 0)
     for ref in (a, b):
         channels.separate_all(ref)

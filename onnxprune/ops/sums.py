@@ -159,7 +159,7 @@ def _other_operand(
         return seen, "weight" if groups == 1 and stored else "nowhere"
     if domain_known and node.op_type in ("Gemm", "MatMul"):
         other = 1 - operand
-        transposed = node.attributes.get_int("transA" if other == 0 else "transB", 0) == 1
+        transposed = node.attributes.get_int("transA" if other == 0 else "transB", 0) != 0
         summed = -1 if (other == 0) != transposed else -2
         array = constants.array(node.inputs[other])
         seen = along(array, summed, size)[None]

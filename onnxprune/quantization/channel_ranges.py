@@ -75,5 +75,5 @@ def inputs_of_layers(nodes: Sequence[ir.Node]) -> dict[str, int]:
         str(node.inputs[0].name): input_axis(node)
         for node in nodes
         if node.inputs[0] is not None
-        and not (node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 1)
+        and not (node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0)
     }

@@ -166,14 +166,14 @@ def _largest_by_input(reader: ir.Node) -> FloatArray:
         groups = reader.attributes.get_int("group", 1)
         split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
         return np.asarray(split.max(axis=(1, 3)).reshape(-1), np.float64)
-    summed = 1 if reader.op_type == "Gemm" and reader.attributes.get_int("transB", 0) == 1 else 0
+    summed = 1 if reader.op_type == "Gemm" and reader.attributes.get_int("transB", 0) != 0 else 0
     return np.asarray(weight.max(axis=1 - summed), np.float64)
 
 
 def _spread(reader: ir.Node, factors: FloatArray) -> FloatArray:
     """Return factors of the input channels so that they broadcast against a reader's weight."""
     if reader.op_type != "Conv":
-        transposed = reader.op_type == "Gemm" and reader.attributes.get_int("transB", 0) == 1
+        transposed = reader.op_type == "Gemm" and reader.attributes.get_int("transB", 0) != 0
         return factors[None, :] if transposed else factors[:, None]
     shape = tensor_of(reader.inputs[1]).shape.numpy()  # type: ignore[arg-type]
     groups = reader.attributes.get_int("group", 1)

@@ -29,7 +29,7 @@ def output_axis(layer: ir.Node) -> int:
     if layer.op_type == "Conv":
         return 0
     if layer.op_type == "Gemm":
-        return 0 if layer.attributes.get_int("transB", 0) == 1 else 1
+        return 0 if layer.attributes.get_int("transB", 0) != 0 else 1
     return 1 if layer.op_type == "ConvTranspose" else -1
 
 

@@ -33,6 +33,7 @@ else:
 
 _LARGEST_BYTES = 1 << 20
 _DEEPEST = 20
+_MOST_DOTS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,9 @@ def _read(path: Path, label: str) -> str:
 
 def _parse(path: Path, text: str, label: str) -> dict[str, Any]:
     kind = path.suffix.lower()
+    if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
+        # the time that a parser takes for one dotted key grows with the square of its parts
+        raise RecipeError(f"{label}: is nested too deeply, or has a line with more than {_MOST_DOTS} dots")
     if kind not in (".toml", ".json"):
         raise RecipeError(f"{label}: recipes are .toml or .json files")
     try:
@@ -135,6 +139,8 @@ def _check_plain(value: Any, label: str, depth: int = 0) -> None:
             _check_plain(entry, label, depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{label}: holds {value}, which is no finite number")
+    elif isinstance(value, int) and abs(value) >= 1 << 63:
+        raise RecipeError(f"{label}: holds a number that is too large")
     elif value is not None and not isinstance(value, (str, bool, int, float)):
         raise RecipeError(f"{label}: holds {one_line(value)}, a {type(value).__name__}; write it as text")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.errors import RecipeError
+from onnxprune.errors import RecipeError, UsageError
 from onnxprune.messages import quoted
 from onnxprune.patterns import parse_pattern
 from onnxprune.planning.recipes import STRUCTURED
@@ -30,7 +30,11 @@ def check_order(recipe: Recipe, label: str) -> None:
     for name, stage in zip(names, recipe.stages, strict=True):
         if not isinstance(stage, Prune):
             continue
-        if not leaves_zeros(stage.pattern):
+        try:
+            leaves = leaves_zeros(stage.pattern)
+        except UsageError as error:
+            raise RecipeError(f"{label}: stages.{name}: {error}") from None
+        if not leaves:
             if zeros is not None:
                 raise RecipeError(
                     f"{label}: stages: {quoted(name)} cuts what {quoted(zeros)} left zeros in, which would "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
@@ -12,13 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.messages import harmless_json
 from onnxprune.types import Report
 
 #: Grows when a key of the documents changes its meaning or goes; new keys do not change it.
 SCHEMA = 1
-
-#: What JSON lets stand, although it is a control character, or begins what build servers take for a command.
-_UNSAFE = re.compile(r"\x7f|#(?=#[A-Za-z]*\[)")
 
 
 def as_json(value: object) -> Any:
@@ -69,5 +66,4 @@ def document(command: str, version: str, result: object) -> dict[str, Any]:
 
 def to_text(value: object) -> str:
     """Return JSON text in ASCII, in which no name does anything to a terminal or a build server."""
-    text = json.dumps(as_json(value), indent=1, allow_nan=False)
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return harmless_json(json.dumps(as_json(value), indent=1, allow_nan=False))

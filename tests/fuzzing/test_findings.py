@@ -1,0 +1,136 @@
+"""What fuzzing found, each as a model of its own."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+import small_models
+from model_files import info, model, random, tensor
+from onnx import TensorProto, helper
+
+from onnxprune import load_data
+from onnxprune.analyze import analyze
+from onnxprune.errors import DataError, ModelError
+from onnxprune.inspection import inspect_model
+from onnxprune.model.io import load
+from onnxprune.ops.sums import Sums
+
+
+def saved(proto: onnx.ModelProto, folder):
+    path = folder / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def graph(nodes, outputs, tensors=(), inputs=None):
+    return helper.make_graph(nodes, "g", inputs or [info("x", 2, 4)], outputs, list(tensors))
+
+
+def test_a_constant_of_text_that_is_no_ascii(tmp_path):
+    nodes = [
+        helper.make_node("Constant", [], ["one"], value_string="größe"),
+        helper.make_node("Constant", [], ["many"], value_strings=["日本", "x"]),
+        helper.make_node("Equal", ["one", "many"], ["same"]),
+        helper.make_node("Where", ["same", "a", "b"], ["chosen"]),
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Mul", ["h", "chosen"], ["y"]),
+    ]
+    tensors = [
+        tensor("w", random(4, 2)), tensor("a", np.ones(2, np.float32)), tensor("b", np.zeros(2, np.float32)),
+    ]  # fmt: skip
+    proto = helper.make_model(
+        graph(nodes, [info("y", 2, 2)], tensors), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
+    analysis = analyze(load(saved(proto, tmp_path)))
+    texts = {
+        value.name: value.const_value.string_data()
+        for value in analysis.model.graph.initializers.values()
+        if value.const_value.dtype.name == "STRING"
+    }
+    assert texts in ({}, {"one": ["größe".encode()], "many": ["日本".encode(), b"x"]})
+
+
+def test_branches_with_fewer_outputs_than_their_node(tmp_path):
+    then = helper.make_graph([helper.make_node("Relu", ["x"], ["t"])], "then", [], [info("t", 2, 4)])
+    other = helper.make_graph([helper.make_node("Neg", ["x"], ["e"])], "else", [], [info("e", 2, 4)])
+    nodes = [
+        helper.make_node("Cast", ["x0"], ["yes"], to=TensorProto.BOOL),
+        helper.make_node("If", ["yes"], ["y", "z"], then_branch=then, else_branch=other),
+    ]
+    inputs = [info("x", 2, 4), info("x0")]
+    proto = model(graph(nodes, [info("y", 2, 4), info("z", 2, 4)], inputs=inputs))
+    with pytest.raises(ModelError):
+        inspect_model(saved(proto, tmp_path))
+    analyze(load(saved(proto, tmp_path)))  # without asking ONNX Runtime: nothing is known, nothing breaks
+
+
+def test_a_convolution_that_gets_more_channels_than_it_takes(tmp_path):
+    proto = small_models.residual_net(width=4)
+    wide = np.ones((4, 6, 3, 3), np.float32)
+    for weight in proto.graph.initializer:
+        if list(weight.dims) == [4, 4, 3, 3]:
+            weight.CopyFrom(tensor(weight.name, wide))
+            break
+    analysis = analyze(load(saved(proto, tmp_path)))
+    assert any("takes 6 channels and gets 4" in entry.reason for entry in analysis.unknown)
+    Sums(analysis.model.graph, analysis.channels)
+
+
+def test_a_name_of_an_attribute_that_is_no_text(tmp_path):
+    proto = small_models.mlp(width=4)
+    node = next(node for node in proto.graph.node if node.attribute)
+    name = node.attribute[0].name.encode()
+    contents = proto.SerializeToString().replace(name, b"\xe7" + name[1:])
+    path = tmp_path / "model.onnx"
+    path.write_bytes(contents)
+    with pytest.raises(ModelError, match="not UTF-8"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["{'descr': '<f4', 'fortran_order': False, 'shape': (", "(" * 200, "{" * 500, "[]", "{'descr': 1}"],
+)
+def test_headers_of_arrays_that_are_no_python(tmp_path, header):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        size = len(header).to_bytes(2, "little")
+        archive.writestr("x.npy", b"\x93NUMPY\1\0" + size + header.encode() + bytes(64))
+    (tmp_path / "x.npz").write_bytes(stream.getvalue())
+    with pytest.raises(DataError, match=r"x\.npz: 'x\.npy'"):
+        load_data(tmp_path / "x.npz")
+
+
+def test_a_split_into_more_parts_than_it_has_outputs(tmp_path):
+    node = helper.make_node("Split", ["x"], ["y", "z"], axis=1, num_outputs=2**40)
+    proto = helper.make_model(
+        graph([node], [info("y", 2, 2), info("z", 2, 2)]),
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
+    analyze(load(saved(proto, tmp_path)))
+
+
+def test_any_number_but_zero_transposes(tmp_path):
+    """As ONNX Runtime has it; sums that are looked at one way here and another there would not fit."""
+    proto = small_models.depthwise_net(width=4)
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "transB":
+                attribute.i = 1 << 31
+    analysis = analyze(load(saved(proto, tmp_path)))
+    Sums(analysis.model.graph, analysis.channels)
+
+
+def test_a_configuration_of_devices_that_is_not_there(tmp_path):
+    proto = small_models.mlp(width=4)
+    node = proto.graph.node[0]
+    if not hasattr(node, "device_configurations"):
+        pytest.skip("this onnx knows no devices")
+    node.device_configurations.add()
+    with pytest.raises(ModelError, match="a configuration of devices"):
+        load(saved(proto, tmp_path))
