@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -108,15 +108,15 @@ class NewFolder:
 
     Args:
         target: the name it shall have.
-        replaces: an older folder of that name may be replaced; without, nothing may have it.
+        check: refuses a name that something has which may not be replaced; by default, whatever has it.
 
     Attributes:
         temporary: the name it has until then, in the same folder.
     """
 
-    def __init__(self, target: Path, *, replaces: bool = False) -> None:
+    def __init__(self, target: Path, check: Callable[[Path], None] | None = None) -> None:
         self.target = target
-        self.replaces = replaces
+        self._check = check or check_new_folder
         self.temporary = target.parent / temporary_name(target.name)
         self._held: int | None = None
         self._present = False
@@ -140,13 +140,12 @@ class NewFolder:
             shutil.rmtree(self.temporary, ignore_errors=True)
 
     def check(self) -> None:
-        """Refuse a name that something has which may not be replaced.
+        """Refuse a name that can't be taken.
 
         Raises:
-            OutputError: likewise, or the folder that it shall be in is missing.
+            OutputError: something has it that may not be replaced, or the folder to be in is missing.
         """
-        if not self.replaces:
-            check_new_folder(self.target)
+        self._check(self.target)
 
     def finish(self) -> None:
         """Wait until the disk has everything in it.

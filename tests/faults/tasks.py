@@ -16,7 +16,7 @@ import small_models
 from onnxprune.compression.folder import RunFolder
 from onnxprune.errors import OnnxPruneError
 from onnxprune.messages import one_line
-from onnxprune.model.atomic import write_whole
+from onnxprune.model.atomic import output_errors, write_whole
 from onnxprune.model.io import load
 from onnxprune.model.together import Together, new_folder
 from onnxprune.pipeline import save_examined
@@ -98,7 +98,8 @@ def folder() -> None:
     """A folder of models, with their plans, that was not there."""
     with Together() as together, new_folder(OUT / "models", together) as scratch:
         for name in ("a", "b"):
-            (scratch / name).mkdir()
+            with output_errors(OUT / "models"):
+                (scratch / name).mkdir()
             write_whole(scratch / name / "model.onnx", name.encode() * 100)
         save_plan(load_plan("in/model.plan"), OUT / "a.plan", together=together)
 

@@ -35,10 +35,14 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
+def anything(target: Path) -> None:
+    """Let a folder take the name of whatever has it."""
+
+
 def place(group: Together, target: Path, contents: str) -> None:
     """Place a file, or a folder where the name ends in .plan."""
     if target.suffix == ".plan":
-        with NewFolder(target, replaces=True) as folder:
+        with NewFolder(target, anything) as folder:
             (folder.temporary / "plan.json").write_text(contents)
             folder.finish()
             group.place(folder)
@@ -220,7 +224,7 @@ def work():
                 file.stream.write(b"new")
                 file.finish()
                 group.place(file)
-        with NewFolder(folder / "m.plan", replaces=True) as new:
+        with NewFolder(folder / "m.plan", lambda target: None) as new:
             (new.temporary / "plan.json").write_text("new")
             group.place(new)
         if sys.argv[2] == "within":
