@@ -6,13 +6,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # ONNX Runtime's wheels write telemetry into the home folder unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
 
+# How often `make faults` kills each command at a random moment.
+KILLS ?= 60
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check lint build clean
+.PHONY: help demo test test-long faults check lint build clean
 
 help:
 	@echo 'make demo       train, prune and compare small models; prints one table'
 	@echo 'make test       run the tests that take a minute (ARGS=... goes to pytest)'
 	@echo 'make test-long  run all tests'
+	@echo 'make faults     kill, interrupt and starve every command that writes (KILLS=300 is thorough)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make check      lint, test and build'
 	@echo 'make build      wheel and source archive in dist/'
@@ -28,6 +32,9 @@ test: $(VENV)/.dev
 
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+
+faults: $(VENV)/.dev
+	ONNXPRUNE_KILLS=$(KILLS) $(BIN)/python -m pytest -n auto --dist loadgroup tests/faults $(ARGS)
 
 check: lint test build
 

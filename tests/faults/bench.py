@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ HERE = Path(__file__).resolve().parent
 
 #: Temporary names, which only a process that was killed may leave.
 TEMPORARY = re.compile(r"(^|/)\.[^/]*\.onnxprune-tmp(/|$)")
+
+#: Ways to change an input meanwhile.
+CHANGES = ("truncate", "swap", "overwrite", "delete")
 
 State = dict[str, bytes]
 
@@ -107,6 +110,7 @@ class Trial:
         arguments: of it.
         kept: it goes on with what an earlier run left; else all of it appears together.
         commit: the file that comes last: who has it has all the others.
+    state_of: what counts of the folder of outputs.
     """
 
     bench: Bench
@@ -114,13 +118,14 @@ class Trial:
     arguments: Sequence[str] = ()
     kept: bool = False
     commit: str | None = "model.onnx"
+    state_of: Callable[[Path], State] = state
 
     def __post_init__(self) -> None:
         folder = self.bench.folder({})
         answer = self.do(folder)
         assert answer.status == 0, answer.lines
         self.operations = answer.operations
-        self.new = state(folder / "out")
+        self.new = self.state_of(folder / "out")
         self.old = {} if self.kept else {name: b"old " + name.encode() for name in self.new}
         # a data file has the name of its contents: what has that name and other contents is in the way
         self.old = {name: contents for name, contents in self.old.items() if not name.endswith(".data")}
@@ -137,7 +142,7 @@ class Trial:
         folder = self.bench.folder(before)
         answer = self.do(folder)
         assert answer.status == 0, answer.lines
-        assert state(folder / "out") == {**self.old_data(before), **self.new}
+        assert self.state_of(folder / "out") == {**self.old_data(before), **self.new}
         shutil.rmtree(folder)
         return answer.operations
 
@@ -149,8 +154,10 @@ class Trial:
         """Disturb the task at a point; return what does not hold."""
         folder = self.bench.folder(before)
         answer = self.do(folder, at, way)
-        now = state(folder / "out")
-        bad = [] if state(folder / "in") == state(self.bench.inputs) else ["an input has changed"]
+        now = self.state_of(folder / "out")
+        bad = []
+        if way not in CHANGES and state(folder / "in") != state(self.bench.inputs):
+            bad.append("an input has changed")
         if answer.killed:
             bad += self._after_kill(now, before)
         elif answer.status == 0:
@@ -164,12 +171,13 @@ class Trial:
             bad += self._after_error(now, before, way)
         else:
             bad.append(f"status {answer.status}: {answer.lines[-1:]}")
-        if self.task == "folder" and self.commit in now:
-            return bad  # it would be in the way of the next one
+        if way in CHANGES or (self.task == "folder" and self.commit in now):
+            shutil.rmtree(folder)
+            return bad  # there is no clean run of another input, or into a folder that is there
         again = self.do(folder)
         if again.status != 0:
             bad.append(f"a clean run afterwards ends with {again.status}: {again.lines}")
-        elif state(folder / "out") != {**before, **self.new}:
+        elif self.state_of(folder / "out") != {**before, **self.new}:
             bad.append(f"a clean run afterwards leaves {sorted(state(folder / 'out'))}")
         shutil.rmtree(folder)
         return bad

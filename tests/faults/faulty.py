@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any
 
 #: What happens at a point: nothing, the process is killed, a write gets half way and the process is killed, a
-#: write gets half way and says so, the disk is full from then on, one operation fails.
-WAYS = ("count", "kill", "torn", "short", "full", "broken")
+#: write gets half way and says so, the disk is full from then on, one operation fails; or the data file of
+#: the input changes.
+WAYS = ("count", "kill", "torn", "short", "full", "broken", "truncate", "swap", "overwrite", "delete")
+
+#: The data file of an input, beside one of the same size.
+_DATA, _OTHER = Path("in/external.onnx.data"), Path("in/other.data")
 
 #: A disk that is full or fails still removes files; what could not be removed is tested by killing.
 _REMOVING = ("unlink", "rmdir")
@@ -54,6 +58,8 @@ class Faulty:
             return False
         if self._way == "broken" and name not in _REMOVING:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if self._way in _CHANGES:
+            _CHANGES[self._way]()
         if self._way == "kill" or (self._way == "torn" and not writes):
             self.die()
         return writes and self._way in ("torn", "short")
@@ -152,3 +158,21 @@ class Faulty:
             return buffer if "b" in mode else io.TextIOWrapper(buffer, encoding, errors, newline)
 
         io.open = builtins.open = opened
+
+
+def _swap() -> None:
+    (beside := _DATA.with_suffix(".new")).write_bytes(_OTHER.read_bytes())
+    beside.replace(_DATA)
+
+
+def _overwrite() -> None:
+    with _DATA.open("r+b") as file:
+        file.write(_OTHER.read_bytes())
+
+
+_CHANGES: dict[str, Callable[[], None]] = {
+    "truncate": lambda: os.truncate(_DATA, _DATA.stat().st_size // 2),
+    "swap": _swap,
+    "overwrite": _overwrite,
+    "delete": lambda: _DATA.unlink(missing_ok=True),
+}

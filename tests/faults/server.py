@@ -48,7 +48,7 @@ def do(request: dict[str, Any], log: Path) -> None:
             os.dup2(os.open(log / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
         os.chdir(request["folder"])
         os.environ["TMPDIR"] = str(log)
-        faults = faulty.Faulty(request["folder"], request["at"], request["way"])
+        faults = faulty.Faulty(f"{request['folder']}/out", request["at"], request["way"])
         faults.install()
         status = tasks.TASKS[request["task"]](*request.get("arguments", ()))
         sys.stdout.flush()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import records
 import small_models
 
@@ -27,6 +28,30 @@ from onnxprune.types import Report
 from onnxprune_cli.main import execute
 
 OUT = Path("out")
+
+RECIPE = """
+[model]
+path = "external.onnx"
+
+[run]
+folder = "../out/run"
+pairs = 20
+
+[[stages]]
+kind = "prune"
+amount = 0.3
+align = 1
+
+[[stages]]
+name = "zeros"
+kind = "prune"
+pattern = "unstructured"
+amount = 0.5
+
+[output]
+model = "../out/model.onnx"
+plan = "../out/model.plan"
+"""
 
 #: Those that are drawn quickly; all are written by the same piece.
 _FORMS = ("json", "junit")
@@ -46,7 +71,7 @@ def _one_line(work: Callable[..., None]) -> Callable[..., int]:
     return task
 
 
-def _model(*, external: bool, plan: bool = False, forms: bool = False) -> None:
+def _model(*, external: bool | None, plan: bool = False, forms: bool = False, name: str = "model") -> None:
     def place(together: Together) -> None:
         if plan:
             save_plan(load_plan("in/model.plan"), OUT / "model.plan", together=together)
@@ -54,7 +79,7 @@ def _model(*, external: bool, plan: bool = False, forms: bool = False) -> None:
             write_forms(records.passing_record(), {form: OUT / f"report.{form}" for form in _FORMS}, together)
 
     save_examined(
-        load("in/model.onnx"),
+        load(f"in/{name}.onnx"),
         OUT / "model.onnx",
         Report(""),
         lambda _: [],
@@ -71,6 +96,11 @@ def inline() -> None:
 @_one_line
 def external() -> None:
     _model(external=True)
+
+
+@_one_line
+def from_external() -> None:
+    _model(external=True, name="external")
 
 
 @_one_line
@@ -161,17 +191,32 @@ def careless() -> int:
 
 
 TASKS: dict[str, Callable[..., int]] = {
-    "inline": inline, "external": external, "with_plan": with_plan, "with_reports": with_reports,
-    "reports": reports, "plan": plan, "folder": folder, "cache": cache, "run_folder": run_folder,
-    "checkpoint": checkpoint, "command": command, "careless": careless,
+    "inline": inline, "external": external, "from_external": from_external, "with_plan": with_plan,
+    "with_reports": with_reports, "reports": reports, "plan": plan, "folder": folder, "cache": cache,
+    "run_folder": run_folder, "checkpoint": checkpoint, "command": command, "careless": careless,
 }  # fmt: skip
 
 
 def make_inputs(folder: Path) -> None:
-    """Write what tasks read: a model and a plan of it."""
+    """Write what tasks read: a model, a plan of it, a model with external data, other data, a recipe."""
     import onnxprune
+    from onnxprune.model.io import save
 
     folder.mkdir()
     small_models.save_model(small_models.mlp(), folder / "model.onnx")
     made = onnxprune.plan(load(folder / "model.onnx"), pattern="unstructured", amount=0.5)
     save_plan(made, folder / "model.plan")
+    for name, seed in (("external", 1), ("other", 2)):
+        small_models.save_model(small_models.mlp(seed), folder / "inline.onnx")
+        _, data = save(load(folder / "inline.onnx"), folder / f"{name}.onnx", external_data=True)
+        # a name that does not tell its contents, as other tools write it
+        proto = onnx.load(folder / f"{name}.onnx", load_external_data=False)
+        for tensor in proto.graph.initializer:
+            for entry in tensor.external_data:
+                entry.value = f"{name}.onnx.data" if entry.key == "location" else entry.value
+        data.rename(folder / f"{name}.onnx.data")
+        onnx.save(proto, folder / f"{name}.onnx")
+    (folder / "inline.onnx").unlink()
+    (folder / "other.onnx.data").rename(folder / "other.data")
+    (folder / "other.onnx").unlink()
+    (folder / "recipe.toml").write_text(RECIPE)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from bench import Bench, Trial
+from bench import CHANGES, Bench, Trial
 from tasks import make_inputs
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="tasks are done in forks")
@@ -50,6 +50,12 @@ def disturb(trial: Trial, way: str) -> None:
 @pytest.mark.parametrize("task", list(WHOLE))
 def test_outputs_appear_together_or_not_at_all(bench: Bench, task: str, way: str) -> None:
     disturb(Trial(bench, task, commit=WHOLE[task]), way)
+
+
+@pytest.mark.parametrize("way", CHANGES)
+def test_an_input_that_changes_is_noticed_or_was_read(bench: Bench, way: str) -> None:
+    """Whatever happens to the data file of the input: the output is that of the old one, or there is none."""
+    disturb(Trial(bench, "from_external"), way)
 
 
 @pytest.mark.parametrize("way", WAYS)
