@@ -18,7 +18,7 @@ from typing import IO
 
 from onnxprune.containment import told
 from onnxprune.containment.holding import hold, hold_folder, let_go
-from onnxprune.containment.temporary import remove_stale, temporary_name
+from onnxprune.containment.temporary import discard, remove_stale, temporary_name
 from onnxprune.errors import OutputError
 from onnxprune.messages import visible
 
@@ -128,7 +128,11 @@ class NewFolder:
         with output_errors(self.target):
             self.temporary.mkdir()
             self._present = True
-            self._held = hold_folder(self.temporary)
+            try:
+                self._held = hold_folder(self.temporary)
+            except OSError:  # there are too few descriptors
+                self.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(
@@ -137,7 +141,7 @@ class NewFolder:
         let_go(self._held)
         if self._present:
             self._present = False
-            shutil.rmtree(self.temporary, ignore_errors=True)
+            discard(self.temporary)
 
     def check(self) -> None:
         """Refuse a name that can't be taken.

@@ -195,7 +195,11 @@ def _give_second_name(target: Path, second: Path) -> bool:
             raise
         if target.lstat().st_size > _MOST_COPIED_BYTES:
             return False
-        shutil.copy2(target, second, follow_symlinks=False)
+        try:
+            shutil.copy2(target, second, follow_symlinks=False)
+        except BaseException:
+            discard(second)
+            raise
     return True
 
 

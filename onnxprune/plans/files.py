@@ -153,7 +153,7 @@ def check_plan_target(target: Path) -> None:
     Raises:
         OutputError: likewise.
     """
-    if target.is_symlink() or (target.exists() and not (target / "plan.json").is_file()):
+    if target.exists() and not (target / "plan.json").is_file():
         raise OutputError(
             f"{visible(target)}: exists and is no plan folder; choose another place for the plan"
         )

@@ -246,3 +246,45 @@ def test_a_supervisor_takes_back_what_a_dead_worker_placed(tmp_path: Path, dies:
     subprocess.run([sys.executable, "-c", DIES, str(tmp_path), dies], check=True)
     kept = {"m.data": "new", "m.onnx": "new", "m.plan/plan.json": "new"}
     assert state(tmp_path) == ({"m.onnx": "old", "m.plan/plan.json": "old"} if dies == "within" else kept)
+
+
+def test_a_copy_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_arguments: object, **_named: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    def half(source: Path, target: Path, **_named: object) -> None:
+        target.write_bytes(b"o")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_whole(tmp_path / "m.onnx", b"old")
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(together.shutil, "copy2", half)
+    with pytest.raises(OutputError, match="No space left"), Together() as group:
+        place(group, tmp_path / "m.onnx", "new")
+    assert state(tmp_path) == {"m.onnx": "old"}
+
+
+def test_too_few_descriptors_leave_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def few(path: object, flags: int, *more: object, **named: object) -> int:
+        if str(path).endswith("onnxprune-tmp"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, flags, *more, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", few)
+    with pytest.raises(OutputError, match="Too many open files"), NewFolder(tmp_path / "m.plan"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_a_plan_is_replaced(tmp_path: Path, way: str) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "plan.json").write_text("old")
+    (tmp_path / "m.plan").symlink_to("real")
+    with Together() as group:
+        place(group, tmp_path / "m.plan", "new")
+    assert not (tmp_path / "m.plan").is_symlink()
+    assert (tmp_path / "m.plan" / "plan.json").read_text() == "new"
+    assert (tmp_path / "real" / "plan.json").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.plan", "real"]
