@@ -139,7 +139,8 @@ class Together:
         except FileNotFoundError:
             return None
         self._held.callback(os.close, descriptor)
-        share(descriptor)
+        if not any(placed.has_name() for placed in self._placed if _names(placed, path)):
+            share(descriptor)  # of its own it would wait for itself
         return descriptor if _is(path, os.fstat(descriptor)) else None
 
     def _place_file(self, temporary: Path, target: Path) -> None:
@@ -179,6 +180,10 @@ def _is(path: Path, known: os.stat_result) -> bool:
         return os.path.samestat(path.lstat(), known)
     except OSError:
         return False
+
+
+def _names(placed: Placed, path: Path) -> bool:
+    return placed.target == os.path.abspath(path)  # noqa: PTH100 # as it was noted
 
 
 def _give_second_name(target: Path, second: Path) -> bool:

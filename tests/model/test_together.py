@@ -207,6 +207,12 @@ def test_a_writer_whose_number_means_nothing_here_is_at_work(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_group_adopts_what_it_has_placed_itself(tmp_path: Path) -> None:
+    with Together() as group:
+        place(group, tmp_path / "m.data", "data")
+        assert group.adopt(tmp_path / "m.data") is not None
+
+
 #: Places a new file and one in place of another, and dies; its supervisor says what the folder holds then.
 DIES = """
 import os, sys
