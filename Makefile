@@ -6,14 +6,18 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # ONNX Runtime's wheels write telemetry into the home folder unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
 
+# How often `make faults` kills each command at a random moment.
+KILLS ?= 60
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long fuzz check lint build clean
+.PHONY: help demo test test-long fuzz faults check lint build clean
 
 help:
 	@echo 'make demo       train, prune and compare small models; prints one table'
 	@echo 'make test       run the tests that take a minute (ARGS=... goes to pytest)'
 	@echo 'make test-long  run all tests'
 	@echo 'make fuzz       read 200,000 damaged and hostile files (ARGS="--count 5000 --seed 1 --jobs 4")'
+	@echo 'make faults     kill, interrupt and starve every command that writes (KILLS=300 is thorough)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make check      lint, test and build'
 	@echo 'make build      wheel and source archive in dist/'
@@ -32,6 +36,8 @@ test-long: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzzing $(ARGS)
+faults: $(VENV)/.dev
+	ONNXPRUNE_KILLS=$(KILLS) $(BIN)/python -m pytest -n auto --dist loadgroup tests/faults $(ARGS)
 
 check: lint test build
 

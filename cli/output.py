@@ -17,6 +17,7 @@ from onnxprune.containment import confine, told
 from onnxprune.errors import LimitMissed, NothingToPrune, OutputError
 from onnxprune.messages import one_line
 from onnxprune.user_code import is_reference
+from onnxprune_cli.apart import check_apart
 from onnxprune_cli.endings import discard
 from onnxprune_cli.progress import Progress
 
@@ -156,6 +157,7 @@ def reporting(command: _Command) -> _Command:
     def wrapped(ctx: click.Context, /, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
         name = ctx.info_name or ""
         told.subject(_subject(ctx))
+        check_apart(ctx)
         _confine(ctx)
         out = Output(name, sys.stdout, as_json, quiet, verbose, Progress(name, quiet), _writes(ctx))
         try:

@@ -97,6 +97,7 @@ def prune(
     from onnxprune import load, prune_gradually, save_pruned
     from onnxprune import prune as run
     from onnxprune.model.atomic import check_target
+    from onnxprune.model.together import Together
     from onnxprune.report.plot import draw_schedule
 
     check_target(output)  # rather now than after long work
@@ -110,9 +111,10 @@ def prune(
         out.step(f"pruning and tuning on {choices['data']}")
         result = prune_gradually(original, told=out.progress.standing, **tuning, **choices)
     out.step(f"verifying and writing {output}")
-    report = save_pruned(result, output, against=model, plan_folder=plan, **storage)
     written = {"model": output, "plan": plan}
-    if plot is not None:
-        draw_schedule(report, plot)
-        written["plot"] = plot
+    with Together() as together:
+        report = save_pruned(result, output, against=model, plan_folder=plan, together=together, **storage)
+        if plot is not None:
+            draw_schedule(report, plot)
+            written["plot"] = plot
     out.show(report, title=f"prune {model} -> {output}", written=written)

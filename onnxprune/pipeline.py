@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -179,6 +180,7 @@ def save_pruned(
     plan_folder: str | Path | None = None,
     external_data: bool | None = None,
     sparse_storage: bool | None = None,
+    together: Together | None = None,
 ) -> Report:
     """Write a pruned model, verified before it appears under its name, and its plan.
 
@@ -189,6 +191,7 @@ def save_pruned(
         plan_folder: where the plan goes; nowhere if None.
         external_data: weights beside the model; None for as it was.
         sparse_storage: weights as sparse initializers where that is smaller; None for as they were.
+        together: what else appears with the model, or not at all.
 
     Returns:
         The report of the result, with the checks of the file.
@@ -219,6 +222,7 @@ def save_pruned(
         once_passed=keep_plan,
         external_data=external_data,
         sparse_storage=sparse_storage,
+        together=together,
     )
 
 
@@ -231,6 +235,7 @@ def save_examined(
     once_passed: Callable[[Together], None] | None = None,
     external_data: bool | None = None,
     sparse_storage: bool | None = None,
+    together: Together | None = None,
 ) -> Report:
     """Write a model if the file passes what is checked before it appears under its name.
 
@@ -243,6 +248,7 @@ def save_examined(
             the file, or not at all.
         external_data: see `onnxprune.save`.
         sparse_storage: see `onnxprune.save`.
+        together: what else appears with the model, or not at all.
 
     Returns:
         The report, with the checks and the time of the file.
@@ -260,16 +266,17 @@ def save_examined(
         if failed:
             raise VerificationError(f"{path}: not written, {failed[0].name}: {failed[0].detail}")
         if once_passed is not None:
-            once_passed(together)
+            once_passed(group)
 
-    with Together() as together:
+    with contextlib.ExitStack() as stack:
+        group = together or stack.enter_context(Together())
         save(
             model,
             path,
             external_data=external_data,
             sparse_storage=sparse_storage,
             before_commit=check_file,
-            together=together,
+            together=group,
         )
     seconds = {**report.seconds, "write and verify": time.perf_counter() - started}
     return replace(report, checks=(*report.checks, *checks), seconds=seconds)

@@ -97,6 +97,10 @@ class RunFolder:
             lock = filelock.FileLock(self._folder / "lock")
             try:
                 lock.acquire(blocking=False)
+            except NotImplementedError:
+                raise OutputError(
+                    f"{visible(self._folder)}: its file system has no locks; name a run.folder elsewhere"
+                ) from None
             except filelock.Timeout:
                 raise OutputError(
                     f"{visible(self._folder)}: another run uses it; wait for it, or name another run.folder"

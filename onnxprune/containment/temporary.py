@@ -69,6 +69,8 @@ def discard(path: Path) -> None:
     """Remove a file or folder on which nothing depends; what stays is removed another time."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # an empty one goes even where there is no descriptor left
+            path.rmdir()
         return
     with contextlib.suppress(OSError):
         path.unlink()

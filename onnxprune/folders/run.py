@@ -92,7 +92,8 @@ def prune_folder(
                 if result is None:
                     continue
                 say(f"{name}: verifying and writing")
-                (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+                with output_errors(target / path):
+                    (scratch / path).parent.mkdir(parents=True, exist_ok=True)
                 report = save_pruned(
                     result,
                     scratch / path,

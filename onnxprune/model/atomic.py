@@ -11,14 +11,14 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from onnxprune.containment import told
 from onnxprune.containment.holding import hold, hold_folder, let_go
-from onnxprune.containment.temporary import remove_stale, temporary_name
+from onnxprune.containment.temporary import discard, remove_stale, temporary_name
 from onnxprune.errors import OutputError
 from onnxprune.messages import visible
 
@@ -108,15 +108,15 @@ class NewFolder:
 
     Args:
         target: the name it shall have.
-        replaces: an older folder of that name may be replaced; without, nothing may have it.
+        check: refuses a name that something has which may not be replaced; by default, whatever has it.
 
     Attributes:
         temporary: the name it has until then, in the same folder.
     """
 
-    def __init__(self, target: Path, *, replaces: bool = False) -> None:
+    def __init__(self, target: Path, check: Callable[[Path], None] | None = None) -> None:
         self.target = target
-        self.replaces = replaces
+        self._check = check or check_new_folder
         self.temporary = target.parent / temporary_name(target.name)
         self._held: int | None = None
         self._present = False
@@ -128,7 +128,11 @@ class NewFolder:
         with output_errors(self.target):
             self.temporary.mkdir()
             self._present = True
-            self._held = hold_folder(self.temporary)
+            try:
+                self._held = hold_folder(self.temporary)
+            except OSError:  # there are too few descriptors
+                self.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(
@@ -137,16 +141,15 @@ class NewFolder:
         let_go(self._held)
         if self._present:
             self._present = False
-            shutil.rmtree(self.temporary, ignore_errors=True)
+            discard(self.temporary)
 
     def check(self) -> None:
-        """Refuse a name that something has which may not be replaced.
+        """Refuse a name that can't be taken.
 
         Raises:
-            OutputError: likewise, or the folder that it shall be in is missing.
+            OutputError: something has it that may not be replaced, or the folder to be in is missing.
         """
-        if not self.replaces:
-            check_new_folder(self.target)
+        self._check(self.target)
 
     def finish(self) -> None:
         """Wait until the disk has everything in it.

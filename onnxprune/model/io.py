@@ -206,6 +206,7 @@ def save(
             file.finish()
             if before_commit is not None:
                 before_commit(file.temporary)
+            together.place_rest()
             together.place(file)
     return (target,) if data is None else (target, data)
 

@@ -10,12 +10,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from onnxprune.containment import told
 from onnxprune.containment.holding import let_go, share
 from onnxprune.containment.placing import Placed, swap, take_back
 from onnxprune.containment.temporary import discard, temporary_name
 from onnxprune.model.atomic import NewFile, NewFolder, check_target, flush_folder, output_errors
+
+_New = TypeVar("_New", NewFile, NewFolder)
 
 _numbers = itertools.count()
 
@@ -31,15 +34,17 @@ _MOST_COPIED_BYTES = 64 << 20
 class Together:
     """Files and folders that get their names one after the other; if one can't, those before go back.
 
-    What is placed in the block stays if the block ends well. If it fails, every name holds what it held
-    before, or nothing. A process that is killed in the block leaves some of the new things under their names,
-    each of them whole, and what they replaced under temporary names, which the next run removes; where a
-    supervisor outlives it, that takes everything back.
+    What is placed in the block, or is to be placed later, has its name if the block ends well. If it fails,
+    every name holds what it held before, or nothing. A process that is killed in the block leaves some of the
+    new things under their names, each of them whole, and what they replaced under temporary names, which the
+    next run removes; where a supervisor outlives it, that takes everything back.
     """
 
     def __init__(self) -> None:
         self._number = next(_numbers)
         self._placed: list[Placed] = []
+        self._later: list[NewFile | NewFolder] = []
+        self._begun = contextlib.ExitStack()
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Together:
@@ -48,12 +53,47 @@ class Together:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._held:
-            if kind is not None:
+        with self._held, self._begun:
+            try:
+                if kind is None:
+                    self.place_rest()
+                else:
+                    take_back(self._placed)
+            except BaseException:
                 take_back(self._placed)
-            told.settled(self._number)
-            for placed in self._placed:
-                discard(Path(placed.second))
+                raise
+            finally:
+                told.settled(self._number)
+                for placed in self._placed:
+                    discard(Path(placed.second))
+
+    def begin(self, new: _New) -> _New:
+        """Make a new file or folder under its temporary name, which goes with the block unless it is placed.
+
+        Raises:
+            OutputError: it can't be made.
+        """
+        return self._begun.enter_context(new)
+
+    def place_later(self, new: NewFile | NewFolder) -> None:
+        """Flush a file or folder that was begun; it is placed by `place_rest`, or when the block ends.
+
+        So whatever a full disk refuses to take is refused before anything has a new name.
+
+        Raises:
+            OutputError: the disk is full or fails.
+        """
+        new.finish()
+        self._later.append(new)
+
+    def place_rest(self) -> None:
+        """Place all that was to be placed later, in this order.
+
+        Raises:
+            OutputError: a name can't be taken.
+        """
+        while self._later:
+            self.place(self._later.pop(0))
 
     def place(self, new: NewFile | NewFolder, name: Path | None = None) -> None:
         """Give a finished file or folder its name, and make the name last.
@@ -76,17 +116,16 @@ class Together:
             flush_folder(target.parent)
 
     def write(self, target: Path, contents: bytes) -> None:
-        """Write and place a file.
+        """Write a file, and place it later.
 
         Raises:
             OutputError: it can't be written.
         """
         check_target(target)
-        with NewFile(target) as file:
-            with output_errors(target):
-                file.stream.write(contents)
-            file.finish()
-            self.place(file)
+        file = self.begin(NewFile(target))
+        with output_errors(target):
+            file.stream.write(contents)
+        self.place_later(file)
 
     def adopt(self, path: Path) -> int | None:
         """Use a file that another run may have placed just now; wait until that keeps it, or takes it back.
@@ -100,7 +139,8 @@ class Together:
         except FileNotFoundError:
             return None
         self._held.callback(os.close, descriptor)
-        share(descriptor)
+        if not any(placed.has_name() for placed in self._placed if _names(placed, path)):
+            share(descriptor)  # of its own it would wait for itself
         return descriptor if _is(path, os.fstat(descriptor)) else None
 
     def _place_file(self, temporary: Path, target: Path) -> None:
@@ -142,6 +182,10 @@ def _is(path: Path, known: os.stat_result) -> bool:
         return False
 
 
+def _names(placed: Placed, path: Path) -> bool:
+    return placed.target == os.path.abspath(path)  # noqa: PTH100 # as it was noted
+
+
 def _give_second_name(target: Path, second: Path) -> bool:
     """Keep what has a name under a second one; return whether nothing is lost if it is replaced.
 
@@ -156,7 +200,11 @@ def _give_second_name(target: Path, second: Path) -> bool:
             raise
         if target.lstat().st_size > _MOST_COPIED_BYTES:
             return False
-        shutil.copy2(target, second, follow_symlinks=False)
+        try:
+            shutil.copy2(target, second, follow_symlinks=False)
+        except BaseException:
+            discard(second)
+            raise
     return True
 
 
@@ -173,7 +221,6 @@ def new_folder(target: Path, together: Together | None = None) -> Iterator[Path]
     """
     with contextlib.ExitStack() as stack:
         together = together or stack.enter_context(Together())
-        with NewFolder(target) as new:
-            yield new.temporary
-            new.finish()
-            together.place(new)
+        new = together.begin(NewFolder(target))
+        yield new.temporary
+        together.place_later(new)

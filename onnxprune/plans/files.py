@@ -132,21 +132,18 @@ def save_plan(plan: Plan, folder: str | Path, *, together: Together | None = Non
         OutputError: the place is taken by something that is no plan, or can't be written.
     """
     target = Path(folder)
-    check_plan_target(target)
     with contextlib.ExitStack() as stack:
         together = together or stack.enter_context(Together())
-        with NewFolder(target, replaces=True) as new:
-            with output_errors(target):
-                text = json.dumps(_as_json(plan), indent=1, allow_nan=False)
-                (new.temporary / "plan.json").write_bytes(text.encode())
-                if plan.masks:
-                    masks = {name: mask.bits for name, mask in plan.masks.items()}
-                    (new.temporary / "masks.safetensors").write_bytes(safetensors.numpy.save(masks))
-                if plan.graph is not None:
-                    (new.temporary / "graph.json").write_bytes(graph_file.to_text(plan.graph).encode())
-            new.finish()
-            check_plan_target(target)
-            together.place(new)
+        new = together.begin(NewFolder(target, check_plan_target))
+        with output_errors(target):
+            text = json.dumps(_as_json(plan), indent=1, allow_nan=False)
+            (new.temporary / "plan.json").write_bytes(text.encode())
+            if plan.masks:
+                masks = {name: mask.bits for name, mask in plan.masks.items()}
+                (new.temporary / "masks.safetensors").write_bytes(safetensors.numpy.save(masks))
+            if plan.graph is not None:
+                (new.temporary / "graph.json").write_bytes(graph_file.to_text(plan.graph).encode())
+        together.place_later(new)
     return target
 
 
@@ -156,7 +153,7 @@ def check_plan_target(target: Path) -> None:
     Raises:
         OutputError: likewise.
     """
-    if target.is_symlink() or (target.exists() and not (target / "plan.json").is_file()):
+    if target.exists() and not (target / "plan.json").is_file():
         raise OutputError(
             f"{visible(target)}: exists and is no plan folder; choose another place for the plan"
         )

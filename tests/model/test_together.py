@@ -35,10 +35,14 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
+def anything(target: Path) -> None:
+    """Let a folder take the name of whatever has it."""
+
+
 def place(group: Together, target: Path, contents: str) -> None:
     """Place a file, or a folder where the name ends in .plan."""
     if target.suffix == ".plan":
-        with NewFolder(target, replaces=True) as folder:
+        with NewFolder(target, anything) as folder:
             (folder.temporary / "plan.json").write_text(contents)
             folder.finish()
             group.place(folder)
@@ -203,6 +207,12 @@ def test_a_writer_whose_number_means_nothing_here_is_at_work(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_group_adopts_what_it_has_placed_itself(tmp_path: Path) -> None:
+    with Together() as group:
+        place(group, tmp_path / "m.data", "data")
+        assert group.adopt(tmp_path / "m.data") is not None
+
+
 #: Places a new file and one in place of another, and dies; its supervisor says what the folder holds then.
 DIES = """
 import os, sys
@@ -220,7 +230,7 @@ def work():
                 file.stream.write(b"new")
                 file.finish()
                 group.place(file)
-        with NewFolder(folder / "m.plan", replaces=True) as new:
+        with NewFolder(folder / "m.plan", lambda target: None) as new:
             (new.temporary / "plan.json").write_text("new")
             group.place(new)
         if sys.argv[2] == "within":
@@ -242,3 +252,45 @@ def test_a_supervisor_takes_back_what_a_dead_worker_placed(tmp_path: Path, dies:
     subprocess.run([sys.executable, "-c", DIES, str(tmp_path), dies], check=True)
     kept = {"m.data": "new", "m.onnx": "new", "m.plan/plan.json": "new"}
     assert state(tmp_path) == ({"m.onnx": "old", "m.plan/plan.json": "old"} if dies == "within" else kept)
+
+
+def test_a_copy_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_arguments: object, **_named: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    def half(source: Path, target: Path, **_named: object) -> None:
+        target.write_bytes(b"o")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_whole(tmp_path / "m.onnx", b"old")
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(together.shutil, "copy2", half)
+    with pytest.raises(OutputError, match="No space left"), Together() as group:
+        place(group, tmp_path / "m.onnx", "new")
+    assert state(tmp_path) == {"m.onnx": "old"}
+
+
+def test_too_few_descriptors_leave_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def few(path: object, flags: int, *more: object, **named: object) -> int:
+        if str(path).endswith("onnxprune-tmp"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, flags, *more, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", few)
+    with pytest.raises(OutputError, match="Too many open files"), NewFolder(tmp_path / "m.plan"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_a_plan_is_replaced(tmp_path: Path, way: str) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "plan.json").write_text("old")
+    (tmp_path / "m.plan").symlink_to("real")
+    with Together() as group:
+        place(group, tmp_path / "m.plan", "new")
+    assert not (tmp_path / "m.plan").is_symlink()
+    assert (tmp_path / "m.plan" / "plan.json").read_text() == "new"
+    assert (tmp_path / "real" / "plan.json").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.plan", "real"]

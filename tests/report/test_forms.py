@@ -104,4 +104,4 @@ def test_what_is_no_record_is_refused_in_one_line(contents, tmp_path, capsys):
 def test_a_file_where_a_folder_should_be_is_told_before_reading(document, tmp_path, capsys):
     assert execute(["report", str(document), "--html", str(tmp_path / "no" / "a.html")]) == 1
     assert "there is no folder" in capsys.readouterr().err
-    assert execute(["report", str(document), "--html", str(document)]) == 2
+    assert execute(["report", str(document), "--html", str(document)]) == 1
