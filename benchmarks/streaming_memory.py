@@ -1,16 +1,16 @@
 """Peak memory and time of commands on models larger than memory, beside a plain copy of the same bytes.
 
-    python benchmarks/streaming_memory.py [--gigabytes 0.1 1] [--commands inspect prune:2:4 verify] [--sparse]
+    python benchmarks/streaming_memory.py [--gigabytes 0.1 1] [--commands inspect verify] [--sparse]
 
-Writes a chain of square float32 products (64 MiB each by default), lets each command work on it in a process of
-its own, and prints a row for each:
+Writes a chain of square float32 products (64 MiB each by default), lets each command work on it in a process
+of its own, and prints a row for each:
 
 - ``peak``: the most resident memory of any process of the command (the system's own mark; pages of mapped
   files count), and of all of them together (seen every 10 ms);
 - ``own``: the most of it that is not pages of files;
 - ``time``: of the whole command, which loads, writes, flushes, reloads, runs and compares;
-- ``pass``: of the masking pass alone (read, choose, mask, hash, write, flush), beside a copy of the same bytes
-  with the same flush just before: the ratio, and the median of several.
+- ``pass``: of the masking pass alone (read, choose, mask, hash, write, flush), beside a copy of the same
+  bytes with the same flush just before: the ratio, and the median of several.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ COMMANDS = {
 _PASS = """
 import sys, time
 import onnxprune
+tools = onnxprune.load, onnxprune.prune, onnxprune.save  # which imports what they need
 started = time.perf_counter()
 model = onnxprune.load(sys.argv[1])
 amount = float(sys.argv[4]) if sys.argv[4] else None
