@@ -36,6 +36,7 @@ test-long: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzzing $(ARGS)
+
 faults: $(VENV)/.dev
 	ONNXPRUNE_KILLS=$(KILLS) $(BIN)/python -m pytest -n auto --dist loadgroup tests/faults $(ARGS)
 

@@ -55,14 +55,29 @@ def resnet50(seed: int = 0) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def write_linear_chain(path: Path, layers: int, width: int, seed: int = 0) -> int:
-    """Write ``layers`` square float32 MatMuls with external data, one layer at a time; return the bytes."""
+def write_linear_chain(
+    path: Path, layers: int, width: int, seed: int = 0, *, alike: bool = False, sparse: bool = False
+) -> int:
+    """Write ``layers`` square float32 MatMuls with external data, one layer at a time; return the bytes.
+
+    Args:
+        path: of the model; the data goes beside it.
+        layers: how many.
+        width: of the weights.
+        seed: of the weights.
+        alike: all layers have the same weights, stored for each, which takes a tenth of the time.
+        sparse: of each weight, all but its first 64 rows are holes in the file, and zero.
+    """
     random = np.random.default_rng(seed)
     nodes, initializers, offset, value = [], [], 0, "x"
     with path.with_suffix(".onnx.data").open("wb") as data:
         for layer in range(layers):
-            weights = random.standard_normal((width, width), dtype=np.float32) / np.float32(np.sqrt(width))
-            data.write(weights.tobytes())
+            if layer == 0 or not alike:
+                weights = random.standard_normal((width, width), dtype=np.float32)
+                weights /= np.float32(np.sqrt(width))
+            data.seek(offset)
+            data.write(weights[: 64 if sparse else width].data.cast("B"))
+            data.truncate(offset + weights.nbytes)
             proto = TensorProto(name=f"w{layer}", data_type=TensorProto.FLOAT, dims=weights.shape)
             proto.data_location = TensorProto.EXTERNAL
             place = {"location": path.name + ".data", "offset": offset, "length": weights.nbytes}

@@ -1,65 +1,202 @@
-"""Resident memory while a model with external data, larger than that memory, is pruned by magnitude.
+"""Peak memory and time of commands on models larger than memory, beside a plain copy of the same bytes.
 
-    python benchmarks/streaming_memory.py [--layers 32] [--width 4096] [--scope uniform]
+    python benchmarks/streaming_memory.py [--gigabytes 0.1 1] [--commands inspect verify] [--sparse]
 
-Writes a chain of square float32 matrix products (2 GiB by default) into a temporary folder, prunes half of
-its weights in a process of its own, and prints the peak of its resident memory. A plain copy of the data is
-timed beside it.
+Writes a chain of square float32 products (64 MiB each by default), lets each command work on it in a process
+of its own, and prints a row for each:
+
+- ``peak``: the most resident memory of any process of the command (the system's own mark; pages of mapped
+  files count), and of all of them together (seen every 10 ms);
+- ``own``: the most of it that is not pages of files;
+- ``time``: of the whole command, which loads, writes, flushes, reloads, runs and compares;
+- ``pass``: of the masking pass alone (read, choose, mask, hash, write, flush), beside a copy of the same
+  bytes with the same flush just before: the ratio, and the median of several.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from models import write_linear_chain
 
-WORK = """
-import json, resource, sys, time
-import onnxprune
+#: What is measured, by the name that --commands takes; {m}: the model, {o}: an output, {p}: a pruned model.
+COMMANDS = {
+    "inspect": "inspect {m}",
+    "prune:2:4": "prune {m} -o {o} --pattern 2:4",
+    "prune:unstructured": "prune {m} -o {o} --pattern unstructured --amount 0.5",
+    "prune:global": "prune {m} -o {o} --pattern unstructured --amount 0.5 --scope global",
+    "prune:block:4x4": "prune {m} -o {o} --pattern block:4x4 --amount 0.5",
+    "verify": "verify {p} --against {m} --plan {p}.plan",
+    "apply": "apply {p}.plan {m} -o {o}",
+    "quantize:int4": "quantize {m} -o {o} --form int4",
+    "quantize:float16": "quantize {m} -o {o} --form float16",
+    "quantize:int8": "quantize {m} -o {o} --form int8 --computing float",
+    "quantize:dynamic": "quantize {m} -o {o} --form dynamic",
+}
 
+_PASS = """
+import sys, time
+import onnxprune
+tools = onnxprune.load, onnxprune.prune, onnxprune.save  # which imports what they need
 started = time.perf_counter()
 model = onnxprune.load(sys.argv[1])
-result = onnxprune.prune(model, pattern="unstructured", amount=0.5, scope=sys.argv[3])
+amount = float(sys.argv[4]) if sys.argv[4] else None
+result = onnxprune.prune(model, pattern=sys.argv[3], amount=amount)
 onnxprune.save(result.model, sys.argv[2])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"peak_bytes": peak, "seconds": time.perf_counter() - started}))
+print(time.perf_counter() - started)
 """
+
+_PIECE_BYTES = 1 << 22
+
+
+@dataclass(slots=True)
+class Peak:
+    """What a command took: bytes, and seconds."""
+
+    one: int = 0
+    together: int = 0
+    own: int = 0
+    seconds: float = 0.0
+    status: int = 0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--scope", choices=["uniform", "global"], default="uniform")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, nargs="+", default=[0.1, 1])
+    parser.add_argument("--commands", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
+    parser.add_argument("--width", type=int, default=4096, help="of the square weights")
+    parser.add_argument(
+        "--passes", type=int, default=3, help="pairs of a copy and a masking pass; 0 for none"
+    )
+    parser.add_argument("--sparse", action="store_true", help="weights are holes but for their first rows")
+    parser.add_argument("--folder", type=Path, help="where the models are made (three times their size)")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        size = write_linear_chain(folder / "big.onnx", options.layers, options.width)
-        started = time.perf_counter()
-        shutil.copyfile(folder / "big.onnx.data", folder / "copy.data")
-        copied = time.perf_counter() - started
-        (folder / "copy.data").unlink()
-        command = [
-            sys.executable,
-            "-c",
-            WORK,
-            str(folder / "big.onnx"),
-            str(folder / "small.onnx"),
-            options.scope,
-        ]
+    print("| weights | command | peak MB | together MB | own MB | seconds | status |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
+    for gigabytes in options.gigabytes:
+        with tempfile.TemporaryDirectory(dir=options.folder) as name:
+            measure(Path(name), gigabytes, options)
+
+
+def measure(folder: Path, gigabytes: float, options: argparse.Namespace) -> None:
+    """Print the rows for one size."""
+    model, output, pruned = (folder / f"{name}.onnx" for name in ("model", "output", "pruned"))
+    layers = max(1, round(gigabytes * 1e9 / (4 * options.width**2)))
+    size = write_linear_chain(model, layers, options.width, alike=True, sparse=options.sparse)
+    label = f"{size / 1e9:.1f} GB"
+    if {"verify", "apply"} & set(options.commands):
+        row(label, "prune:2:4 --plan", run(f"prune {model} -o {pruned} --pattern 2:4 --plan {pruned}.plan"))
+    for name in options.commands:
+        row(label, name, run(COMMANDS[name].format(m=model, o=output, p=pruned)))
+        remove(folder, "output.onnx*")
+    remove(folder, "pruned.onnx*")
+    for pattern, amount in (("2:4", ""), ("unstructured", "0.5")):
+        ratios = list(passes(model, output, pattern, amount, options.passes))
+        if ratios:
+            times = ", ".join(f"{ours:.1f}/{copy:.1f} s" for ours, copy in ratios)
+            median = statistics.median(ours / copy for ours, copy in ratios)
+            print(f"| {label} | pass {pattern}: {median:.2f} of a copy ({times}) |", flush=True)
+
+
+def row(label: str, name: str, peak: Peak) -> None:
+    numbers = (f"{count / 1e6:.0f}" for count in (peak.one, peak.together, peak.own))
+    print(f"| {label} | {name} | {' | '.join(numbers)} | {peak.seconds:.0f} | {peak.status} |", flush=True)
+
+
+def run(command: str) -> Peak:
+    """Run a command, and watch the memory of it and of all processes that it starts."""
+    peak, done = Peak(), threading.Event()
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onnxprune_cli", *command.split()],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            seen = [memory(number) for number in descendants(process.pid)]
+            peak.together = max(peak.together, sum(resident for resident, _ in seen))
+            peak.own = max([peak.own, *(own for _, own in seen)])
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    complaint = process.stderr.read() if process.stderr else b""
+    _, status, usage = os.wait4(process.pid, 0)
+    done.set()
+    watcher.join()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    peak.one, peak.seconds, peak.status = (
+        usage.ru_maxrss * 1024,
+        time.perf_counter() - started,
+        process.returncode,
+    )
+    if process.returncode:
+        print(complaint.decode(errors="replace"), file=sys.stderr)
+    return peak
+
+
+def memory(process: int) -> tuple[int, int]:
+    """Return the resident bytes of a process, and those that are not pages of files."""
+    try:
+        fields = dict(
+            line.split(":", 1)
+            for line in Path(f"/proc/{process}/status").read_text().splitlines()
+            if ":" in line
+        )
+        return tuple(int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon"))  # type: ignore
+    except (OSError, KeyError, ValueError):
+        return 0, 0  # it has ended
+
+
+def descendants(process: int) -> Iterator[int]:
+    yield process
+    try:
+        for task in Path(f"/proc/{process}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from descendants(int(child))
+    except OSError:
+        return
+
+
+def passes(model: Path, output: Path, pattern: str, amount: str, count: int) -> Iterator[tuple[float, float]]:
+    """Yield the seconds of a masking pass and of a copy just before it."""
+    for _ in range(count):
+        copied = copy(Path(f"{model}.data"), output)
+        remove(output.parent, "output.onnx*")
+        command = [sys.executable, "-c", _PASS, str(model), str(output), pattern, amount]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        report = json.loads(done.stdout)
-    print(f"weights          {size / 2**20:8.0f} MiB")
-    print(f"peak resident    {report['peak_bytes'] / 2**20:8.0f} MiB")
-    print(f"prune            {report['seconds']:8.1f} s")
-    print(f"plain copy       {copied:8.1f} s")
+        remove(output.parent, "output.onnx*")
+        yield float(done.stdout), copied
+
+
+def copy(source: Path, target: Path) -> float:
+    """Copy a file piece by piece, flush it and its folder, and return the seconds."""
+    started = time.perf_counter()
+    with source.open("rb", buffering=0) as reader, target.open("wb", buffering=0) as writer:
+        while piece := reader.read(_PIECE_BYTES):
+            writer.write(piece)
+        os.fsync(writer.fileno())
+    folder = os.open(target.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+    return time.perf_counter() - started
+
+
+def remove(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 if __name__ == "__main__":

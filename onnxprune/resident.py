@@ -7,6 +7,7 @@ time, yet they count as resident memory of the process, and memory limits of con
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 import threading
 from collections.abc import Collection, Iterator
@@ -16,6 +17,10 @@ from typing import IO
 
 _MADV_DONTNEED = 4
 _INTERVAL_SECONDS = 0.002
+_PAGE_BYTES = mmap.PAGESIZE
+
+#: Pages of mapped files that may be resident.
+_MOST_BYTES = 128 << 20
 _SYNC_FILE_RANGE_WRITE = 2
 
 _C_LIBRARY = ctypes.CDLL(None, use_errno=True) if sys.platform != "win32" else None
@@ -23,7 +28,7 @@ _C_LIBRARY = ctypes.CDLL(None, use_errno=True) if sys.platform != "win32" else N
 
 @contextmanager
 def pages_dropped(files: Collection[Path]) -> Iterator[None]:
-    """Drop the resident pages of mapped files again and again, as long as the context lasts.
+    """Drop the resident pages of mapped files whenever there are many, as long as the context lasts.
 
     The files must be mapped when the context begins, and nothing may write to these mappings in it. Dropped
     pages are read again from the file when they are needed. Where the system is not Linux, or no
@@ -36,9 +41,13 @@ def pages_dropped(files: Collection[Path]) -> Iterator[None]:
     mappings = unchanged_mappings({str(path.resolve()) for path in files})
     done = threading.Event()
 
+    before = _file_pages()
+
     def work() -> None:
         while not done.wait(_INTERVAL_SECONDS):
-            drop_pages(mappings)
+            # Not at once: a product reads the pages of its weight several times.
+            if (_file_pages() - before) * _PAGE_BYTES > _MOST_BYTES:
+                drop_pages(mappings)
 
     worker = threading.Thread(target=work, name="drop pages", daemon=True)
     worker.start()
@@ -69,6 +78,11 @@ def start_writing(stream: IO[bytes], start: int, count: int) -> None:
     if begin is not None:
         where = ctypes.c_int64(start), ctypes.c_int64(count)
         begin(ctypes.c_int(stream.fileno()), *where, ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
+
+
+def _file_pages() -> int:
+    """Return how many resident pages of this process are those of files."""
+    return int(Path("/proc/self/statm").read_bytes().split()[2])
 
 
 def drop_pages(mappings: Collection[tuple[int, int]]) -> None:

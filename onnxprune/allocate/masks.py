@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from onnxprune.allocate.selection import Selector, find_cut
 from onnxprune.errors import ModelError, PlanError, UsageError
+from onnxprune.model.mask_store import MaskStore
 from onnxprune.model.nonfinite import describe_nonfinite, first_nonfinite
 from onnxprune.model.streaming import in_bands, read_pieces
 from onnxprune.ops.weights import FoundWeight, locate_weights, other_readers
@@ -91,10 +92,11 @@ class _Candidate:
             ModelError: a weight is not a finite number.
         """
         score = self.scorer.start(self.name, self.seed, self._read)
+        gone = None if self.gone is None else self.gone.bits
         start = 0
         for piece in self._read():
             scores = score(piece)
-            yield (scores if self.gone is None else _gone_first(scores, self.gone, start)), None
+            yield (scores if gone is None else _gone_first(scores, gone, start)), None
             start += piece.size
 
     def _read(self) -> Iterator[Array]:
@@ -114,12 +116,12 @@ class _Candidate:
         return scores.reshape(self.weight.shape)
 
 
-def _gone_first(scores: Array, gone: Mask, start: int) -> Array:
+def _gone_first(scores: Array, gone: npt.NDArray[np.uint8], start: int) -> Array:
     """Return the scores of some flat weights, from place ``start`` on, where those that are gone come first.
 
     Scores are not negative: what is gone gets 0, and everything else more than that.
     """
-    bits = gone.bits[start // 8 : (start + scores.size + 7) // 8]  # pieces begin at whole bytes
+    bits = gone[start // 8 : (start + scores.size + 7) // 8]  # pieces begin at whole bytes
     kept = np.unpackbits(bits, count=scores.size).astype(np.bool_).reshape(scores.shape)
     least = scores.dtype.type(np.finfo(np.float32).tiny)
     return np.asarray(np.where(kept, np.maximum(scores, least), scores.dtype.type(0)))
@@ -171,13 +173,14 @@ def choose_masks(
         _Candidate(found[0], scorer, seed, (gone or {}).get(name)) for name, found in weights.items()
     ]
     masks: dict[str, Mask] = {}
+    store = MaskStore()
     if wanted.kind == "N:M":
-        masks = {candidate.name: _mask_runs(candidate, wanted) for candidate in candidates}
+        masks = {candidate.name: store.keep(_mask_runs(candidate, wanted)) for candidate in candidates}
     else:
         batches = [candidates] if scope == "global" else [[candidate] for candidate in candidates]
         for batch in filter(None, batches):
             mine = share if shares is None else shares.get(batch[0].name, share)
-            masks |= _mask_lowest(batch, wanted, mine)
+            masks |= _mask_lowest(batch, wanted, mine, store)
     empty = [name for name, mask in masks.items() if is_full(mask)]
     skipped += [Skipped(name, NOTHING_GOES) for name in empty]
     return {name: mask for name, mask in masks.items() if name not in empty}, skipped
@@ -300,12 +303,14 @@ def check_finite(piece: Array, start: int, name: str, shape: tuple[int, ...]) ->
 # --- the patterns -----------------------------------------------------------------------------------------
 
 
-def _mask_lowest(batch: Sequence[_Candidate], pattern: Pattern, share: float) -> dict[str, Mask]:
+def _mask_lowest(
+    batch: Sequence[_Candidate], pattern: Pattern, share: float, store: MaskStore
+) -> dict[str, Mask]:
     """Remove the lowest weights or blocks of all tensors of a batch together."""
     total = sum(candidate.size for candidate in batch)
     target = min(round(share * total), total - 1)
     if target == 0:
-        return {candidate.name: _full_mask(candidate) for candidate in batch}
+        return {candidate.name: store.keep(_full_mask(candidate)) for candidate in batch}
     blocks = pattern.kind == "block"
     wide = blocks or any(candidate.wide for candidate in batch)
     streams = [_kept(candidate, pattern, len(batch)) if blocks else candidate.pieces for candidate in batch]
@@ -313,10 +318,8 @@ def _mask_lowest(batch: Sequence[_Candidate], pattern: Pattern, share: float) ->
     masks = {}
     for candidate, stream in zip(batch, streams, strict=True):
         kept = (selector.keep(scores, sizes) for scores, sizes in stream())
-        if blocks:
-            masks[candidate.name] = _spread(candidate, pattern, np.concatenate(list(kept)))
-        else:
-            masks[candidate.name] = _pack(candidate, kept)
+        mask = _spread(candidate, pattern, np.concatenate(list(kept))) if blocks else _pack(candidate, kept)
+        masks[candidate.name] = store.keep(mask)
     return masks
 
 
@@ -413,4 +416,4 @@ def _full_mask(candidate: _Candidate) -> Mask:
 
 def is_full(mask: Mask) -> bool:
     """Tell whether a mask removes nothing."""
-    return bool(np.array_equal(mask.bits, np.packbits(np.ones(math.prod(mask.shape), dtype=np.bool_))))
+    return mask.kept == mask.size

@@ -66,19 +66,30 @@ def skeleton(model: ir.Model, extra_outputs: Sequence[str] = ()) -> Skeleton:
         UsageError: an extra output names no value of the main graph.
         OSError, ValueError: an external tensor can't be read, or what stays in the proto exceeds 2 GiB.
     """
+    proto, large = without_tensors(model, extra_outputs)
+    tensors = {name: np.asarray(tensor.numpy(), order="C") for name, tensor in large.items()}
+    return Skeleton(proto, tensors, {name: int(tensor.dtype) for name, tensor in large.items()})
+
+
+def without_tensors(
+    model: ir.Model, extra_outputs: Sequence[str] = ()
+) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """Return ``model`` as a small proto, as `skeleton` does, and its large initializers, which are not read.
+
+    Raises:
+        UsageError, OSError, ValueError: as `skeleton`.
+    """
     proto, read = _bare(model, _find_values(model.graph, extra_outputs))
-    tensors: dict[str, np.ndarray] = {}
-    element_types: dict[str, int] = {}
+    tensors: dict[str, ir.TensorProtocol] = {}
     for name, value, tensor in _stored(model.graph):
         if tensor.nbytes >= LARGE_BYTES and tensor.dtype in _PLAIN:
             if not value.uses() and value not in read:
                 continue  # the runtime drops what nobody reads, and then refuses to be given it
-            tensors[name] = np.asarray(tensor.numpy(), order="C")
-            element_types[name] = int(tensor.dtype)
+            tensors[name] = tensor
             _declare_external(proto.graph.initializer.add(), name, tensor)
         else:
             _store_inline(proto.graph.initializer.add(), name, tensor)
-    return Skeleton(proto, tensors, element_types)
+    return proto, tensors
 
 
 def hollow(model: ir.Model) -> onnx.ModelProto:

@@ -58,6 +58,23 @@ class MadeTensor(ir.LazyTensor):
         return ir.Tensor(flat.reshape(self.shape.numpy()), dtype=self.dtype, name=self.name)
 
 
+def made(make: Callable[[], Iterator[Array]], source: ir.TensorProtocol, **other: Any) -> ir.TensorProtocol:
+    """Return a tensor that is made of another one: when it is read or, if that one is in memory, now.
+
+    Args:
+        make: as for `MadeTensor`.
+        source: what it is made of; it has its name, notes, type and shape unless others are given.
+        other: see `MadeTensor`.
+    """
+    tensor = MadeTensor(make, source, **other)
+    if isinstance(source, (FileTensor, MadeTensor)):
+        return tensor
+    now = tensor.raw()
+    now.name, now.doc_string = tensor.name, tensor.doc_string
+    now.metadata_props.update(tensor.metadata_props)
+    return now
+
+
 def read_pieces(tensor: ir.TensorProtocol) -> Iterator[Array]:
     """Yield the flattened tensor in order, in pieces of 4 MiB (the last one may be smaller).
 

@@ -15,7 +15,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import IO, Annotated, Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from onnxprune.errors import OutputError, PlanError
 from onnxprune.messages import one_line, quoted, visible
 from onnxprune.model.atomic import NewFolder, output_errors
+from onnxprune.model.mask_store import MaskStore
 from onnxprune.model.together import Together
 from onnxprune.outlines import Outline
 from onnxprune.plans import graph_file
@@ -139,8 +140,8 @@ def save_plan(plan: Plan, folder: str | Path, *, together: Together | None = Non
             text = json.dumps(_as_json(plan), indent=1, allow_nan=False)
             (new.temporary / "plan.json").write_bytes(text.encode())
             if plan.masks:
-                masks = {name: mask.bits for name, mask in plan.masks.items()}
-                (new.temporary / "masks.safetensors").write_bytes(safetensors.numpy.save(masks))
+                with (new.temporary / "masks.safetensors").open("wb") as stream:
+                    _write_masks(plan.masks, stream)
             if plan.graph is not None:
                 (new.temporary / "graph.json").write_bytes(graph_file.to_text(plan.graph).encode())
         together.place_later(new)
@@ -256,6 +257,20 @@ def _positions(member: _Member, where: str) -> IntArray:
     return positions.astype(np.int32)
 
 
+def _write_masks(masks: Mapping[str, Mask], stream: IO[bytes]) -> None:
+    """Write masks as safetensors does, one after the other: together they may be larger than memory."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name in sorted(masks):
+        start, end = end, end + (masks[name].size + 7) // 8
+        header[name] = {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for name in sorted(masks):
+        stream.write(masks[name].bits.data)
+
+
 def _load_masks(source: Path, entries: Mapping[str, _MaskEntry]) -> dict[str, Mask]:
     if not entries:
         return {}
@@ -272,11 +287,11 @@ def _load_masks(source: Path, entries: Mapping[str, _MaskEntry]) -> dict[str, Ma
         raise PlanError(f"{where}: cannot be read ({one_line(error.strerror or error)})") from None
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise PlanError(f"{where}: is damaged ({one_line(error)})") from None  # or of types numpy lacks
-    masks = {}
+    masks, store = {}, MaskStore()
     for name, entry in entries.items():
         if name not in bits or bits[name].dtype != np.uint8 or bits[name].shape != (counts[name],):
             raise PlanError(f"{where}: the mask of {quoted(name)} is missing or has another size")
-        masks[name] = Mask(tuple(entry.shape), bits[name])
+        masks[name] = store.keep(Mask(tuple(entry.shape), bits.pop(name)))
         if masks[name].kept != entry.kept:
             raise PlanError(
                 f"{where}: the mask of {quoted(name)} keeps {masks[name].kept} weights, "

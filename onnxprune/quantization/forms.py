@@ -1,4 +1,8 @@
-"""The forms that a prepared model can take, each by ONNX Runtime's own tools, and then as short as can be."""
+"""The forms that a prepared model can take, as short as can be.
+
+Integers that compute are made by ONNX Runtime's own tools, which hold all weights in memory. Where weights
+are only stored in fewer bits, they stay in their file until the model is written.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +13,30 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
+from onnx_ir.passes import common as passes
 
 from onnxprune.machine import processor
-from onnxprune.model.io import load, save
-from onnxprune.model.stored import stored_values
+from onnxprune.model.io import EXTERNAL, SOURCE, load, save
+from onnxprune.model.names import add_constant
+from onnxprune.model.serialize import recall, remember
+from onnxprune.model.skeleton import without_tensors
+from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.quantization.compact import compact
 from onnxprune.quantization.layers import Layer, with_followers
 from onnxprune.quantization.preparing import restore_interface
 from onnxprune.quantization.stored_weights import store_in_int8
+from onnxprune.quantization.streamed_weights import in_halves, packed_in_four_bits
 from onnxprune.runtime.quantizer import (
     convert_float16,
     quantize_dynamic,
-    quantize_four_bits,
     quantize_static,
 )
 
 Feeds = Mapping[str, npt.NDArray[Any]]
+
+_CONTRIB = "com.microsoft"
 
 
 def in_int8(
@@ -69,13 +80,57 @@ def in_dynamic(work: ir.Model, layers: Sequence[str], *, per_channel: bool = Tru
 
 
 def in_four_bits(work: ir.Model, layers: Sequence[str], *, block_size: int) -> ir.Model:
-    """Return a model whose matrix products keep their weights in 4 bits, in blocks; see `in_int8`."""
-    return _made(work, lambda plain, out: quantize_four_bits(plain, out, nodes=layers, block_size=block_size))
+    """Return a model whose matrix products keep weights in 4 bits, in blocks of a column; see `in_int8`.
+
+    As ONNX Runtime's MatMulNBitsQuantizer writes it, symmetric.
+    """
+    made = work.clone()
+    graph, wanted = made.graph, set(layers)
+    graph.opset_imports[_CONTRIB] = 1
+    packed: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+    for node in list(graph):
+        weight = node.inputs[1] if str(node.name) in wanted else None
+        if weight is None:
+            continue
+        if weight not in packed:
+            names = (f"{weight.name}_Q4", f"{weight.name}_scales")
+            tensors = packed_in_four_bits(tensor_of(weight), block_size, names)
+            first, second = (add_constant(graph, t, n) for t, n in zip(tensors, names, strict=True))
+            packed[weight] = first, second
+        rows, columns = tensor_of(weight).shape.numpy()
+        sizes = {"K": int(rows), "N": int(columns), "bits": 4, "block_size": block_size}
+        product = ir.node(
+            "MatMulNBits", [node.inputs[0], *packed[weight]], sizes, domain=_CONTRIB, name=f"{node.name}_Q4"
+        )
+        old, new = node.outputs[0], product.outputs[0]
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        ir.convenience.replace_nodes_and_values(graph, node, [node], [product], [old], [new])
+    passes.RemoveUnusedNodesPass()(made)
+    made = compact(made, _kept_names(work))
+    restore_interface(made, work)
+    return made
 
 
 def in_float16(work: ir.Model, keep_float: Sequence[str]) -> ir.Model:
-    """Return a model that computes in float16 between inputs and outputs of the same types; see `in_int8`."""
-    return _made(work, lambda plain, out: convert_float16(plain, out, keep_float=keep_float))
+    """Return a model that computes in float16 between inputs and outputs of the same types; see `in_int8`.
+
+    ONNX Runtime's converter sees the graph alone; weights are converted when they are written.
+    """
+    proto, tensors = without_tensors(work)
+    with tempfile.TemporaryDirectory(prefix="onnxprune-quantize-") as folder:
+        plain, out = Path(folder, "plain.onnx"), Path(folder, "made.onnx")
+        plain.write_bytes(proto.SerializeToString())
+        convert_float16(plain, out, keep_float=keep_float)
+        made = ir.from_proto(onnx.load(out, load_external_data=False))
+    for name, value in made.graph.initializers.items():
+        declared, tensor = value.const_value, tensors.get(name)
+        if isinstance(declared, ir.ExternalTensor) and tensor is not None:
+            value.const_value = tensor if declared.dtype == tensor.dtype else in_halves(tensor)
+    for note in (SOURCE, EXTERNAL):
+        remember(made, note, recall(work, note))
+    made = compact(made, _kept_names(work))
+    restore_interface(made, work)
+    return made
 
 
 def with_stored_int8(work: ir.Model, layers: Sequence[Layer], *, per_channel: bool = True) -> ir.Model:

@@ -17,9 +17,7 @@ from onnxprune.model.names import Names, add_constant
 from onnxprune.model.stored import tensor_of
 from onnxprune.quantization.folding import output_axis
 from onnxprune.quantization.layers import Layer
-
-#: The largest number of a symmetric int8 weight.
-LARGEST = 127
+from onnxprune.quantization.streamed_weights import in_int8
 
 #: Weights with fewer elements stay as they are: the nodes would take more than they save.
 LEAST_SIZE = 64
@@ -28,22 +26,9 @@ LEAST_SIZE = 64
 def symmetric(
     weight: npt.NDArray[np.floating], axis: int | None
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Return ``q`` and ``scale``: ``q = round(W / scale)``, the largest of each output channel becoming 127.
-
-    Zeros stay zeros, whatever the scale.
-
-    Args:
-        weight: float [...].
-        axis: of the output channels; None for one scale for all.
-
-    Returns:
-        int8 numbers in the shape of the weight, and float32 scales that broadcast against it.
-    """
-    others = tuple(a for a in range(weight.ndim) if axis is None or a != axis % weight.ndim)
-    largest = np.abs(weight).max(axis=others, keepdims=True)
-    scale = np.where(largest > 0, largest / LARGEST, 1).astype(np.float32)
-    quantized = np.clip(np.rint(weight / scale), -LARGEST, LARGEST).astype(np.int8)
-    return quantized, scale if axis is not None else scale.reshape(())
+    """Return `in_int8` of an array, as arrays."""
+    quantized, scale = in_int8(ir.tensor(weight), axis)
+    return np.asarray(quantized.numpy()), scale
 
 
 def store_in_int8(model: ir.Model, layers: Collection[Layer], *, per_channel: bool = True) -> list[str]:
@@ -81,13 +66,13 @@ def store_in_int8(model: ir.Model, layers: Collection[Layer], *, per_channel: bo
 def _restored(graph: ir.Graph, node: ir.Node, value: ir.Value, axis: int | None, names: Names) -> ir.Value:
     """Put Cast and Mul between a weight, which becomes int8, and the node; return what they compute."""
     name = str(value.name)
-    quantized, scale = symmetric(tensor_of(value).numpy(), axis)
+    quantized, scale = in_int8(tensor_of(value), axis)
     users = [(user, index) for user, index in value.uses() if user is not node]
     if users:  # something else reads the floats
-        stored = add_constant(graph, ir.Tensor(quantized, name=name), names.fresh(f"{name}_int8"))
+        stored = add_constant(graph, quantized, names.fresh(f"{name}_int8"))
     else:
         graph.initializers.pop(name)
-        stored = add_constant(graph, ir.Tensor(quantized, name=name), name)
+        stored = add_constant(graph, quantized, name)
     scale_name = names.fresh(f"{name}_scale")
     factor = add_constant(graph, ir.Tensor(scale, name=scale_name), scale_name)
     cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value})

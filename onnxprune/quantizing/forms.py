@@ -13,6 +13,7 @@ from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune
 from onnxprune.model.stored import stored_values, tensor_of
+from onnxprune.model.streaming import read_pieces
 from onnxprune.quantization.forms import in_dynamic, in_float16, in_four_bits, saturates, store_in
 from onnxprune.quantization.layer_effects import errors_at_layers
 from onnxprune.quantization.layers import Layer, channels_of, is_product
@@ -180,9 +181,11 @@ def _beyond_half(work: ir.Model) -> list[Skipped]:
             tensor = tensor_of(value)
             if tensor.dtype != ir.DataType.FLOAT:
                 continue
-            size = np.abs(tensor.numpy())
-            over = int(np.count_nonzero(size > _LARGEST_HALF))
-            under = int(np.count_nonzero((size > 0) & (size < _SMALLEST_HALF)))
+            over = under = 0
+            for piece in read_pieces(tensor):
+                size = np.abs(piece)
+                over += int(np.count_nonzero(size > _LARGEST_HALF))
+                under += int(np.count_nonzero((size > 0) & (size < _SMALLEST_HALF)))
             if over or under:
                 said = [f"{over} numbers beyond 65504 become that"] if over else []
                 said += [f"{under} too small to tell from zero become {_SMALLEST_HALF:.0e}"] if under else []

@@ -85,10 +85,10 @@ def _check_fits(name: str, mask: Mask, values: list[ir.Value]) -> None:
 def _masked(tensor: ir.TensorProtocol, mask: Mask) -> Iterator[npt.NDArray[Any]]:
     """Yield the pieces of a tensor, zero where a mask says so."""
     integers = np.dtype(f"u{tensor.dtype.numpy().itemsize}")
-    start = 0
+    start, bits = 0, mask.bits
     for piece in read_pieces(tensor):
-        bits = mask.bits[start // 8 : (start + piece.size + 7) // 8]  # pieces begin at whole bytes
-        kept = np.unpackbits(bits, count=piece.size)
+        mine = bits[start // 8 : (start + piece.size + 7) // 8]  # pieces begin at whole bytes
+        kept = np.unpackbits(mine, count=piece.size)
         masked = np.multiply(piece.view(integers), kept, dtype=integers)  # 1 keeps all bits, 0 gives +0
         yield masked.view(piece.dtype)
         start += piece.size

@@ -97,29 +97,6 @@ def quantize_dynamic(
     _run("dynamic", model_path, out_path, {"nodes": list(nodes), "per_channel": per_channel}, timeout_seconds)
 
 
-def quantize_four_bits(
-    model_path: str | Path,
-    out_path: str | Path,
-    *,
-    nodes: Sequence[str],
-    block_size: int,
-    timeout_seconds: float | None = None,
-) -> None:
-    """Write a model whose matrix products keep their weights in 4 bits, symmetric, in blocks of a column.
-
-    Args:
-        model_path: a file whose nodes have names.
-        out_path: the new file.
-        nodes: names of the MatMul nodes to quantize.
-        block_size: weights that share a scale, along the axis that is summed over.
-        timeout_seconds: after which the work is stopped; None for no limit.
-
-    Raises:
-        RuntimeFailure: ONNX Runtime can't quantize the model, or it takes too long.
-    """
-    _run("int4", model_path, out_path, {"nodes": list(nodes), "block_size": block_size}, timeout_seconds)
-
-
 def convert_float16(
     model_path: str | Path,
     out_path: str | Path,
@@ -127,10 +104,11 @@ def convert_float16(
     keep_float: Sequence[str],
     timeout_seconds: float | None = None,
 ) -> None:
-    """Write a model that computes in float16; its inputs and outputs keep their types.
+    """Write the graph of a model that computes in float16; its inputs and outputs keep their types.
 
     Args:
-        model_path: a file whose nodes have names.
+        model_path: a file whose nodes have names and whose large weights are not there (`model.skeleton`):
+            those that have the type float16 afterwards are to be converted.
         out_path: the new file.
         keep_float: names of nodes that stay in float32.
         timeout_seconds: after which the work is stopped; None for no limit.

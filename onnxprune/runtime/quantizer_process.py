@@ -26,6 +26,8 @@ def main() -> None:
     die_with_parent()
     task = json.load(sys.stdin)
     _TASKS[task["kind"]](task)
+    if task["kind"] == "float16":
+        return  # nothing but a graph: its weights are elsewhere
     library.onnxruntime.InferenceSession(task["out"], providers=["CPUExecutionProvider"])
 
 
@@ -89,37 +91,20 @@ def _dynamic(task: Task) -> None:
     )
 
 
-def _four_bits(task: Task) -> None:
-    import onnx
-    from onnxruntime.quantization import QuantFormat
-    from onnxruntime.quantization.matmul_nbits_quantizer import (
-        DefaultWeightOnlyQuantConfig,
-        MatMulNBitsQuantizer,
-    )
-
-    config = DefaultWeightOnlyQuantConfig(
-        block_size=task["block_size"],
-        is_symmetric=True,
-        quant_format=QuantFormat.QOperator,
-        op_types_to_quantize=("MatMul",),
-    )
-    model = onnx.load(task["model"])
-    # it takes every MatMul that is not excluded, whichever are included
-    others = [node.name for node in model.graph.node if node.name not in task["nodes"]]
-    quantizer = MatMulNBitsQuantizer(model, algo_config=config, nodes_to_exclude=others)
-    quantizer.process()
-    quantizer.model.save_model_to_file(task["out"], task["large"])
-
-
 def _float16(task: Task) -> None:
     import onnx
     import onnx_ir as ir
-    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    from onnxruntime.transformers import float16
 
-    converted = convert_float_to_float16(
-        onnx.load(task["model"]),
+    def value_info(tensor: onnx.TensorProto) -> onnx.ValueInfoProto:  # its own reads the tensor for that
+        return onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+
+    float16.make_value_info_from_tensor = value_info
+    # of a weight that is not there it changes the type alone
+    converted = float16.convert_float_to_float16(
+        onnx.load(task["model"], load_external_data=False),
         keep_io_types=True,
-        op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_NOT_IN_HALF],
+        op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_NOT_IN_HALF],
         node_block_list=task["keep_float"],
     )
     # a value that two nodes in float32 read is cast twice under one name
@@ -128,13 +113,12 @@ def _float16(task: Task) -> None:
     converted.graph.node.extend(once)
     sorted_model = ir.from_proto(converted)  # it puts casts at the end, behind their readers
     sorted_model.graph.sort()
-    onnx.save(ir.to_proto(sorted_model), task["out"], save_as_external_data=task["large"])
+    onnx.save(ir.to_proto(sorted_model), task["out"])
 
 
 _TASKS: dict[str, Callable[[Task], None]] = {
     "static": _static,
     "dynamic": _dynamic,
-    "int4": _four_bits,
     "float16": _float16,
 }
 

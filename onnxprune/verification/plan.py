@@ -275,12 +275,12 @@ def other_form(old: ir.TensorProtocol, new: ir.TensorProtocol) -> str | None:
 
 def first_change(old: ir.TensorProtocol, new: ir.TensorProtocol, mask: Mask | None) -> str | None:
     """Say where two tensors of one form first differ in a bit (where a mask keeps), None if they don't."""
-    start = 0
+    start, kept = 0, None if mask is None else mask.bits
     for ours, theirs in zip(read_pieces(new), read_pieces(old), strict=True):
         changed = _bits(ours) != _bits(theirs)
-        if mask is not None:
-            bits = mask.bits[start // 8 : (start + ours.size + 7) // 8]  # pieces begin at whole bytes
-            changed &= np.unpackbits(bits, count=ours.size).astype(np.bool_)
+        if kept is not None:
+            bits = kept[start // 8 : (start + ours.size + 7) // 8]  # pieces begin at whole bytes
+            changed &= np.unpackbits(bits, count=ours.size).view(np.bool_)
         if changed.any():
             flat = start + int(np.argmax(changed))
             index = [int(position) for position in np.unravel_index(flat, tuple(old.shape.numpy()))]

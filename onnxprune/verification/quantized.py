@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.messages import quoted
-from onnxprune.model.stored import all_nodes, consumer_name
+from onnxprune.model.stored import all_nodes, consumer_name, stored_tensor
 from onnxprune.ops.packed import is_packed_product, nonzero_weight
 from onnxprune.ops.weights import FoundWeight, locate_weights
 from onnxprune.patterns import Pattern, count_bad_runs, parse_pattern
@@ -26,13 +27,13 @@ class _Seen:
         name: of the stored tensor.
         consumer: name of the node.
         convolution: it is read by a convolution.
-        kept: bool [output, summed, rest], where it is not zero.
+        kept: reads where it is not zero, bool [output, summed, rest].
     """
 
     name: str
     consumer: str
     convolution: bool
-    kept: BoolArray
+    kept: Callable[[], BoolArray]
 
 
 def check_zeros_kept(model: ir.Model, original: ir.Model) -> Check:
@@ -45,14 +46,16 @@ def check_zeros_kept(model: ir.Model, original: ir.Model) -> Check:
     partners = _pairs(before, after)
     zeros = 0
     for number, weight in enumerate(before):
-        count = weight.kept.size - int(np.count_nonzero(weight.kept))
+        kept = weight.kept()
+        count = kept.size - int(np.count_nonzero(kept))
         if not count:
             continue
         found = partners.get(number)
-        if found is None or found.kept.shape != weight.kept.shape:
+        now = None if found is None else found.kept()
+        if now is None or now.shape != kept.shape:
             detail = f"{quoted(weight.name)} has {count} zeros, and there is no such weight any more"
             return Check(name, False, detail)
-        lost = int(np.count_nonzero(found.kept & ~weight.kept))
+        lost = int(np.count_nonzero(now & ~kept))
         if lost:
             detail = f"{quoted(weight.name)}, used by {weight.consumer}: {lost} of {count} zeros are lost"
             return Check(name, False, detail)
@@ -75,7 +78,7 @@ def check_patterns_kept(model: ir.Model, original: ir.Model) -> Check | None:
         found = after.get(weight.use.consumer)
         if found is None:
             continue  # its consumer has another name now: its zeros were compared, place by place
-        bad = _bad_runs(found.kept, pattern)
+        bad = _bad_runs(found.kept(), pattern)
         if bad:
             detail = f"{quoted(weight.use.tensor)}: {bad} runs keep more than {pattern.keep}"
             return Check(f"pattern {pattern}", False, detail)
@@ -95,13 +98,21 @@ def _weights(model: ir.Model) -> Iterator[_Seen]:
         by_node.setdefault(weight.node, []).append(weight)
     for node in all_nodes(model):
         for weight in by_node.get(node, ()):
-            kept = canonical(weight, nonzero(weight.tensor, weight.zero_point))
             convolution = "Conv" in weight.use.op_type
-            yield _Seen(weight.use.tensor, weight.use.consumer, convolution, kept)
-        packed = nonzero_weight(node) if is_packed_product(node) else None
-        if packed is not None:
-            stored = node.inputs[1]
-            yield _Seen(str(stored and stored.name), consumer_name(node), False, packed[:, :, None])
+            yield _Seen(weight.use.tensor, weight.use.consumer, convolution, partial(_kept, weight))
+        stored = node.inputs[1] if is_packed_product(node) else None
+        if stored is not None and stored_tensor(stored) is not None:
+            yield _Seen(str(stored.name), consumer_name(node), False, partial(_packed, node))
+
+
+def _kept(weight: FoundWeight) -> BoolArray:
+    return canonical(weight, nonzero(weight.tensor, weight.zero_point))
+
+
+def _packed(node: ir.Node) -> BoolArray:
+    """Return where the weight of a packed product is not zero; empty if its form is not known."""
+    packed = nonzero_weight(node)
+    return np.zeros((0, 0, 0), dtype=np.bool_) if packed is None else packed[:, :, None]
 
 
 def _pairs(before: list[_Seen], after: list[_Seen]) -> dict[int, _Seen]:
