@@ -18,6 +18,9 @@ from onnxprune.spill import Spill, Spilled
 
 Array = npt.NDArray[Any]
 
+#: Weights from this size on are left out where sizes alone matter.
+_HOLLOW_BYTES = 1 << 20
+
 #: Number of a batch -> inputs of the model by name.
 Feeds = Callable[[int], Mapping[str, Array]]
 
@@ -49,6 +52,7 @@ def relay(
     spill_bytes: int,
     threads: int,
     plain: bool = False,
+    hollow: bool = False,
     label: str | None = None,
 ) -> Iterator[Turn]:
     """Run stretches one after the other, each over all batches.
@@ -62,6 +66,7 @@ def relay(
         spill_bytes: of the values that wait in memory; the others wait on disk.
         threads: of one operator; 0 for one per core.
         plain: as the model is written, without copies of its weights, instead of as fast as can be.
+        hollow: with zeros in place of large weights, which are not read then: where sizes alone matter.
         label: what errors call the model.
 
     Yields:
@@ -88,7 +93,7 @@ def relay(
                         continue
                     given = feeds(batch)
                     if session is None:
-                        session = _open(model, names, waiting[batch], threads, plain, label)
+                        session = _open(model, names, waiting[batch], threads, plain, hollow, label)
                     mine = {name: _given(given, waiting[batch], name) for name in session.input_names}
                     try:
                         results = session.run_in_place(mine)
@@ -117,10 +122,16 @@ def _open(
     waiting: Mapping[str, Spilled],
     threads: int,
     plain: bool,
+    hollow: bool,
     label: str | None,
 ) -> Session:
     known = {name: np.empty(each.shape, each.dtype) for name, each in waiting.items()}  # for their types
     part = part_of(model, names, known)
+    for value in part.graph.initializers.values() if hollow else ():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype.is_floating_point() and tensor.nbytes >= _HOLLOW_BYTES:
+            shape = [int(size) for size in tensor.shape.numpy()]
+            value.const_value = ir.Tensor(np.zeros(shape, tensor.dtype.numpy()), dtype=tensor.dtype)
     how = {"optimize": "none", "prepack": False} if plain else {}
     return open_session(part, threads=threads, arena=False, label=label, **how)  # type: ignore[arg-type]
 
