@@ -145,7 +145,7 @@ def test_every_value_is_that_of_the_whole(seed: int, spill_bytes: int) -> None:
     shares = [[[Tap(names[number])] for number in stretch.bundles] for stretch in cut]
     seen = set()
     for turn in relay(
-        model, cut, shares, feeds.__getitem__, 3, spill_bytes=spill_bytes, threads=1, plain=True
+        model, cut, shares, feeds.__getitem__, 3, spill_bytes=spill_bytes, threads=1, form="written"
     ):
         assert not isinstance(turn.found, RuntimeFailure)
         expected = whole.run(feeds[turn.batch])
@@ -216,8 +216,8 @@ def test_moments_of_a_decoder_are_those_of_the_whole(
     assert max(opened.weight_bytes) <= LIMIT_BYTES / 4
     assert len(made) == 2  # for sizes, and for all of the data
     for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(mine[0], theirs[0])
-        np.testing.assert_array_equal(mine[1], theirs[1])
+        for one, other in zip(mine[:2], theirs[:2], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
         assert mine[2] == theirs[2]
 
 
@@ -255,7 +255,7 @@ def test_values_and_mean_squares_are_those_of_the_whole(
         for one, other in zip(itertools.chain(*mine), itertools.chain(*theirs), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
     for one, other in zip(mean_squares(model, floats, data, limit_bytes=LIMIT_BYTES), squares, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
+        np.testing.assert_allclose(one, other, rtol=1e-5)
     assert len(made) == 4
 
 
