@@ -116,7 +116,7 @@ def test_layers_go(tmp_path: Path, form: str) -> None:
         name.split(".")[1] for name in onnxprune.load(tmp_path / "out.onnx").graph.initializers if "." in name
     }
     assert left
-    assert len(result.plan.removed()) == 2
+    assert len(result.plan.removed) == 2
 
 
 def zeros_in_runs(weights: np.ndarray, mask: Mask) -> None:
