@@ -30,10 +30,10 @@ from onnxprune.scores.obs import prune_matrix
 from onnxprune.scores.refinement import affordable_steps, refine
 
 #: Widths that matrices are measured at; 2048 is that of Llama-3.2-1B.
-WIDTHS = (512, 1024, 2048)
+WIDTHS = (1024, 2048, 3072)
 
 #: Decoders that whole passes are measured on, as layers and widths.
-MODELS = ((1, 512), (2, 768), (2, 1024))
+MODELS = ((2, 512), (2, 768), (2, 1024))
 
 BILLION = Shape()
 EIGHT = Shape(
@@ -137,7 +137,7 @@ def peak_bytes(shape: Shape) -> dict[str, float]:
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-def cpu_seconds(work: Callable[[], object], rounds: int = 3) -> float:
+def cpu_seconds(work: Callable[[], object], rounds: int = 2) -> float:
     """Return the least seconds of CPU that a call took."""
     taken = []
     for _ in range(rounds):
