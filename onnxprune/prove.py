@@ -260,7 +260,7 @@ def _in_stretches(
     found: list[dict[str, np.ndarray] | RuntimeFailure] = [{} for _ in feeds]
     for turn in relay(
         model, cut, shares, feeds.__getitem__, len(feeds),
-        spill_bytes=_LARGE_BYTES // 2, threads=1, plain=True, label=label,
+        spill_bytes=_LARGE_BYTES // 2, threads=1, form="written", label=label,
     ):  # fmt: skip
         mine = found[turn.batch]
         if isinstance(turn.found, RuntimeFailure):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, TypeAlias
@@ -22,7 +24,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 class Spill:
-    """A place for arrays; to be closed.
+    """A place for arrays, which is closed with the last of them that is in use, or earlier by hand.
 
     Args:
         limit_bytes: of the arrays that may wait in memory.
@@ -67,6 +69,7 @@ class Spill:
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 # closed with this
+                weakref.finalize(self, self._file.close)
             written, data = 0, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             while written < len(data):
                 written += os.pwrite(self._file.fileno(), data[written:], offset + written)
@@ -133,6 +136,39 @@ class Spilled:
     def drop(self) -> None:
         """Give its room back; it must not be asked for again."""
         self.spill._drop(self)
+
+
+class SpilledArrays(Mapping[str, Array]):
+    """Arrays by name that are read when they are asked for.
+
+    Args:
+        limit_bytes: of those that wait in memory.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._spill = Spill(limit_bytes)
+        self._places: dict[str, Spilled] = {}
+
+    def add(self, name: str, array: Array) -> None:
+        """Take an array.
+
+        Raises:
+            OutputError: there is no room for it on disk.
+        """
+        self._places[name] = self._spill.put(array)
+
+    def place(self, name: str) -> Spilled:
+        """Return where an array is, without reading it."""
+        return self._places[name]
+
+    def __getitem__(self, name: str) -> Array:
+        return self._places[name].array()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def _failed(error: OSError, what: str) -> OutputError:

@@ -1,12 +1,13 @@
 """Writes decoders of Llama's shape: grouped queries, rotary positions, RMS norms, gated feed-forward layers.
 
     python benchmarks/llm/decoder.py FOLDER                          # Llama-3.2-1B: 1.24 billion parameters
-    python benchmarks/llm/decoder.py FOLDER --form contrib --half    # with ONNX Runtime's own operators, float16
-    python benchmarks/llm/decoder.py FOLDER --layers 2 --width 256 --hidden 512 --heads 8 --key-heads 2 --vocabulary 512
+    python benchmarks/llm/decoder.py FOLDER --form contrib --half    # ONNX Runtime's own operators, float16
+    python benchmarks/llm/decoder.py FOLDER --layers 2 --width 256 --hidden 512 --heads 8
+        --key-heads 2 --places 32 --vocabulary 512
 
-FOLDER gets ``model.onnx``, its weights in ``model.onnx.data``, and samples in ``calib.npz``. Weights are drawn
-and written one tensor at a time, each from the seed and its own name, so memory stays below the largest one.
-They are normal, of a deviation of 1 / sqrt(inputs), some inputs being louder than others, as in trained
+FOLDER gets ``model.onnx``, its weights in ``model.onnx.data``, and samples in ``calib.npz``. Weights are
+drawn and written one tensor at a time, each from the seed and its own name, so memory stays below the largest
+one. They are normal, of a deviation of 1 / sqrt(inputs), some inputs being louder than others, as in trained
 decoders; what a model computes means nothing, but its activations stay of a sensible size in every layer.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,14 +103,14 @@ class _Graph:
         return name
 
     def weight(self, name: str, *shape: int, deviation: float = 0.0, loud: int = 0) -> str:
-        """Add a weight; ones without a deviation, else normal numbers, the rows or columns of an axis loud."""
+        """Add a weight: about one without a deviation, else normal, some places of an axis being loud."""
         if name in self.weights:
             return name
         random = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
         rows = max(1, _STRIP_ELEMENTS // int(np.prod(shape[1:], dtype=np.int64)))
         factors = np.exp(0.5 * random.standard_normal(shape[loud], dtype=np.float32)) if deviation else None
 
-        def strips():  # of arrays
+        def strips() -> Iterator[np.ndarray]:
             for start in range(0, shape[0], rows):
                 size = (min(rows, shape[0] - start), *shape[1:])
                 if factors is None:
@@ -125,19 +127,19 @@ class _Graph:
         """Add a table of floats."""
         return self._add(name, array.shape, [array.astype(self.dtype)])
 
-    def _add(self, name: str, shape: tuple[int, ...], strips: object) -> str:
+    def _add(self, name: str, shape: tuple[int, ...], strips: Iterable[np.ndarray]) -> str:
         size = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
         data_type = helper.np_dtype_to_tensor_dtype(self.dtype)
         tensor = TensorProto(name=name, data_type=data_type, dims=shape)
         if size < _INLINE_BYTES:
-            tensor.raw_data = b"".join(strip.tobytes() for strip in strips)  # type: ignore[attr-defined]
+            tensor.raw_data = b"".join(strip.tobytes() for strip in strips)
         else:
             self.data.write(bytes(-self.data.tell() % _PAGE_BYTES))
             tensor.data_location = TensorProto.EXTERNAL
             place = {"location": self.path.name + ".data", "offset": self.data.tell(), "length": size}
             for key, value in place.items():
                 tensor.external_data.add(key=key, value=str(value))
-            for strip in strips:  # type: ignore[attr-defined]
+            for strip in strips:
                 self.data.write(strip.data)
         self.weights[name] = tensor
         return name
@@ -212,7 +214,7 @@ class _Decoder:
         raise NotImplementedError
 
     def attention(self, layer: int, q: str, k: str, v: str) -> str:
-        """Add one attention, from projected queries, keys and values to what goes into the last projection."""
+        """Add one attention, from projected queries, keys and values to what is projected back."""
         raise NotImplementedError
 
     def normalised(self, x: str, name: str) -> str:

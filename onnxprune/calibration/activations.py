@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxprune.calibration import stretches
 from onnxprune.calibration.part import Tap
-from onnxprune.calibration.relay import Turn, relay
+from onnxprune.calibration.relay import Form, Turn, relay
 from onnxprune.calibration.stretches import Stretch, stored_bytes
 from onnxprune.calibration.tapping import Footprint, main_values, open_taps
 from onnxprune.data import Dataset, Inputs, fixed_batch
@@ -225,7 +225,7 @@ def _run_relay(
     passes = _Progress([max(len(mine), 1) for mine in shares], len(batches), progress)
     for turn in relay(
         model, cut, taps, lambda number: _feeds(data, batches[number]), len(batches),
-        spill_bytes=int(limit_bytes * _SPILL_SHARE), threads=threads,
+        spill_bytes=int(limit_bytes * _SPILL_SHARE), threads=threads, form=_form(cut),
     ):  # fmt: skip
         if isinstance(turn.found, RuntimeFailure):
             raise turn.found
@@ -236,6 +236,10 @@ def _run_relay(
             del arrays
         passes.tell(turn)
         del turn
+
+
+def _form(cut: Sequence[Stretch]) -> Form:
+    return "light" if len(cut) > 1 else "fast"
 
 
 class _Progress:
@@ -354,7 +358,7 @@ def _sums_of_squares(
     passes = _Progress([1] * len(cut), len(batches), progress)
     for turn in relay(
         model, cut, shares, lambda number: _feeds(data, batches[number]), len(batches),
-        spill_bytes=int(limit_bytes * _SPILL_SHARE), threads=threads,
+        spill_bytes=int(limit_bytes * _SPILL_SHARE), threads=threads, form=_form(cut),
     ):  # fmt: skip
         if isinstance(turn.found, RuntimeFailure):
             raise turn.found

@@ -1,24 +1,28 @@
 """The original and the pruned model side by side, layer by layer, over the same samples.
 
 What both have computed so far is remembered between the layers as long as it fits into memory, so a walk
-through a deep model computes every value about once, not once for each layer behind it.
+through a deep model computes every value about once, not once for each layer behind it. Of a large model,
+which takes long to run and much memory if more than a layer of it is open, the rest is remembered on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.calibration import stretches
 from onnxprune.calibration.activations import as_fed, inputs_of
 from onnxprune.calibration.part import Tap, part_of
+from onnxprune.calibration.stretches import stored_bytes
 from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import DataError
 from onnxprune.model.nodes import reads_of
 from onnxprune.runtime import open_session
+from onnxprune.spill import Spill, Spilled
 
 __all__ = ["Portion", "Side", "Tap", "portions_of", "settled_values"]
 
@@ -76,7 +80,7 @@ class Side:
         data: the samples.
         portions: of them.
         threads: of one operator.
-        limit_bytes: of what is remembered.
+        limit_bytes: of what is remembered in memory.
     """
 
     def __init__(
@@ -87,11 +91,22 @@ class Side:
         self.portions = portions
         self.threads = threads
         self.limit_bytes = limit_bytes
-        self._known: list[dict[str, Array]] = [{} for _ in portions]
+        self._spills = stored_bytes(model) > stretches.WHOLE_BYTES
+        self._spill = Spill(limit_bytes if self._spills else 1 << 62)
+        self._known: list[dict[str, Spilled]] = [{} for _ in portions]
 
     def forget(self) -> None:
         """Let later runs begin at the inputs again."""
-        self._known = [{} for _ in self.portions]
+        for number in range(len(self._known)):
+            self._remember(number, {})
+
+    def _remember(self, number: int, values: Mapping[str, Array]) -> None:
+        before = self._known[number]
+        for name in before.keys() - values.keys():
+            before[name].drop()
+        self._known[number] = {
+            name: before[name] if name in before else self._spill.put(array) for name, array in values.items()
+        }
 
     def run(self, taps: Collection[Tap]) -> Iterator[dict[Tap, Array]]:
         """Yield tapped values of one portion after the other.
@@ -120,7 +135,8 @@ class Side:
         wanted = list(dict.fromkeys([*taps, *map(Tap, settled)]))
         known = self._known[portions[0]]
         names = {tap: f"tap_{number}" for number, tap in enumerate(wanted) if tap.name not in known}
-        session = open_session(part_of(self.model, names, known), threads=self.threads) if names else None
+        types = {name: np.empty(each.shape, each.dtype) for name, each in known.items()}
+        session = open_session(part_of(self.model, names, types), threads=self.threads) if names else None
         keeps = bool(settled)
         for turn, number in enumerate(portions):
             found: dict[str, Array] = {}
@@ -129,21 +145,23 @@ class Side:
             values = {
                 tap: found[names[tap]] if tap in names else self._remembered(number, tap) for tap in wanted
             }
-            if turn == 0 and keeps:
+            if turn == 0 and keeps and not self._spills:
                 size_bytes = sum(values[Tap(name)].nbytes for name in settled)
                 samples = sum(len(portion.samples) for portion in self.portions)
                 keeps = size_bytes * samples <= self.limit_bytes * len(self.portions[number].samples)
             if keeps:
-                self._known[number] = {name: values[Tap(name)] for name in settled}
+                self._remember(number, {name: values[Tap(name)] for name in settled})
             yield {tap: values[tap] for tap in taps}
 
     def _feed(self, number: int, name: str) -> Array:
         known = self._known[number].get(name)
-        return as_fed(self.data.arrays[name][self.portions[number].samples]) if known is None else known
+        if known is not None:
+            return known.array()
+        return as_fed(self.data.arrays[name][self.portions[number].samples])
 
     def _remembered(self, number: int, tap: Tap) -> Array:
-        array = self._known[number][tap.name]
-        return array if tap.what == "Identity" else np.array(array.shape)
+        known = self._known[number][tap.name]
+        return known.array() if tap.what == "Identity" else np.array(known.shape)
 
 
 def settled_values(graph: ir.Graph, changing: Collection[str]) -> list[str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,14 @@ from onnxprune.runtime import Session, open_session
 from onnxprune.spill import Spill, Spilled
 
 Array = npt.NDArray[Any]
+
+#: Large weights; they are left out where sizes alone matter.
+_HOLLOW_BYTES = 1 << 20
+
+#: How a stretch is opened: as fast as can be; without copies of its weights, where none are computed from
+#: others, which would be done again for each batch; as it is written; with zeros in place of large weights,
+#: which are not read then, where sizes alone matter.
+Form: TypeAlias = Literal["fast", "light", "written", "hollow"]
 
 #: Number of a batch -> inputs of the model by name.
 Feeds = Callable[[int], Mapping[str, Array]]
@@ -48,7 +56,7 @@ def relay(
     *,
     spill_bytes: int,
     threads: int,
-    plain: bool = False,
+    form: Form = "fast",
     label: str | None = None,
 ) -> Iterator[Turn]:
     """Run stretches one after the other, each over all batches.
@@ -61,7 +69,7 @@ def relay(
         batches: how many.
         spill_bytes: of the values that wait in memory; the others wait on disk.
         threads: of one operator; 0 for one per core.
-        plain: as the model is written, without copies of its weights, instead of as fast as can be.
+        form: how stretches are opened.
         label: what errors call the model.
 
     Yields:
@@ -88,7 +96,7 @@ def relay(
                         continue
                     given = feeds(batch)
                     if session is None:
-                        session = _open(model, names, waiting[batch], threads, plain, label)
+                        session = _open(model, names, waiting[batch], threads, form, label)
                     mine = {name: _given(given, waiting[batch], name) for name in session.input_names}
                     try:
                         results = session.run_in_place(mine)
@@ -116,13 +124,32 @@ def _open(
     names: Mapping[Tap, str],
     waiting: Mapping[str, Spilled],
     threads: int,
-    plain: bool,
+    form: Form,
     label: str | None,
 ) -> Session:
     known = {name: np.empty(each.shape, each.dtype) for name, each in waiting.items()}  # for their types
     part = part_of(model, names, known)
-    how = {"optimize": "none", "prepack": False} if plain else {}
-    return open_session(part, threads=threads, arena=False, label=label, **how)  # type: ignore[arg-type]
+    for value in part.graph.initializers.values() if form == "hollow" else ():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype.is_floating_point() and tensor.nbytes >= _HOLLOW_BYTES:
+            shape = [int(size) for size in tensor.shape.numpy()]
+            value.const_value = ir.Tensor(np.zeros(shape, tensor.dtype.numpy()), dtype=tensor.dtype)
+    if form == "fast" or (form == "light" and _folds(part)):
+        return open_session(part, threads=threads, arena=False, label=label)
+    return open_session(part, threads=threads, arena=False, label=label, optimize="none", prepack=False)
+
+
+def _folds(part: ir.Model) -> bool:
+    """Tell whether the runtime would compute large weights once, when it opens a part."""
+    return any(
+        all(value is None or value.is_initializer() for value in node.inputs)
+        and any(value is not None and _bytes_of(value) >= _HOLLOW_BYTES for value in node.inputs)
+        for node in part.graph
+    )
+
+
+def _bytes_of(value: ir.Value) -> int:
+    return 0 if value.const_value is None else value.const_value.nbytes
 
 
 def _given(feeds: Mapping[str, Array], waiting: Mapping[str, Spilled], name: str) -> Array:

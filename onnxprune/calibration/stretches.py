@@ -147,9 +147,12 @@ def _ends(
         for number in range(start, count):
             fresh = line.weights[number] - seen
             seen |= fresh
-            weight += sum(_size(value) for value in fresh)
+            mine = sum(_size(value) for value in fresh)
+            weight += mine
             holds += int(held[number])
-            if weights and (weight > weight_bytes or (held_limit_bytes and holds > held_limit_bytes)):
+            too_heavy = mine and weight > weight_bytes
+            too_much = held[number] and held_limit_bytes and holds > held_limit_bytes
+            if weights and (too_heavy or too_much):
                 break
             weights.append(weight)
         end = start + len(weights) - 1

@@ -171,7 +171,7 @@ def _sizes_in_stretches(
         len(feeds),
         spill_bytes=_SPILL_BYTES,
         threads=threads,
-        plain=True,
+        form="hollow",
     ):
         if isinstance(turn.found, RuntimeFailure):
             raise turn.found

@@ -28,9 +28,13 @@ from onnxprune.ops.linear import Linear, find_linear
 from onnxprune.ops.weights import FoundWeight
 from onnxprune.patterns import Pattern, count_bad_blocks, count_bad_runs, parse_pattern
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS, Layer, energies, outlier_ratio
+from onnxprune.spill import SpilledArrays
 from onnxprune.types import BoolArray, Mask, Skipped, WeightUse
 
 Array = npt.NDArray[Any]
+
+#: Share of the limit for new weights that wait in memory until they are written; the others wait on disk.
+_SPILL_SHARE = 1 / 8
 Progress = Callable[[float], None]
 
 
@@ -40,7 +44,8 @@ class MeasuredMasks:
 
     Attributes:
         masks: by tensor name.
-        weights: new contents by tensor name, as stored; of masked tensors alone, if the score makes any.
+        weights: new contents by tensor name, as stored; of masked tensors alone, if the score makes any. Of a
+            large model, they are read from disk when they are asked for.
         skipped: tensors that were left alone, and what there is to know about others, with the reason.
     """
 
@@ -120,7 +125,7 @@ def choose_masks_on_data(
     if varied:
         given = _shares(model, tensors, data, scope, share, running, watched[0])
     masks: dict[str, Mask] = {}
-    weights: dict[str, Array] = {}
+    weights = SpilledArrays(int(running.limit_bytes * _SPILL_SHARE))
     for tensor, moments in _measure(model, tensors, data, running, watched[1]):
         decision = decide(tensor.layer(moments), wanted, given.get(tensor.name, share))
         linear = tensor.linears[0]
@@ -134,7 +139,7 @@ def choose_masks_on_data(
         if decision.weights is not None:
             updated = linear.stored_like(decision.weights)
             if np.isfinite(updated).all():
-                weights[tensor.name] = updated
+                weights.add(tensor.name, updated)
             else:
                 reason = f"its other weights stay as they are: new ones do not fit into {updated.dtype}"
                 skipped.append(Skipped(tensor.name, reason))

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxprune.errors import PlanError
 from onnxprune.model.stored import put_numbers, replace_stored, stored_values, tensor_of
 from onnxprune.model.streaming import MadeTensor, read_pieces
+from onnxprune.spill import Spilled, SpilledArrays
 from onnxprune.types import Mask
 
 _MASKED_TYPES = frozenset((ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE))
@@ -55,15 +56,34 @@ def replace_weights(model: ir.Model, weights: Mapping[str, npt.NDArray[Any]]) ->
         PlanError: a name stands for no tensor, or several, or shape or type differ.
     """
     values = stored_values(model)
-    for name, array in weights.items():
-        _check_fits(name, Mask(array.shape, np.empty(0, np.uint8)), values.get(name, []))
+    spilled = weights.place if isinstance(weights, SpilledArrays) else None
+    for name in weights:
+        given = weights[name] if spilled is None else spilled(name)
+        _check_fits(name, Mask(given.shape, np.empty(0, np.uint8)), values.get(name, []))
         tensor = tensor_of(values[name][0])
-        if array.dtype != tensor.dtype.numpy():
+        if given.dtype != tensor.dtype.numpy():
             raise PlanError(
-                f"new weights for {name!r} are {array.dtype}, the tensor {tensor.dtype.name.lower()}"
+                f"new weights for {name!r} are {given.dtype}, the tensor {tensor.dtype.name.lower()}"
             )
-    for name, array in weights.items():
-        put_numbers(values[name][0], array)
+    for name in weights:
+        if spilled is None or (waiting := spilled(name)).held is not None:
+            put_numbers(values[name][0], weights[name])
+        else:
+            _put_waiting(values[name][0], waiting)
+
+
+def _put_waiting(value: ir.Value, waiting: Spilled) -> None:
+    """Give a stored tensor numbers that are read from disk when they are needed."""
+    old = tensor_of(value)
+    new = ir.LazyTensor(
+        lambda: ir.Tensor(waiting.array(), dtype=old.dtype, name=old.name),
+        dtype=old.dtype,
+        shape=ir.Shape(waiting.shape),
+        name=old.name,
+        doc_string=old.doc_string,
+        metadata_props=dict(old.metadata_props),
+    )
+    replace_stored(value, new)
 
 
 def _check_fits(name: str, mask: Mask, values: list[ir.Value]) -> None:

@@ -114,6 +114,7 @@ def prune_matrix(
     if steps is None:
         steps = affordable_steps(*weights.shape)
     error = sweep.cost / 2
+    del factor, sweep  # each as large as the Hessian
     if steps and not kept.all():
         hessian, _ = damped_hessian(second, count, damping=damped.used)
         settled, error = refine(weights.astype(dtype), settled, kept, hessian.astype(dtype), steps)

@@ -18,13 +18,17 @@ Array = npt.NDArray[Any]
 #: Steps, where a matrix is small enough for them.
 MOST_STEPS = 20
 
-#: Multiplications that all steps for one matrix may take together: a few seconds of one core.
+#: Multiplications that all products for one matrix may take together: a few seconds of one core.
 _MOST_MULTIPLICATIONS = 5e10
+
+#: Products of matrices beside those of the steps: what it costs before and after them.
+_OTHER_PRODUCTS = 2
 
 
 def affordable_steps(outputs: int, inputs: int) -> int:
     """Return how many steps are worth their time; none for the largest matrices, of 4096 x 4096, say."""
-    return min(MOST_STEPS, int(_MOST_MULTIPLICATIONS / (float(outputs) * inputs * inputs)))
+    products = int(_MOST_MULTIPLICATIONS / (float(outputs) * inputs * inputs))
+    return min(MOST_STEPS, max(products - _OTHER_PRODUCTS, 0))
 
 
 def refine(target: Array, weights: Array, kept: BoolArray, hessian: Array, steps: int) -> tuple[Array, float]:
