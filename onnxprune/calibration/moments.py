@@ -212,7 +212,8 @@ class Adding:
 
     def can_be_shared(self, workers: Workers) -> bool:
         """Tell whether others may do some of it."""
-        if workers == ALONE or len(self.course.cut) != 1 or len(self.shards) < 2 or self.draw.max_rows is None:
+        parts = len(self.shards) if len(self.course.cut) == 1 else 1
+        if workers == ALONE or parts == 1 or self.draw.max_rows is None:
             return False
         names = Counter(node.name for node in self.model.graph)
         found = {(linear.node.name, linear.operand) for linear in find_linear(self.model)[0]}

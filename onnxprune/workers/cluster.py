@@ -217,7 +217,7 @@ class Cluster(contextlib.AbstractContextManager["Cluster[Task, Result]"], Generi
                 if difference(about.versions) is not None:
                     raise _unlike(address, about.versions)
                 found[address] = about
-        if self._job.alone:
+        if self._job.alone or self._job.same_machine:
             found = {at: about for at, about in found.items() if about.processor == processor()}
             if not found and not self._workers:
                 raise WorkersError(
