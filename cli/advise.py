@@ -25,6 +25,8 @@ METRIC = "As for validate. [default: top1 or mse with labels, agreement or cosin
     "--time-limit", type=click.FloatRange(min=0, min_open=True), default=120.0, metavar="SECONDS",
     help="No measurement begins after so long.",
 )  # fmt: skip
+@options.jobs("make and judge candidates")
+@options.scheduler()
 @options.input_shapes()
 @options.seed()
 @reporting

@@ -328,11 +328,11 @@ def cache() -> Decorator:
     )  # fmt: skip
 
 
-def jobs() -> Decorator:
+def jobs(what: str = "run trials") -> Decorator:
     """``--jobs``: processes."""
     return option(
         "--jobs", type=click.IntRange(min=0), default=1, metavar="N",
-        help="Processes that run trials; 0 for one per core.",
+        help=f"Processes that {what}; 0 for one per core.",
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from onnxprune.runtime import Execution, admit
 from onnxprune.scores.movement import MOVEMENT_SCORERS
 from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
-from onnxprune.workers import Workers
+from onnxprune.workers import ALONE, Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def prepared(model: ir.Model, options: Mapping[str, Any]) -> Prepared:
     setting = trial_setting(cache, running)
     timing = {name: given.pop(name) for name in LATENCY_SETTINGS}
     recipe = recipe_of(given, samples)
-    latency = latency_wish(recipe, threads=threads, cache=cache, **timing)
+    latency = latency_wish(recipe, threads=threads, cache=cache, workers=running.workers, **timing)
     repair = Repair(given["recover"], given["rounds"])
     repair.check(samples, given["pattern"])
     score = given["score"]
@@ -88,6 +88,7 @@ def latency_wish(
     threads: int,
     time_limit: float,
     cache: str | Path | None,
+    workers: Workers = ALONE,
 ) -> LatencyWish | None:
     """Return on which machine a target in time is to be met, None without one; the recipe then says so, too.
 
@@ -114,7 +115,7 @@ def latency_wish(
         "threads": threads, "batch": latency_batch,
     }  # fmt: skip
     folder = None if cache is None else Path(cache)
-    return LatencyWish(latency_percentile, latency_batch, execution, time_limit, folder)
+    return LatencyWish(latency_percentile, latency_batch, execution, time_limit, folder, workers)
 
 
 def samples_of(

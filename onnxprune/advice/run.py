@@ -22,9 +22,10 @@ from onnxprune.advice.grid import grid_of, off_grid, stuck_off_grid
 from onnxprune.advice.layers import Layer, Work, amdahl, layers_of, left_of, undisturbed
 from onnxprune.advice.machine import Machine, measure_machine
 from onnxprune.advice.repaired import repaired
+from onnxprune.advice.sharing import Samples, try_elsewhere
 from onnxprune.advice.sparse_cores import compute_capability, sparse_layers
 from onnxprune.advice.summary import capability_note, report_of
-from onnxprune.advice.trials import Clock, Compared, Trial, run_trials
+from onnxprune.advice.trials import Clock, Compared, Trial, run_trial
 from onnxprune.advice.verdict import Where, verdict_of, where
 from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.calibration.noise import notes_on_noise
@@ -45,6 +46,7 @@ from onnxprune.runtime import Execution, Kernel, Session, admit, open_session, t
 from onnxprune.runtime.execution import DEFAULT
 from onnxprune.types import Report, Skipped
 from onnxprune.wishes import samples_of
+from onnxprune.workers import ALONE, Workers
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 
@@ -104,6 +106,8 @@ def advise(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     time_limit: float = 120.0,
     seed: int = 0,
+    jobs: int = 1,
+    scheduler: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Advice:
     """Find out where the time of a model goes on this machine, and what would make it faster.
@@ -120,6 +124,10 @@ def advise(
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
         time_limit: seconds after which no new measurement begins; what is then missing is listed.
         seed: of everything random.
+        jobs: processes that make, repair and judge candidates; 0 for one per core. Time is measured by one of
+            them at a time.
+        scheduler: address of a Dask scheduler, whose workers do it instead, as ``tcp://HOST:PORT``: those on
+            machines with this one's processor.
         progress: is told what is being done.
 
     Raises:
@@ -129,6 +137,7 @@ def advise(
     """
     if not time_limit > 0:
         raise UsageError(f"time_limit is a number of seconds above 0, not {time_limit}")
+    workers = Workers(jobs, scheduler)
     given = model if isinstance(model, ir.Model) else load(model)
     admit(given)
     name = "MODEL.onnx" if isinstance(model, ir.Model) else str(model)
@@ -140,7 +149,7 @@ def advise(
     told = progress or (lambda _: None)
     work = _Work(given, name, execution, feeds, Clock(time_limit), seed, told)
     work.look(input_shapes)
-    trials, accuracies = work.try_all(samples, None if samples is None else metric)
+    trials, accuracies = work.try_all(samples, None if samples is None else metric, workers, input_shapes)
     return work.advice(trials, accuracies, data if isinstance(data, (str, Path)) else None, samples)
 
 
@@ -224,7 +233,11 @@ class _Work:
         return left * min(1.0, self.folded_ms / max(self.wall_ms, 1e-9))
 
     def try_all(
-        self, samples: Dataset | None, metric: str | None
+        self,
+        samples: Dataset | None,
+        metric: str | None,
+        workers: Workers,
+        input_shapes: Mapping[str, tuple[int, ...]] | None,
     ) -> tuple[list[Trial], dict[str, Accuracy | str]]:
         """Make and time all candidates, and judge those that are worth it."""
         if samples is None:
@@ -232,31 +245,42 @@ class _Work:
         else:
             runs = _JUDGE_SHARE * self.clock.limit_seconds * 1e3 / max(self.wall_ms, 1e-3)
             mending, judging = divided(samples, int(min(runs, _MOST_MENDED)), int(min(runs, _MOST_JUDGED)))
+        if judging is not None:
+            metric = metric or metric_for(judging, self.model, self.model)
         with tempfile.TemporaryDirectory(prefix="onnxprune-advise-") as folder, self.stage("time candidates"):
-            found = run_trials(
-                self._candidates(Path(folder), mending),
-                self.compare,
-                self.bound_of,
-                self.clock,
-                needed_seconds=self._needed_seconds,
-                progress=lambda name: self.told(f"trying: {name}"),
-            )
-            trials: list[Trial] = []
-            accuracies: dict[str, Accuracy | str] = {}
-            if judging is not None:
-                metric = metric or metric_for(judging, self.model, self.model)
-            for trial, made in found:
-                trials.append(trial)
-                if made is None or judging is None or metric is None or not _is_judged(trial):
-                    continue
-                accuracies[trial.candidate.name] = (
-                    judge(made, self.model, judging, metric, self.execution.threads)
-                    if self.clock.left_seconds > 0
-                    else "not judged: the time is over"
+            candidates = self.candidates(Path(folder), mending)
+            if workers == ALONE:
+                tried = [self.try_one(candidate, judging, metric) for candidate in candidates]
+            else:
+                seen = _Seen(
+                    self.layers, self.wall_ms, self.folded_ms, self.open_seconds, self.clock.left_seconds
                 )
-        return trials, accuracies
+                told = (self.name, self.execution, self.feeds, self.seed, input_shapes, metric, seen)
+                both = Samples(mending, judging)
+                tried = try_elsewhere(candidates, self.model, both, _tries, told, workers, self.told)
+        trials = [trial for trial, _ in tried]
+        return trials, {t.candidate.name: accuracy for t, accuracy in tried if accuracy is not None}
 
-    def _candidates(self, folder: Path, mending: Dataset | None) -> list[Candidate]:
+    def try_one(
+        self, candidate: Candidate, judging: Dataset | None, metric: str | None
+    ) -> tuple[Trial, Accuracy | str | None]:
+        """Make and time a candidate, and judge it if that is worth it."""
+        trial, made = run_trial(
+            candidate,
+            self.compare,
+            self.bound_of,
+            self.clock,
+            needed_seconds=self._needed_seconds,
+            progress=lambda name: self.told(f"trying: {name}"),
+        )
+        if made is None or judging is None or metric is None or not _is_judged(trial):
+            return trial, None
+        if self.clock.left_seconds <= 0:
+            return trial, "not judged: the time is over"
+        return trial, judge(made, self.model, judging, metric, self.execution.threads)
+
+    def candidates(self, folder: Path, mending: Dataset | None) -> list[Candidate]:
+        """Return what is tried, which may need a folder for files."""
         grid = grid_of(self.execution.provider)
         analysis = self.subject.analysis
         self.skipped += [
@@ -372,6 +396,57 @@ class _Work:
             self.seconds,
         )  # fmt: skip
         return Advice(verdict, actions, self.layers, self.found, report)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was found out about the model before candidates are tried.
+
+    Attributes:
+        layers: what was timed.
+        wall_ms: of the model.
+        folded_ms: of the model with constants folded.
+        open_seconds: what opening it takes.
+        left_seconds: what is left of the time.
+    """
+
+    layers: tuple[Layer, ...]
+    wall_ms: float
+    folded_ms: float
+    open_seconds: float
+    left_seconds: float
+
+
+class _Tries:
+    """What tries candidates in a worker: the same work, as far as it is known."""
+
+    def __init__(self, work: _Work, samples: Samples, folder: Path, metric: str | None) -> None:
+        self._work, self._judging, self._metric = work, samples.judging, metric
+        self._candidates = work.candidates(folder, samples.mending)
+
+    def try_one(self, number: int) -> tuple[Trial, Accuracy | str | None]:
+        """Make, time and judge a candidate."""
+        return self._work.try_one(self._candidates[number], self._judging, self._metric)
+
+
+def _tries(
+    model: ir.Model,
+    samples: Samples,
+    folder: Path,
+    name: str,
+    execution: Execution,
+    feeds: Feeds,
+    seed: int,
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
+    metric: str | None,
+    seen: _Seen,
+) -> _Tries:
+    work = _Work(model, name, execution, feeds, Clock(seen.left_seconds), seed, lambda _: None)
+    work.subject = Subject(model, input_shapes, seed)
+    work.work = Work(work.subject.analysis, {key: tuple(array.shape) for key, array in feeds.items()})
+    work.layers, work.wall_ms, work.folded_ms = seen.layers, seen.wall_ms, seen.folded_ms
+    work.open_seconds, work.session = seen.open_seconds, work.open(model, name)
+    return _Tries(work, samples, folder, metric)
 
 
 def _run_ms(session: Session, feeds: Feeds, threads: int) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from onnxprune.advice.candidates import Candidate, Made
@@ -78,21 +78,21 @@ class Trial:
         return self.verdict == "faster"
 
 
-def run_trials(
-    candidates: Iterable[Candidate],
+def run_trial(
+    candidate: Candidate,
     compare: Callable[[Made], Compared],
     bound_of: Callable[[Made], float | None],
     clock: Clock,
     *,
     needed_seconds: float,
     progress: Callable[[str], None],
-) -> Iterator[tuple[Trial, Made | None]]:
-    """Make and time candidates, in their order; what there is no time for gets a bound.
+) -> tuple[Trial, Made | None]:
+    """Make and time a candidate; where there is no time for that, it gets a bound.
 
-    Each comes with the model that it made, which nobody keeps: all of them together may be large.
+    It comes with the model that it made, which nobody keeps: all of them together may be large.
 
     Args:
-        candidates: what is tried.
+        candidate: what is tried.
         compare: times a model against the original.
         bound_of: the least share of the time that a model can take, as far as that is known.
         clock: what is left.
@@ -100,30 +100,24 @@ def run_trials(
         progress: is told what is being tried.
     """
     late = _no_time(needed_seconds, clock)
-    for candidate in candidates:
-        progress(candidate.name)
-        if clock.left_seconds <= (-_GRACE * clock.limit_seconds if candidate.cheap else 0):
-            yield Trial(candidate, skipped=late), None
-            continue
-        try:
-            made = candidate.make()
-        except (NothingToPrune, LimitMissed) as error:
-            yield Trial(candidate, skipped=f"it removes nothing: {one_line(error)}"), None
-            continue
-        except OnnxPruneError as error:
-            yield Trial(candidate, skipped=f"it can't be made: {one_line(error)}"), None
-            continue
-        trial = Trial(candidate, made.size_ratio, made.macs_ratio, bound=bound_of(made))
-        if clock.left_seconds < needed_seconds:
-            yield replace(trial, skipped=late), made
-            continue
-        try:
-            found = compare(made)
-        except OnnxPruneError as error:
-            yield replace(trial, skipped=f"it can't be timed: {one_line(error)}"), made
-            continue
-        noise = max(1 - found.control.low, found.control.high - 1)
-        yield replace(trial, ratio=found.ratio, verdict=found.verdict, noise=noise), made
+    progress(candidate.name)
+    if clock.left_seconds <= (-_GRACE * clock.limit_seconds if candidate.cheap else 0):
+        return Trial(candidate, skipped=late), None
+    try:
+        made = candidate.make()
+    except (NothingToPrune, LimitMissed) as error:
+        return Trial(candidate, skipped=f"it removes nothing: {one_line(error)}"), None
+    except OnnxPruneError as error:
+        return Trial(candidate, skipped=f"it can't be made: {one_line(error)}"), None
+    trial = Trial(candidate, made.size_ratio, made.macs_ratio, bound=bound_of(made))
+    if clock.left_seconds < needed_seconds:
+        return replace(trial, skipped=late), made
+    try:
+        found = compare(made)
+    except OnnxPruneError as error:
+        return replace(trial, skipped=f"it can't be timed: {one_line(error)}"), made
+    noise = max(1 - found.control.low, found.control.high - 1)
+    return replace(trial, ratio=found.ratio, verdict=found.verdict, noise=noise), made
 
 
 def _no_time(needed: float, clock: Clock) -> str:

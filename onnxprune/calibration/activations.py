@@ -79,7 +79,71 @@ class Tapped(NamedTuple):
     values: tuple[Array, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a model is run over data for some of its values: in which batches, and in which passes.
+
+    Attributes:
+        model: in float32.
+        bundles: names of values.
+        data: the samples.
+        batches: where each of them lies in the data.
+        cut: the stretches that the model is run in.
+        shares: of each stretch, the numbers of the bundles of each pass.
+        limit_bytes: of what is kept at once.
+        threads: of one operator.
+    """
+
+    model: ir.Model
+    bundles: Sequence[Sequence[str]]
+    data: Dataset
+    batches: Sequence[slice]
+    cut: Sequence[Stretch]
+    shares: Sequence[Sequence[Sequence[int]]]
+    limit_bytes: int
+    threads: int
+
+    def run(self, progress: Callable[[float], None] | None = None) -> Iterator[Tapped]:
+        """Run all of it; ``progress`` is called after every run with the share that is done, in (0, 1]."""
+        if len(self.cut) > 1:
+            return _run_relay(self, progress)
+        return _run_all(self, self.shares[0] if self.shares else (), self.batches, progress)
+
+    def run_some(self, turn: int, batches: slice) -> Iterator[Tapped]:
+        """Run some batches of one pass, of a model that is run in one stretch."""
+        return _run_all(self, [self.shares[0][turn]], self.batches[batches], None)
+
+
 def each_batch(
+    model: ir.Model,
+    bundles: Sequence[Sequence[str]],
+    data: Dataset,
+    *,
+    batch: int = BATCH,
+    limit_bytes: int = LIMIT_BYTES,
+    threads: int = 1,
+    progress: Callable[[float], None] | None = None,
+) -> Iterator[Tapped]:
+    """Run a model over data, and yield inner values batch by batch.
+
+    Args:
+        model: as for `course_of`.
+        bundles: as for `course_of`.
+        data: the samples.
+        batch: samples of one run, where the model's first axis is symbolic.
+        limit_bytes: of all values that are kept at once.
+        threads: of one operator; 0 for one per core.
+        progress: called after every run with the share that is done, in (0, 1].
+
+    Raises:
+        UsageError, DataError, LimitMissed, RuntimeFailure, OutputError: as of `course_of`.
+    """
+    return course_of(model, bundles, data, batch=batch, limit_bytes=limit_bytes, threads=threads).run(
+        progress
+    )
+
+
+def course_of(
     model: ir.Model,
     bundles: Sequence[Sequence[str]],
     data: Dataset,
@@ -89,9 +153,8 @@ def each_batch(
     reserved_bytes: int = 0,
     held_bytes: Sequence[int] = (),
     threads: int = 1,
-    progress: Callable[[float], None] | None = None,
-) -> Iterator[Tapped]:
-    """Run a model over data, and yield inner values batch by batch.
+) -> Course:
+    """Decide how a model is run over data for some inner values, batch by batch, within a limit.
 
     Every bundle comes once for every batch, in order of the data. Several bundles share a run as long as one
     batch of their values stays within the limit; the rest follows in further passes over the data. If one
@@ -118,7 +181,6 @@ def each_batch(
         held_bytes: what the caller holds for each bundle from its first batch to its last; those of a pass
             fill half of the limit, or more where one bundle needs it.
         threads: of one operator; 0 for one per core.
-        progress: called after every run with the share that is done, in (0, 1].
 
     Raises:
         UsageError: a name is not in the graph, or ``batch`` is not positive.
@@ -130,7 +192,7 @@ def each_batch(
     size, whole = _batch_size(model, data, batch)
     work = in_float32(model)
     if not bundles:
-        return iter(())
+        return Course(work, (), data, (), (), (), limit_bytes, threads)
     held = held_bytes or [0] * len(bundles)
     names = [name for bundle in bundles for name in bundle]
     cut = _stretches(work, bundles, held, limit_bytes)
@@ -167,9 +229,7 @@ def each_batch(
         ]
         for mine in groups
     ]
-    if len(cut) == 1:
-        return _run_all(work, bundles, shares[0], data, size, whole, threads, progress)
-    return _run_relay(work, cut, bundles, shares, data, size, whole, limit_bytes, threads, progress)
+    return Course(work, bundles, data, _batches(data, size, whole), cut, shares, limit_bytes, threads)
 
 
 def _stretches(
@@ -208,24 +268,14 @@ def _grouped(numbers: Sequence[int], held: Sequence[int], limit_bytes: int) -> l
     return groups
 
 
-def _run_relay(
-    model: ir.Model,
-    cut: Sequence[Stretch],
-    bundles: Sequence[Sequence[str]],
-    shares: Sequence[Sequence[Sequence[int]]],
-    data: Dataset,
-    size: int,
-    whole: bool,
-    limit_bytes: int,
-    threads: int,
-    progress: Callable[[float], None] | None,
-) -> Iterator[Tapped]:
-    batches = _batches(data, size, whole)
+def _run_relay(course: Course, progress: Callable[[float], None] | None) -> Iterator[Tapped]:
+    bundles, shares, batches = course.bundles, course.shares, course.batches
     taps = [[[Tap(name) for n in share for name in bundles[n]] for share in mine] for mine in shares]
     passes = _Progress([max(len(mine), 1) for mine in shares], len(batches), progress)
     for turn in relay(
-        model, cut, taps, lambda number: _feeds(data, batches[number]), len(batches),
-        spill_bytes=int(limit_bytes * _SPILL_SHARE), threads=threads, form=_form(cut),
+        course.model, course.cut, taps, lambda number: _feeds(course.data, batches[number]), len(batches),
+        spill_bytes=int(course.limit_bytes * _SPILL_SHARE), threads=course.threads,
+        form=_form(course.cut),
     ):  # fmt: skip
         if isinstance(turn.found, RuntimeFailure):
             raise turn.found
@@ -436,20 +486,17 @@ def _passes(
 
 
 def _run_all(
-    model: ir.Model,
-    bundles: Sequence[Sequence[str]],
+    course: Course,
     shares: Sequence[Sequence[int]],
-    data: Dataset,
-    size: int,
-    whole: bool,
-    threads: int,
+    batches: Sequence[slice],
     progress: Callable[[float], None] | None,
 ) -> Iterator[Tapped]:
-    batches = _batches(data, size, whole)
+    bundles = course.bundles
     for turn, share in enumerate(shares):
-        session, outputs = open_taps(model, [name for number in share for name in bundles[number]], threads)
+        names = [name for number in share for name in bundles[number]]
+        session, outputs = open_taps(course.model, names, course.threads)
         for done, samples in enumerate(batches, start=1):
-            results = session.run_in_place(_feeds(data, samples))
+            results = session.run_in_place(_feeds(course.data, samples))
             for number in share:
                 arrays = tuple(results[outputs[name]] for name in bundles[number])
                 yield Tapped(number, samples, arrays)

@@ -81,7 +81,10 @@ def compress(
     outputs = Outputs(loaded)
     outputs.check()
     if not trust_code:
-        confine([path.absolute().parent for path in (*outputs.paths, Path(loaded.recipe.run.folder))])
+        confine(
+            [path.absolute().parent for path in (*outputs.paths, Path(loaded.recipe.run.folder))],
+            network=loaded.recipe.run.scheduler is not None,
+        )
     data = loaded.recipe.data
     check_settings(loaded.recipe.gates, has_data=data.evaluation is not None, metric=data.metric)
     earlier = _baseline(loaded, baseline)

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from onnxprune.measure.borders import Borders
 from onnxprune.runtime import Execution, Kernel, open_session, pinned, time_kernels
 from onnxprune.types import FloatArray
+from onnxprune.workers import measuring
 
 #: Runs of the first burst, and before any burst; the others last about this long.
 _FIRST_RUNS = 6
@@ -78,6 +79,13 @@ def time_part(
         RuntimeFailure: it can't be opened or run.
         UsageError: the execution can't be had.
     """
+    with measuring():
+        return _time_part(model, feeds, execution, borders)
+
+
+def _time_part(
+    model: ir.Model, feeds: Mapping[str, npt.NDArray[Any]], execution: Execution, borders: Borders | None
+) -> PartTime:
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from onnxprune.errors import UsageError
 from onnxprune.measure import intervals
 from onnxprune.measure.intervals import Estimate
+from onnxprune.workers import measuring
 
 Vector = npt.NDArray[np.float64]
 Run = Callable[[], object]
@@ -111,7 +112,7 @@ def take_turns(
     least_seconds: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> TurnTimes:
-    """Warm every session up, and let them take turns.
+    """Warm every session up, and let them take turns, while nothing else of ours runs on this machine.
 
     Args:
         runs: what runs a session once, by session; 0 must be among them, and one other or more.
@@ -119,7 +120,13 @@ def take_turns(
         least_seconds: rounds go on until this much time is over; `LEAST_SECONDS` if None.
         progress: called after every round with the share that is done, in (0, 1].
     """
-    least_seconds = LEAST_SECONDS if least_seconds is None else least_seconds
+    with measuring():
+        return _take_turns(runs, pairs, LEAST_SECONDS if least_seconds is None else least_seconds, progress)
+
+
+def _take_turns(
+    runs: Mapping[int, Run], pairs: int, least_seconds: float, progress: Callable[[float], None] | None
+) -> TurnTimes:
     orders = _orders(tuple(runs))
     warm_up = {key: warm(run) for key, run in runs.items()}
     repeats = _repeats(runs[0])

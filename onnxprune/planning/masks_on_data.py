@@ -250,6 +250,7 @@ def _measure(
         batch=running.batch,
         limit_bytes=running.limit_bytes,
         threads=running.threads,
+        workers=running.workers,
         progress=progress,
     )
     for number, moments in found:

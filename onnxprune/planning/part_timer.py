@@ -17,7 +17,7 @@ from onnxprune.errors import RuntimeFailure
 from onnxprune.feeds import random_feeds
 from onnxprune.machine import graphics, processor
 from onnxprune.measure.borders import Borders, add_borders, images
-from onnxprune.measure.part_times import observe_values, runs_on_cpu, time_part
+from onnxprune.measure.part_times import PartTime, observe_values, runs_on_cpu, time_part
 from onnxprune.messages import one_line
 from onnxprune.ops.channels import Use
 from onnxprune.ops.kept import Kept
@@ -172,6 +172,36 @@ class PartTimer:
             self._times[signature] = self._measure(part, kept, signature) if found is None else found
         return self._times[signature]
 
+    def knows(self, part: Part, kept: Mapping[str, int]) -> bool:
+        """Tell whether `time_ms` would not have to measure."""
+        signature = self.signature(part, kept)
+        if signature not in self._times and (found := self._look_up(signature)) is not None:
+            self._times[signature] = found
+        return signature in self._times or signature in self._failures
+
+    def time_alone(self, part: Part, kept: Mapping[str, int]) -> PartTime:
+        """Measure what a part takes; nothing is remembered.
+
+        Raises:
+            RuntimeFailure: as `time_ms`.
+        """
+        try:
+            model, borders, feeds = self._cut_out(part, kept)
+            return time_part(model, feeds, self._execution, borders)
+        except (RuntimeFailure, ValueError) as failure:  # ValueError: it can't be cut out
+            raise RuntimeFailure(f"{part.name} can't be timed alone: {one_line(failure)}") from None
+
+    def put(self, part: Part, kept: Mapping[str, int], timed: PartTime) -> None:
+        """Remember what another machine like this one measured.
+
+        Raises:
+            OutputError: the figure can't be written to the cache.
+        """
+        signature = self.signature(part, kept)
+        self.measured += 1
+        self._times[signature] = timed.milliseconds
+        self._store(part, kept, signature, timed)
+
     def again(self, part: Part, kept: Mapping[str, int]) -> float:
         """Measure once more what `time_ms` returned, and return the better figure, from now on for both.
 
@@ -200,14 +230,18 @@ class PartTimer:
         """Time a part; store the figure, unless its bursts disagree or there was a better one ``before``."""
         start = time.perf_counter()
         try:
-            model, borders, feeds = self._cut_out(part, kept)
-            timed = time_part(model, feeds, self._execution, borders)
-        except (RuntimeFailure, ValueError) as failure:  # ValueError: it can't be cut out
-            self._failures[signature] = f"{part.name} can't be timed alone: {one_line(failure)}"
-            raise RuntimeFailure(self._failures[signature]) from None
+            timed = self.time_alone(part, kept)
+        except RuntimeFailure as failure:
+            self._failures[signature] = str(failure)
+            raise
         self.measured += 1
         self.seconds += time.perf_counter() - start
-        if self._cache is not None and timed.agreed and timed.milliseconds < before:
+        if timed.milliseconds < before:
+            self._store(part, kept, signature, timed)
+        return timed.milliseconds
+
+    def _store(self, part: Part, kept: Mapping[str, int], signature: str, timed: PartTime) -> None:
+        if self._cache is not None and timed.agreed:
             about = {
                 "part": self.describe(part, kept),
                 "spread": round(timed.spread, 4),
@@ -216,7 +250,6 @@ class PartTimer:
                 "onnxruntime": VERSION,
             }
             self._cache.store(self._key(signature), {"milliseconds": timed.milliseconds}, about)
-        return timed.milliseconds
 
     def _key(self, signature: str) -> str:
         return hashlib.sha256(f"{self._setting}\n{signature}".encode()).hexdigest()

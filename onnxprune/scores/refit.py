@@ -191,6 +191,7 @@ def _measured_rows(subject: Subject, uses: Sequence[_Use], number: int, passes: 
         subject.data,
         batch=subject.running.batch,
         threads=subject.running.threads,
+        workers=subject.running.workers,
         limit_bytes=subject.running.limit_bytes - _bytes(uses),
         progress=None if progress is None else lambda done: progress((number + done) / passes),
     )

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
+import pickle
 import time
 import uuid
 import warnings
@@ -159,7 +161,8 @@ class Cluster(contextlib.AbstractContextManager["Cluster[Task, Result]"], Generi
                 arguments.append(shipment)
             else:
                 arguments.append(each)
-        return Order(uuid.uuid4().hex, self._job.build, tuple(arguments), versions())
+        told = (self._job.build, tuple(arguments))
+        return Order(hashlib.sha256(pickle.dumps(told)).hexdigest(), *told, versions())
 
     def _submit(self, order: Order, task: Task, address: str) -> Any:
         with self._watched():
@@ -214,7 +217,7 @@ class Cluster(contextlib.AbstractContextManager["Cluster[Task, Result]"], Generi
                 if difference(about.versions) is not None:
                     raise _unlike(address, about.versions)
                 found[address] = about
-        if self._job.alone:
+        if self._job.alone or self._job.same_machine:
             found = {at: about for at, about in found.items() if about.processor == processor()}
             if not found and not self._workers:
                 raise WorkersError(

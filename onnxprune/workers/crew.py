@@ -28,13 +28,15 @@ class Job(Generic[Task, Result]):
         build: makes what runs tasks, in a worker. Importable by name.
         arguments: of ``build``; small, or `Files`, in whose place a folder stands there.
         here: makes what runs tasks in this process; None if ``build`` does so here, too.
-        alone: tasks measure time: no machine gets two of them at once.
+        alone: tasks measure time all the time: no machine gets two of them at once.
+        same_machine: tasks measure time now and then: they go to machines with this one's processor alone.
     """
 
     build: Callable[..., Callable[[Task], Result]]
     arguments: tuple[Any, ...]
     here: Callable[[], Callable[[Task], Result]] | None = None
     alone: bool = False
+    same_machine: bool = False
 
 
 class Crew(Protocol[Task, Result]):

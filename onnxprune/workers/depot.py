@@ -37,7 +37,7 @@ class Order:
     """What a worker needs to know of a job, sent with each of its tasks.
 
     Attributes:
-        number: of the job, unique.
+        number: of the job: the same where the same is told, so that what runs tasks is built once.
         build: makes what runs tasks.
         arguments: of ``build``, with shipments in place of files.
         versions: of the client.

@@ -2,15 +2,15 @@
 
 Whoever works holds a lock of the machine together with others; whoever measures holds it alone. Both take a
 second lock first, a turnstile, for as long as they wait: so those who begin to work later let a measurement
-pass. Locks are files in the folder for temporary files, one pair per user, and the system drops them with the
-process. Where they can't be had, work goes on without.
+pass. What is locked are two files of this package: they are always there, nothing is written, and the system
+lets go with the process. Runs of another installation on the same machine are not seen, nor those of a file
+system without locks: work goes on without.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,9 @@ if os.name == "posix":
     import fcntl
 
 _Mode = Literal["", "work", "measure"]
+
+#: The turnstile, and what is held.
+_FILES = (Path(__file__).with_name("__init__.py"), Path(__file__))
 
 _held: _Mode = ""  # by this process; its tasks take turns
 _file: int | None = None
@@ -44,8 +47,8 @@ def _holding(mode: _Mode) -> Iterator[None]:
     if before in (mode, "measure"):  # what is held is as good
         yield
         return
-    _change(mode)
     try:
+        _change(mode)
         yield
     finally:
         _change(before)
@@ -59,32 +62,22 @@ def _change(mode: _Mode) -> None:
         os.close(_file)
         _file = None
     if mode and os.name == "posix":
-        _acquire(mode)
+        with contextlib.suppress(OSError):
+            _file = _acquired(mode)
     _held = mode
 
 
-def _acquire(mode: _Mode) -> None:
-    global _file
-    turnstile = _open(_path("turn"))
-    if turnstile is None:
-        return
+def _acquired(mode: _Mode) -> int:
+    """Wait for the lock; return the file that holds it."""
+    turnstile = os.open(_FILES[0], os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(turnstile, fcntl.LOCK_EX)
-        _file = _open(_path("work"))
-        if _file is not None:
-            fcntl.flock(_file, fcntl.LOCK_SH if mode == "work" else fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
-        pass
+        file = os.open(_FILES[1], os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH if mode == "work" else fcntl.LOCK_EX)
+        except BaseException:
+            os.close(file)
+            raise
+        return file
     finally:
         os.close(turnstile)
-
-
-def _open(path: Path) -> int | None:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError:
-        return None
-
-
-def _path(name: str) -> Path:
-    return Path(tempfile.gettempdir()) / f"onnxprune-{os.getuid()}-{name}.lock"

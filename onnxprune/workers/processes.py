@@ -23,6 +23,7 @@ from typing import Any, Generic
 from loky import cpu_count
 from loky import process_executor as loky
 
+from onnxprune.containment.worker import die_with_parent, leave_no_core, limit_memory
 from onnxprune.workers.crew import Died, Job, Result, Task, placed
 from onnxprune.workers.tasks import Bench, opened
 
@@ -45,9 +46,7 @@ class Processes(contextlib.AbstractContextManager["Processes[Task, Result]"], Ge
     """
 
     def __init__(self, job: Job[Task, Result], count: int) -> None:
-        self._start: tuple[Callable[..., Any], tuple[Any, ...], int] = (
-            job.build, placed(job.arguments), os.getpid(),
-        )  # fmt: skip
+        self._start = (job.build, placed(job.arguments), os.getpid(), _memory_bytes(count))
         self._count = count
         self._threads = str(max(1, cpu_count() // count))
         self._pool: loky.ProcessPoolExecutor | None = None
@@ -127,11 +126,27 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(build: Callable[..., Any], arguments: tuple[Any, ...], parent: int) -> None:
+def _memory_bytes(count: int) -> int | None:
+    """Return what each of some processes may take of what this one may; None where there is no limit."""
+    if os.name != "posix":
+        return None
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return None if soft == resource.RLIM_INFINITY else soft // count
+
+
+def _begin(
+    build: Callable[..., Any], arguments: tuple[Any, ...], parent: int, memory_bytes: int | None
+) -> None:
     global _bench  # one per process: that is how a pool hands things to its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems where it could not be blocked
     loky._USE_PSUTIL = False  # a worker that grows is no leak: it keeps a model
-    if sys.platform != "win32":
+    if memory_bytes is not None:
+        limit_memory(memory_bytes)
+    die_with_parent()
+    leave_no_core()
+    if sys.platform != "win32":  # where the system does not do it
         threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     _bench = Bench(build, arguments)
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from onnxprune.advice.candidates import Candidate, Made
-from onnxprune.advice.trials import Clock, run_trials
+from onnxprune.advice.trials import Clock, run_trial
 from onnxprune.errors import NothingToPrune, RuntimeFailure
 from onnxprune.measure.intervals import Estimate
 
@@ -33,11 +33,18 @@ def fail(error):
 
 
 def trials(*candidates, compare=compared, clock=None, needed_seconds=0.1, told=None):
-    found = run_trials(
-        candidates, compare, lambda _: 0.3, clock or Clock(60), needed_seconds=needed_seconds,
-        progress=(told if told is not None else []).append,
-    )  # fmt: skip
-    return list(found)
+    told = told if told is not None else []
+    return [
+        run_trial(
+            each,
+            compare,
+            lambda _: 0.3,
+            clock or Clock(60),
+            needed_seconds=needed_seconds,
+            progress=told.append,
+        )
+        for each in candidates
+    ]
 
 
 def test_a_candidate_is_made_bounded_and_timed():

@@ -145,13 +145,13 @@ def test_a_limit_makes_batches_and_pieces_smaller(monkeypatch: pytest.MonkeyPatc
     model, data = ir.from_proto(small_models.residual_net()), images(20)
     first = find_linear(model)[0][:1]  # 27 inputs: 8964 bytes of sums; a sample takes 768, unfolded 6912
     pieces = []
-    add = moments._Sums._add_rows
+    add = moments.Sums._add_rows
 
-    def watched(sums: moments._Sums, rows: np.ndarray) -> None:
+    def watched(sums: moments.Sums, rows: np.ndarray) -> None:
         pieces.append(rows.nbytes)
         add(sums, rows)
 
-    monkeypatch.setattr(moments._Sums, "_add_rows", watched)
+    monkeypatch.setattr(moments.Sums, "_add_rows", watched)
     ((_, wanted),) = collect_moments(model, first, data)
     weighed = Weighed(monkeypatch)
     pieces.clear()
@@ -193,13 +193,13 @@ def test_progress_rises_to_one() -> None:
 def test_nodes_that_take_the_same_rows_share_one_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = ir.from_proto(small_models.attention()), images(20, 6, 32)
     added = []
-    add = moments._Sums.add
+    add = moments.Sums.add
 
-    def watched(sums: moments._Sums, *given: Any) -> None:
+    def watched(sums: moments.Sums, *given: Any) -> None:
         added.append(sums.linear.node.name)
         add(sums, *given)
 
-    monkeypatch.setattr(moments._Sums, "add", watched)
+    monkeypatch.setattr(moments.Sums, "add", watched)
     linears, found = collected(model, data)
     assert len(added) < len(linears)
     by_key: dict[Any, list[Moments]] = {}

@@ -15,6 +15,7 @@ from onnxprune.measure.latency import quick_ratio
 from onnxprune.measure.part_times import runs_on_cpu, typical_ms
 from onnxprune.runtime import Execution, open_session, pinned, time_kernels
 from onnxprune.types import FloatArray
+from onnxprune.workers import measuring
 
 #: Rounds in which a model and the original take turns: as many as take about so long, within these bounds.
 _SECONDS = 4.0
@@ -97,7 +98,9 @@ class Machine:
         """Return the ms of the kernels of every part, from one profile."""
         total = np.zeros(self._parts)
         number = 0
-        for kernel in time_kernels(model, self._feeds, self._execution, runs=_RUNS):
+        with measuring():
+            kernels = time_kernels(model, self._feeds, self._execution, runs=_RUNS)
+        for kernel in kernels:
             known = [self._part_of[name] for name in kernel.covers if name in self._part_of]
             number = min(known, default=number)
             total[number] += typical_ms(kernel.microseconds)
@@ -106,7 +109,7 @@ class Machine:
     def fastest_ms(self) -> float:
         """Return the least ms of a run of the original: as little as can be of what else the machine does."""
         least = float("inf")
-        with pinned(self._execution):
+        with measuring(), pinned(self._execution):
             run = self._session.runner(self._feeds)
             for _ in range(_RUNS):
                 started = time.perf_counter()

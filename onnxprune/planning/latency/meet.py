@@ -18,6 +18,7 @@ from onnxprune.analyze import Analysis, analyze
 from onnxprune.errors import LimitMissed, NothingToPrune, RuntimeFailure
 from onnxprune.measure.inputs import random_inputs
 from onnxprune.parts import Part, split_into_parts
+from onnxprune.planning.latency.elsewhere import Elsewhere
 from onnxprune.planning.latency.forms import Sizes
 from onnxprune.planning.latency.loop import Job, Round, deliver
 from onnxprune.planning.latency.machine import Machine
@@ -116,6 +117,7 @@ class Latency:
         self.machine = Machine(given, feeds, wish.execution, wish.quantile, part_of, len(parts))
         cache = None if wish.cache is None else ResultCache(wish.cache, FIELDS)
         self._timer = PartTimer(timed, parts, wish.execution, cache, feeds=feeds, seed=model.seed)
+        self._elsewhere = Elsewhere(given, model.options, wish, model.seed, self._timer, parts)
         fastest_ms = self.machine.fastest_ms()
         self._failed: dict[str, str] = {}
         self._parts = parts
@@ -139,11 +141,18 @@ class Latency:
         self.table = Table(
             self.prediction.parts, self._whole_context[self._numbers], model.groups, model.lowest,
             self._time_part,
-            lambda: time.monotonic() < self._stop,
+            self._has_time, self._time_elsewhere,
         )  # fmt: skip
         self.table.probe()
         self.table.fill()
         self.seconds = time.monotonic() - started
+
+    def _has_time(self) -> bool:
+        return time.monotonic() < self._stop
+
+    def _time_elsewhere(self, points: Sequence[tuple[int, Mapping[str, int]]]) -> None:
+        """Let others time points of parts of the prediction, if there are any."""
+        self._elsewhere.time([(self._numbers[number], kept) for number, kept in points], self._has_time)
 
     def _time_part(self, number: int, kept: Mapping[str, int]) -> float | None:
         """Return the time of a part of the prediction; None where it can't be timed at these counts."""

@@ -11,6 +11,9 @@ from onnxprune.types import ChannelGroup, FloatArray
 #: Times a part at kept counts (by group name, whole where not named) and returns ms, None if that failed.
 TimePart = Callable[[int, Mapping[str, int]], "float | None"]
 
+#: Times many points at once, where several machines can: what `TimePart` is asked later is then known.
+TimeAhead = Callable[[Sequence[tuple[int, Mapping[str, int]]]], None]
+
 #: Shares of its counts at which a part is timed: of all of them alike, then of those of one size alone.
 _ALIKE = (0.5, 0.25, 0.75)
 _ALONE = (0.5, 0.25)
@@ -47,6 +50,7 @@ class Table:
         lowest: the least kept count of each.
         time_part: times a part, by its number.
         has_time: tells whether more may be timed.
+        ahead: is told of points that will be asked for, many at once.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Table:
         lowest: Mapping[str, int],
         time_part: TimePart,
         has_time: Callable[[], bool],
+        ahead: TimeAhead = lambda _: None,
     ) -> None:
         self._parts = parts
         self._in_context = in_context
@@ -64,12 +69,14 @@ class Table:
         self._lowest = lowest
         self._time_part = time_part
         self._has_time = has_time
+        self._ahead = ahead
         self.steps: dict[str, int] = {}
         self.wanted = 0
         self.refused = 0
 
     def probe(self) -> None:
         """Find the steps of channel counts that pay, by timing counts near each other."""
+        self._ahead([point for name in self._groups for point in self._first_probes(name)])
         for name, group in self._groups.items():
             step = 1 if group.kind in ("heads", "experts") else self._probed(name, group.size)
             if step is not None:
@@ -79,6 +86,7 @@ class Table:
         """Time every part at a few counts: the points that tell most, of all parts, come first."""
         heaviest = sorted(range(len(self._parts)), key=lambda number: -self._in_context[number])
         designs = {number: list(self._design(number)) for number in heaviest}
+        self._ahead([(number, counts) for number, design in designs.items() for counts in design])
         for round_ in range(max((len(design) for design in designs.values()), default=0)):
             for number in heaviest:
                 if round_ < len(designs[number]):
@@ -128,15 +136,28 @@ class Table:
 
     # --- alignment ------------------------------------------------------------------------------------------
 
+    def _first_probes(self, name: str) -> Iterator[tuple[int, Mapping[str, int]]]:
+        """Yield the points that `_probed` asks for in any case."""
+        group = self._groups[name]
+        _, steps = _steps(group.size)
+        if steps and group.kind not in ("heads", "experts"):
+            counts = [
+                *_bases(group.size),
+                *(base - steps[0] for base in _bases(group.size) if base > steps[0]),
+            ]
+            yield from ((number, {name: count}) for number in self._touched(name) for count in counts)
+
+    def _touched(self, name: str) -> list[int]:
+        """Return the parts that a group's alignment is measured on."""
+        touched = [number for number, part in enumerate(self._parts) if name in part.groups]
+        return sorted(touched, key=lambda number: -self._in_context[number])[:_MOST_PROBED]
+
     def _probed(self, name: str, size: int) -> int | None:
         """Return the finest step that pays for a group, None where nothing can be told."""
-        finest = 1 << max(0, math.ceil(math.log2(size / _MOST_OPTIONS)))
-        steps = [step for step in _STEPS if finest <= step <= size // 2]
+        finest, steps = _steps(size)
         if not steps:
             return finest
-        bases = [base for base in _BASES if base <= size] or [size // 16 * 16 or size]
-        touched = [number for number, part in enumerate(self._parts) if name in part.groups]
-        touched = sorted(touched, key=lambda number: -self._in_context[number])[:_MOST_PROBED]
+        bases, touched = _bases(size), self._touched(name)
         before = self._together(touched, name, bases)
         chosen: int | None = None
         worth = 0.0
@@ -168,3 +189,14 @@ class Table:
                     return None
                 total += float(self._in_context[number]) * ms / whole / len(counts)
         return total
+
+
+def _steps(size: int) -> tuple[int, list[int]]:
+    """Return the finest step of a group, and those that are tried, from coarse to fine."""
+    finest = 1 << max(0, math.ceil(math.log2(size / _MOST_OPTIONS)))
+    return finest, [step for step in _STEPS if finest <= step <= size // 2]
+
+
+def _bases(size: int) -> list[int]:
+    """Return the counts below which alignment is probed."""
+    return [base for base in _BASES if base <= size] or [size // 16 * 16 or size]

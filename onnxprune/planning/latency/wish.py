@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onnxprune.errors import UsageError
 from onnxprune.runtime import Execution
+from onnxprune.workers import ALONE, Workers
 
 #: Seconds that timing parts may take, where nothing is said.
 TIME_LIMIT_SECONDS = 120.0
@@ -25,6 +26,7 @@ class LatencyWish:
         execution: where and how the model will run.
         time_limit: seconds that timing the parts may take.
         cache: folder for the times of parts; None for none.
+        workers: who times parts; time is measured once at a time on every machine.
     """
 
     percentile: float = 50.0
@@ -32,6 +34,7 @@ class LatencyWish:
     execution: Execution = Execution()  # noqa: RUF009 # frozen
     time_limit: float = TIME_LIMIT_SECONDS
     cache: Path | None = None
+    workers: Workers = ALONE
 
     def __post_init__(self) -> None:
         if not 0 < self.percentile < 100:
