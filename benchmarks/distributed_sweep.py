@@ -3,8 +3,9 @@
     python benchmarks/distributed_sweep.py                     # a minute or two for each
     python benchmarks/distributed_sweep.py --samples 16        # shorter
 
-Each way is timed from the call to the table; the cluster's workers are there already, the model travels to them
-within that time. All tables must be equal. The goal is 0.65 of the time of one process on two free cores.
+Each way is timed from the call to the table; the cluster's workers are there already, the model travels to
+them within that time. All tables must be equal. The goal is 0.65 of the time of one process, on two free
+cores.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def sweep(model: Path, data: Dataset, amounts: list[float], **workers: object) -
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--amounts", type=float, nargs="+", default=[0.5])
     parser.add_argument("--workers", type=int, default=2)

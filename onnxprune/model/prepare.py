@@ -109,9 +109,8 @@ def _lift_tensors(graph: ir.Graph) -> None:
         (output,) = node.outputs
         if output.is_graph_output():
             continue
-        value = ir.Value(
-            name=output.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
+        shape = ir.Shape(tuple(tensor.shape))
+        value = ir.Value(name=output.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         value.metadata_props.update(output.metadata_props)
         output.replace_all_uses_with(value)
         _graph_of(node).remove(node, safe=True)

@@ -406,8 +406,6 @@ def test_declarations_of_initializers_are_as_in_the_file(tmp_path: Path) -> None
 def test_a_file_is_checked_again_only_once_it_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxprune.model import io
-
     proto = model_files.mlp()
     model_files.move_out(proto.graph.initializer[0], tmp_path, "w.bin")
     path = model_files.write(proto, tmp_path / "m.onnx")
@@ -431,17 +429,13 @@ def test_a_file_is_checked_again_only_once_it_has_changed(
 
 
 def test_what_is_loaded_need_not_be_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxprune.model import io
-
     path = model_files.write(model_files.mlp(), tmp_path / "m.onnx")
-    load(path)
-    monkeypatch.setattr(io, "parse", None)
+    io.load(path)
+    monkeypatch.setattr("onnxprune.model.io.parse", None)
     io.check(path)
 
 
 def test_a_check_sees_what_operators_do_not_allow(tmp_path: Path) -> None:
-    from onnxprune.model import io
-
     proto = model_files.mlp()
     proto.graph.node[0].op_type = "Nope"
     with pytest.raises(ModelError, match="does not have"):
