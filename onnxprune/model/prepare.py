@@ -109,7 +109,7 @@ def _lift_tensors(graph: ir.Graph) -> None:
         (output,) = node.outputs
         if output.is_graph_output():
             continue
-        shape = ir.Shape(tuple(tensor.shape))
+        shape = ir.Shape(tensor.shape.numpy())
         value = ir.Value(name=output.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         value.metadata_props.update(output.metadata_props)
         output.replace_all_uses_with(value)
