@@ -42,6 +42,8 @@ from onnxprune.verification.plan import (
 from onnxprune.verification.running import LARGE_BYTES, check_outputs_finite
 from onnxprune.verification.zeros import WeightZeros, count_zeros
 
+_LONGEST_REASON = 400  # paths are long
+
 #: Below this, ONNX Runtime is given a model in memory; from here on it writes weights to a file of their own.
 _IN_MEMORY_BYTES = 1 << 30
 
@@ -122,7 +124,7 @@ class _Checking:
         try:
             check = step()
         except OnnxPruneError as error:
-            check = Check(name, False, one_line(error))
+            check = Check(name, False, one_line(error, _LONGEST_REASON))
         self.seconds[name] = time.perf_counter() - start
         if check is not None:
             self.checks.append(check)
