@@ -194,7 +194,7 @@ def test_weights_that_are_not_finite_are_told_to_who_looks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     problem = "weight 'w0' at [3, 4] is nan"
-    for command in ("prune", "zeros", "verify"):
+    for command in ("prune", "zeros", "quantize"):
         status, said, new = ran(tmp_path, nan, command, capsys)
         assert (status, new) == (1, [])
         assert problem in said
