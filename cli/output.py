@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onnxprune.types import Report
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_LONGEST_FAILURE = 480
 _WIDTH_WITHOUT_TERMINAL = 100
 _WRITING = ("import", "prune", "apply", "finetune", "quantize", "compress")
 _TRUSTING = ("trust_input_code", "trust_code")
@@ -91,7 +92,7 @@ class Output:
 
     def fail(self, message: str, *, status: int) -> NoReturn:
         """End the command with a status, after its results were shown."""
-        click.echo(f"error: {one_line(message)}", err=True)
+        click.echo(f"error: {one_line(message, _LONGEST_FAILURE)}", err=True)
         raise click.exceptions.Exit(status)
 
     def _show_tables(self, report: Report) -> None:

@@ -28,13 +28,13 @@ def verify(out: Output, model: Path, plan: Path | None, **setting: Any) -> None:
     """
     from onnxprune import load_plan
     from onnxprune import verify as run
-    from onnxprune.messages import one_line
+    from onnxprune.messages import visible
 
     out.step(f"verifying {model}")
     report = run(model, plan=None if plan is None else load_plan(plan), **setting)
     out.show(report)
     failed = [check for check in report.checks if not check.passed]
     if failed:
-        first = failed[0].detail if failed[0].name == "loads" else f"{failed[0].name}: {failed[0].detail}"
-        first = first.removeprefix(f"{one_line(model)}: ")
+        first = f"{failed[0].name}: {failed[0].detail}"
+        first = first.replace(f"{visible(model)}: ", "")  # stands in front already
         out.fail(f"{model}: {len(failed)} of {len(report.checks)} checks failed; {first}", status=1)

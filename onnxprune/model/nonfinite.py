@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -42,9 +43,14 @@ def describe_nonfinite(name: str | None, shape: tuple[int, ...], position: int, 
 
 def find_nonfinite(model: ir.Model) -> str | None:
     """Return what is wrong with the first initializer that is not finite, None if there is none."""
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is None or not tensor.dtype.is_floating_point():
+    values = model.graph.initializers.values()
+    return find_nonfinite_among(value.const_value for value in values if value.const_value is not None)
+
+
+def find_nonfinite_among(tensors: Iterable[ir.TensorProtocol]) -> str | None:
+    """Return what is wrong with the first tensor that is not finite, None if there is none."""
+    for tensor in tensors:
+        if not tensor.dtype.is_floating_point():
             continue
         start = 0
         for piece in read_pieces(tensor):

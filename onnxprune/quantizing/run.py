@@ -12,10 +12,12 @@ import onnx_ir as ir
 from onnxprune.calibration.activations import BATCH
 from onnxprune.calibration.noise import notes_on_noise
 from onnxprune.data import DataReader, Dataset
-from onnxprune.errors import NothingToPrune, PlanError, UsageError
+from onnxprune.errors import ModelError, NothingToPrune, PlanError, UsageError
 from onnxprune.messages import quoted
 from onnxprune.model.io import load, model_files
+from onnxprune.model.nonfinite import find_nonfinite_among
 from onnxprune.model.size import tensor_bytes
+from onnxprune.ops.weights import locate_weights
 from onnxprune.pipeline import save_examined
 from onnxprune.planning.watch import Watch
 from onnxprune.plans import load_plan
@@ -129,6 +131,9 @@ def quantize(
         admit(given)
         if is_quantized(given):
             raise UsageError("the model is quantized already: give the one that it was made from")
+        problem = find_nonfinite_among(weight.tensor for weight in locate_weights(given)[0])
+        if problem is not None:
+            raise ModelError(problem)
         _check_declared(plan, given)
         found = samples_of(data, given, seed, input_shapes)
         if form == "int8" and found is None and computing != "float":
