@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -93,6 +94,16 @@ class Dataset:
             if kept is not None:
                 arrays[name] = kept[which]
         return replace(Dataset.from_arrays(arrays, self.source), noise=self.noise)
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Name this data in what goes wrong with it in the block: errors that deeper parts raise do not."""
+        try:
+            yield
+        except DataError as error:
+            if self.source in str(error):
+                raise
+            raise DataError(f"{self.source}: {error}") from error
 
     def check_against(self, inputs: Inputs) -> None:
         """Check that the arrays fit a model's inputs.

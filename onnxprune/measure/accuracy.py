@@ -227,10 +227,11 @@ def run_on_data(
         sessions.append(_open(reference, data, provider, threads, "reference"))
     name = _find_output(sessions, output)
     figures = _Figures(chosen, name, data)
-    for part, results in outputs_of(sessions, data, batch):
-        figures.add(part, results)
-        if progress is not None:
-            progress(part.stop / len(data))
+    with data.named():
+        for part, results in outputs_of(sessions, data, batch):
+            figures.add(part, results)
+            if progress is not None:
+                progress(part.stop / len(data))
     direction = chosen.higher_is_better if isinstance(chosen, Metric) else None
     return Judged(data, metric, direction, name, figures, reference is not None)
 
