@@ -8,7 +8,7 @@ exactly what an undisturbed one does.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from bench import CHANGES, Bench, State, Trial
