@@ -89,6 +89,7 @@ class Ending:
                 for number, handler in before.items():
                     signal.signal(number, handler)
                 sys.unraisablehook = sys.__unraisablehook__
+            told.ends(self.status)
 
     @property
     def _command(self) -> str | None:

@@ -130,6 +130,7 @@ class _Watch:
         self._timed_out = False
         self._told = {"subject": "", "step": ""}
         self._folders: set[Path] = set()
+        self._status: int | None = None
         self._placed: dict[int, list[Placed]] = {}
         self._unread = b""
         self._noise = b""
@@ -187,6 +188,8 @@ class _Watch:
             elif kind == "places":
                 group, placed = json.loads(text)
                 self._placed.setdefault(group, []).append(Placed(*placed))
+            elif kind == "ends":
+                self._status = json.loads(text)
             elif kind == "settled":
                 self._placed.pop(json.loads(text), None)
             elif kind == "timeout":
@@ -200,10 +203,12 @@ class _Watch:
     def _ended(self, code: int) -> Ended:
         printed = self._noise.decode("utf-8", "replace")
         stopped = self._sent is not None or self._timed_out
+        # libraries that take long to end, or crash then, change nothing about what was done and said before
+        ended = code if code >= 0 else self._status
         return Ended(
-            status=code if code >= 0 else None,
+            status=ended,
             signal=self._sent,
-            why="" if code >= 0 or stopped else describe_crash(-code, printed),
+            why="" if ended is not None or stopped else describe_crash(-code, printed),
             timed_out=self._timed_out,
             noise=printed if self._shows_noise else "",
             **self._told,

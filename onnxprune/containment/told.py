@@ -61,6 +61,11 @@ def settled(group: int) -> None:
     _tell("settled", json.dumps(group))
 
 
+def ends(status: int) -> None:
+    """Say that everything is done and said, and what that means, whatever becomes of this process now."""
+    _tell("ends", json.dumps(status))
+
+
 def limit_time(seconds: float) -> None:
     """Ask to be ended after so many seconds from the start."""
     _tell("timeout", str(seconds))

@@ -106,7 +106,7 @@ def test_what_can_not_be_drawn_or_written_is_refused_before_long_work(run, saved
     ran = run("prune", saved["mlp"], "-o", tmp_path / "f", *targets, "--plot", tmp_path / "f.gif")
     assert (ran.status, "ends in .svg" in ran.error) == (2, True)
     ran = run("prune", saved["mlp"], "-o", saved["mlp"], *targets)
-    assert (ran.status, "is a file" in ran.error) == (1, True)
+    assert (ran.status, "is an input of this command" in ran.error) == (1, True)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     ran = run("prune", saved["mlp"], "-o", tmp_path / "f", *targets, "--plot", tmp_path / "f.svg")
     assert (ran.status, "pip install" in ran.error) == (1, True)

@@ -234,3 +234,11 @@ def test_a_folder_for_temporary_files_is_not_needed(tmp_path):
         assert supervised("return 5", tmp_path)["status"] == 5
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("status", [0, 130])
+def test_what_was_said_counts_though_the_worker_dies_in_the_end(tmp_path, status):
+    """A runtime that crashes while it is unloaded, or takes longer to end than an interrupted worker may."""
+    said = supervised(f"told.ends({status})\nos.kill(os.getpid(), signal.SIGSEGV)", tmp_path)
+    assert (said["status"], said["why"]) == (status, "")
+    assert scratch_left(tmp_path) == []

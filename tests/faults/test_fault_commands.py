@@ -76,6 +76,12 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     return process.returncode, [line for line in stderr.splitlines() if line.strip()]
 
 
+def wait_until_it_works(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a command waits for signals: it makes a folder for temporary files right before that."""
+    while process.poll() is None and not any(folder.with_name(f"{folder.name}.tmp").iterdir()):
+        time.sleep(0.01)
+
+
 def undisturbed(bench: Bench, command: tuple[str, ...]) -> tuple[State, float]:
     """Return what a command leaves, and how long it takes."""
     folder = bench.folder({})
@@ -124,7 +130,8 @@ def test_a_command_that_is_interrupted(bench: Bench, name: str, number: int, sta
     folder = bench.folder({})
     for _ in range(max(3, KILLS // 5)):
         process = start(folder, COMMANDS[name])
-        time.sleep(moments.uniform(min(0.5, seconds / 2), seconds * 0.9))
+        wait_until_it_works(folder, process)
+        time.sleep(moments.uniform(0.1, seconds * 0.9))
         asked = time.monotonic()
         process.send_signal(number)
         ended, lines = finish(process)
