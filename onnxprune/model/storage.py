@@ -277,18 +277,19 @@ def write_tensor(tensor: ir.TensorProtocol, write: Write) -> None:
         return
     if isinstance(tensor, MadeTensor):
         for array in tensor.pieces():
-            _write_array(array, write)
+            write_array(array, write)
         return
     if isinstance(tensor, ir.LazyTensor) and not tensor.cache:
         write_tensor(tensor.raw(), write)
         return
     if isinstance(tensor, ir.Tensor) and tensor.dtype.bitwidth >= 8:
-        _write_array(_array(tensor), write)
+        write_array(_array(tensor), write)
         return
     write(tensor.tobytes())
 
 
-def _write_array(array: npt.NDArray[Any], write: Write) -> None:
+def write_array(array: npt.NDArray[Any], write: Write) -> None:
+    """Hand the bytes of an array to ``write`` as files store them: little endian, in order."""
     stored = array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
     if stored.size:
         write(stored.data)
