@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import ModelError
 from onnxprune.messages import visible
+from onnxprune.model.hashing import Hashing
 from onnxprune.model.io import model_files
 from onnxprune.model.places import Body, bodies, places
 from onnxprune.model.storage import write_array, write_tensor
@@ -61,9 +62,7 @@ class TensorDigests:
     """
 
     def __init__(self) -> None:
-        self._known: dict[
-            int, tuple[ir.TensorProtocol, str]
-        ] = {}  # by id: they live as long
+        self._known: dict[int, tuple[ir.TensorProtocol, str]] = {}  # by id: they live as long
 
     def of(self, tensor: ir.TensorProtocol) -> str:
         """Return the digest of a tensor.
@@ -82,12 +81,14 @@ class TensorDigests:
 
     def read_pieces(self, tensor: ir.TensorProtocol) -> Iterator[npt.NDArray[Any]]:
         """Yield what `streaming.read_pieces` yields, for types of 8 bits and more."""
-        digest = None if id(tensor) in self._known else hashlib.sha256()
-        for piece in read_pieces(tensor):
-            if digest is not None:
-                write_array(piece, digest.update)
-            yield piece
-        if digest is not None:
+        if id(tensor) in self._known:
+            yield from read_pieces(tensor)
+            return
+        with Hashing() as digest:
+            for piece in read_pieces(tensor):
+                write_array(piece, digest.begin)
+                yield piece
+                digest.wait()  # the next one takes its place
             self._known[id(tensor)] = tensor, digest.hexdigest()
 
 
