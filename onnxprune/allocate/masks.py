@@ -72,6 +72,7 @@ class _Candidate:
     scorer: WeightScorer
     seed: int
     gone: Mask | None = None
+    read: Callable[[ir.TensorProtocol], Iterator[Array]] = read_pieces
 
     @property
     def name(self) -> str:
@@ -101,7 +102,7 @@ class _Candidate:
 
     def _read(self) -> Iterator[Array]:
         start = 0
-        for piece in read_pieces(self.weight.tensor):
+        for piece in self.read(self.weight.tensor):
             check_finite(piece, start, self.name, self.weight.shape)
             yield piece
             start += piece.size
@@ -139,6 +140,7 @@ def choose_masks(
     protect: Sequence[str] = (),
     shares: Mapping[str, float] | None = None,
     gone: Mapping[str, Mask] | None = None,
+    read: Callable[[ir.TensorProtocol], Iterator[Array]] = read_pieces,
 ) -> tuple[dict[str, Mask], list[Skipped]]:
     """Choose which weights become zero.
 
@@ -155,6 +157,7 @@ def choose_masks(
         protect: patterns (``*``, ``?``) of tensor or consumer names that are left alone.
         shares: what single tensors give instead of the amount, each for itself.
         gone: masks by tensor name: what is gone already, which counts, and goes before everything else.
+        read: reads a tensor as `read_pieces` does.
 
     Returns:
         Masks by tensor name, and the tensors that were left alone with the reasons.
@@ -170,7 +173,7 @@ def choose_masks(
         raise UsageError(f"unknown scope {scope!r}{did_you_mean(scope, SCOPES)}; known: {', '.join(SCOPES)}")
     weights, skipped = select_weights(model, uses, wanted, protect)
     candidates = [
-        _Candidate(found[0], scorer, seed, (gone or {}).get(name)) for name, found in weights.items()
+        _Candidate(found[0], scorer, seed, (gone or {}).get(name), read) for name, found in weights.items()
     ]
     masks: dict[str, Mask] = {}
     store = MaskStore()

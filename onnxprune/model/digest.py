@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
 from onnxprune.messages import visible
+from onnxprune.model.hashing import Hashing
 from onnxprune.model.io import model_files
 from onnxprune.model.places import Body, bodies, places
-from onnxprune.model.storage import write_tensor
+from onnxprune.model.storage import write_array, write_tensor
+from onnxprune.model.streaming import read_pieces
 
 #: Integer tensors up to this size and rank 1 are shapes, axes and indices: they belong to the structure.
 _SHAPE_ELEMENTS = 64
@@ -52,25 +55,63 @@ def sha256_of(*files: Path) -> str:
     return digest.hexdigest()
 
 
-def weights_digest(model: ir.Model) -> str:
+class TensorDigests:
+    """SHA-256 of the contents of tensors: each is read once for it, or for something else on the way.
+
+    Whoever reads a tensor to its end with `read_pieces` of this saves `weights_digest` the reading.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[ir.TensorProtocol, str]] = {}  # by id: they live as long
+
+    def of(self, tensor: ir.TensorProtocol) -> str:
+        """Return the digest of a tensor.
+
+        Raises:
+            ModelError: its file is missing or has changed.
+        """
+        if id(tensor) not in self._known:
+            digest = hashlib.sha256()
+            if tensor.dtype == ir.DataType.STRING:
+                digest.update(repr(tensor.numpy().tolist()).encode())
+            else:
+                write_tensor(tensor, digest.update)
+            self._known[id(tensor)] = tensor, digest.hexdigest()
+        return self._known[id(tensor)][1]
+
+    def read_pieces(self, tensor: ir.TensorProtocol) -> Iterator[npt.NDArray[Any]]:
+        """Yield what `streaming.read_pieces` yields, for types of 8 bits and more."""
+        if id(tensor) in self._known:
+            yield from read_pieces(tensor)
+            return
+        with Hashing() as digest:
+            for piece in read_pieces(tensor):
+                write_array(piece, digest.begin)
+                yield piece
+                digest.wait()  # the next one takes its place
+            self._known[id(tensor)] = tensor, digest.hexdigest()
+
+
+def weights_digest(model: ir.Model, known: TensorDigests | None = None) -> str:
     """Return the SHA-256, in hexadecimal, of all stored tensors: names, types, shapes and bytes.
 
     The order of tensors does not matter, nor whether one is an initializer or a Constant of the same name,
     inline or external. Contents are read piece by piece, at the speed of SHA-256 (1 to 2 GB/s where the
     processor knows it, which beats BLAKE2 there).
 
+    Args:
+        model: any model.
+        known: of its tensors, so far.
+
     Raises:
         ModelError: the file of an external tensor is missing or has changed.
     """
     labels = {id(body): index for index, body in enumerate(bodies(model))}
-    entries = []
-    for body, name, tensor in _stored(model):
-        digest = hashlib.sha256()
-        if tensor.dtype == ir.DataType.STRING:
-            digest.update(repr(tensor.numpy().tolist()).encode())
-        else:
-            write_tensor(tensor, digest.update)
-        entries.append((labels[id(body)], name, int(tensor.dtype), _dims(tensor.shape), digest.hexdigest()))
+    known = TensorDigests() if known is None else known
+    entries = [
+        (labels[id(body)], name, int(tensor.dtype), _dims(tensor.shape), known.of(tensor))
+        for body, name, tensor in _stored(model)
+    ]
     return hashlib.sha256(repr(sorted(entries)).encode()).hexdigest()
 
 

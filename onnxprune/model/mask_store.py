@@ -29,7 +29,7 @@ class _FileMask(Mask):
         object.__setattr__(self, "_offset", offset)
 
     @property
-    def bits(self) -> npt.NDArray[np.uint8]:  # an attribute of the others
+    def bits(self) -> npt.NDArray[np.uint8]:
         """The bits, read anew.
 
         Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +20,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir import serde
 
 from onnxprune.errors import ModelError
-from onnxprune.model.external import DataFile, DataFolder, as_array
+from onnxprune.messages import visible
+from onnxprune.model.external import DataFile, DataFolder, FileTensor, as_array
 from onnxprune.model.sparse import make_dense
 from onnxprune.model.structure import Found, check_structure
 from onnxprune.model.tensors import check_field, check_tensor
@@ -28,6 +29,10 @@ from onnxprune.model.wire import THRESHOLD_BYTES, Span, Tokens, WireError, take_
 
 #: protobuf reads and writes no larger message.
 MOST_MODEL_BYTES = (1 << 31) - 1
+
+#: In model files from this size on, payloads of this size and more stay there, as those of data files do.
+_LARGE_MODEL_BYTES = 1 << 28
+_LEFT_BYTES = 1 << 20
 
 _FOREIGN = (
     (
@@ -97,10 +102,11 @@ def parse(path: Path, data_beside: Path | None = None) -> Parsed:
         parsed, spans = _parse_proto(reader, file.size)
         folder = DataFolder(data_beside or path)
         external = _check_tensors(parsed, spans, folder)
+        left = replace(file, shown=visible(path)) if file.size >= _LARGE_MODEL_BYTES else None
         for tensor in parsed.found.tensors:
             index = parsed.tokens.index(tensor.raw_data)
             if index is not None:
-                parsed.stored[index] = in_memory(reader.payload(spans[index]), tensor)
+                parsed.stored[index] = _inline(reader, spans[index], tensor, left)
         for tensor, stored in external:
             parsed.keep(tensor, stored)
         _pack_typed(parsed)
@@ -109,6 +115,15 @@ def parse(path: Path, data_beside: Path | None = None) -> Parsed:
         file.check_unchanged(stream)
     _make_dense(parsed)
     return parsed
+
+
+def _inline(
+    reader: _Reader, span: Span, tensor: onnx.TensorProto, left: DataFile | None
+) -> ir.TensorProtocol:
+    """Return a tensor whose payload is in the model file, where it stays if it is large in a large file."""
+    if left is None or span.length < _LEFT_BYTES or ir.DataType(tensor.data_type).bitwidth < 8:
+        return in_memory(reader.payload(span), tensor)
+    return FileTensor(left, span.position, tensor)
 
 
 class _Reader:

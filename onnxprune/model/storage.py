@@ -18,6 +18,7 @@ from onnxprune.errors import ModelError, OutputError
 from onnxprune.messages import quoted
 from onnxprune.model.atomic import NewFile, output_errors
 from onnxprune.model.external import FileTensor, unsafe_location
+from onnxprune.model.hashing import Hashing
 from onnxprune.model.places import graph_protos
 from onnxprune.model.serialize import Serialized
 from onnxprune.model.sparse import sparse_bytes, stored_nonzeros
@@ -154,9 +155,8 @@ class Storage:
         if not moved:
             return None
         offsets: list[int] = []
-        with NewFile(self.target.with_name(f"{self.target.name}.data")) as file:
-            digest = hashlib.sha256()
-            sink = _Sink(file.stream, self.target, digest.update)
+        with NewFile(self.target.with_name(f"{self.target.name}.data")) as file, Hashing() as digest:
+            sink = _Sink(file.stream, self.target, digest)
             for _, payload in moved:
                 sink.pad(PAGE_BYTES if payload.size >= _LARGE_BYTES else _LINE_BYTES)
                 offsets.append(sink.position)
@@ -238,15 +238,19 @@ class Storage:
 class _Sink:
     """Counts what is written, and tells errors of the output from those of the inputs."""
 
-    def __init__(self, stream: IO[bytes], target: Path, also: Write | None = None) -> None:
-        self.stream, self.target, self.also = stream, target, also
+    def __init__(self, stream: IO[bytes], target: Path, digest: Hashing | None = None) -> None:
+        self.stream, self.target, self.digest = stream, target, digest
         self.position = self._started = 0
 
     def write(self, data: bytes | memoryview) -> None:
-        with output_errors(self.target):
-            self.stream.write(data)
-        if self.also is not None:
-            self.also(data)
+        if self.digest is not None:
+            self.digest.begin(data)
+        try:
+            with output_errors(self.target):
+                self.stream.write(data)
+        finally:
+            if self.digest is not None:
+                self.digest.wait()
         self.position += len(data)
         if self.position - self._started >= _START_BYTES:
             start_writing(self.stream, self._started, self.position - self._started)
@@ -277,18 +281,19 @@ def write_tensor(tensor: ir.TensorProtocol, write: Write) -> None:
         return
     if isinstance(tensor, MadeTensor):
         for array in tensor.pieces():
-            _write_array(array, write)
+            write_array(array, write)
         return
     if isinstance(tensor, ir.LazyTensor) and not tensor.cache:
         write_tensor(tensor.raw(), write)
         return
     if isinstance(tensor, ir.Tensor) and tensor.dtype.bitwidth >= 8:
-        _write_array(_array(tensor), write)
+        write_array(_array(tensor), write)
         return
     write(tensor.tobytes())
 
 
-def _write_array(array: npt.NDArray[Any], write: Write) -> None:
+def write_array(array: npt.NDArray[Any], write: Write) -> None:
+    """Hand the bytes of an array to ``write`` as files store them: little endian, in order."""
     stored = array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
     if stored.size:
         write(stored.data)

@@ -15,7 +15,7 @@ from onnxprune.calibration.activations import USUAL, Running
 from onnxprune.cost import cost_of
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, UsageError
-from onnxprune.model.digest import structure_digest, weights_digest
+from onnxprune.model.digest import TensorDigests, structure_digest, weights_digest
 from onnxprune.model.outline import outline_of
 from onnxprune.model.prepare import prepare, written_out
 from onnxprune.model.stored import stored_values, tensor_of
@@ -60,7 +60,8 @@ class GatheredWeights:
         cost: of the model.
         graph: outline of the model that plans are for.
         structure_digest: of the same.
-        weights_digest: of the same.
+        given: that model.
+        digests: of its tensors, so far: scoring reads them anyway.
         unreachable: what can't become zero, with reasons.
         data: what scores are measured on.
         seed: of every random choice.
@@ -75,11 +76,21 @@ class GatheredWeights:
     cost: Cost
     graph: Outline
     structure_digest: str
-    weights_digest: str
+    given: ir.Model
+    digests: TensorDigests
     unreachable: Sequence[Skipped]
     data: Dataset | None
     seed: int
     watch: Watch
+
+    def weights_digest(self) -> str:
+        """Return the digest of the weights of the model that plans are for.
+
+        Raises:
+            ModelError: the file of a tensor is missing or has changed.
+        """
+        with self.watch.stage("digest"):
+            return weights_digest(self.given, self.digests)
 
 
 def gather_weights(
@@ -136,7 +147,8 @@ def gather_weights(
             cost=_cost(model, recipe.get("input_shapes")),
             graph=outline_of(written_out(given or model).graph),
             structure_digest=structure_digest(given or model),
-            weights_digest=weights_digest(given or model),
+            given=given or model,
+            digests=TensorDigests(),
             unreachable=[*unreachable, *spared],
             data=data,
             seed=seed,
@@ -172,7 +184,7 @@ def decide_masks(
         found = masks_for(
             model, gathered.uses, recipe, data, gathered.seed,
             ranking=gathered.ranking, shares=shares, gone=gathered.gone,
-            running=watch.running, progress=watch.progress,
+            running=watch.running, progress=watch.progress, digests=gathered.digests,
         )  # fmt: skip
     masks = masks_with_gone(gathered.gone, found.masks)
     names = {name for use in gathered.uses for name in (use.tensor, use.consumer)}
@@ -191,7 +203,7 @@ def decide_masks(
     plan = Plan(
         pattern=recipe["pattern"],
         structure_digest=gathered.structure_digest,
-        weights_digest=gathered.weights_digest,
+        weights_digest=gathered.weights_digest(),
         groups=(),
         masks=masks,
         recipe=dict(recipe),
@@ -266,6 +278,7 @@ def masks_for(
     gone: Mapping[str, Mask] | None = None,
     running: Running = USUAL,
     progress: Callable[[float], None] | None = None,
+    digests: TensorDigests | None = None,
 ) -> MeasuredMasks:
     """Choose masks by the score of a recipe.
 
@@ -280,6 +293,7 @@ def masks_for(
         gone: what is gone already, which goes first where scores are not measured on data.
         running: batches, threads and memory of runs.
         progress: called while something is measured, with the share that is done, in (0, 1].
+        digests: learns those of the tensors that are read.
 
     Raises:
         UsageError, DataError, ModelError: as `gather_weights`.
@@ -303,6 +317,8 @@ def masks_for(
     if ranking is None:
         raise ValueError(f"score {recipe['score']!r} does not rank weights")
     able = [use for use in uses if use.tensor not in ranking.missing]
+    if digests is not None:
+        options["read"] = digests.read_pieces
     masks, skipped = choose_masks(
         model, able, scorer=ranking.scorer, seed=seed, shares=shares, gone=gone, **options
     )

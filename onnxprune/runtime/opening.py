@@ -41,6 +41,7 @@ def open_session(
     arena: bool = True,
     optimize: Optimize = "all",
     prepack: bool = True,
+    in_order: bool = False,
     extra_outputs: Sequence[str] = (),
     label: str | None = None,
 ) -> Session:
@@ -60,6 +61,8 @@ def open_session(
         arena: keep the memory of a run for the next one; without, it goes back to the system.
         optimize: how far ONNX Runtime rewrites the graph.
         prepack: let kernels store weights in their own layout (faster runs, a second copy of the weights).
+        in_order: run nodes in their order. ONNX Runtime likes to compute first what depends on no input, such
+            as the conversion of all weights, and keeps all that.
         extra_outputs: names of values of the main graph to return as well (models in memory only).
         label: what messages call the model; its path by default.
 
@@ -73,6 +76,8 @@ def open_session(
         execution = Execution(provider, threads, spinning=spinning, arena=arena)
     label = one_line(label) if label else label_of(model)
     options = session_options(execution, optimize, prepack)
+    if in_order:
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     return start(model, execution, options, optimize=optimize, extra_outputs=extra_outputs, label=label)
 
 

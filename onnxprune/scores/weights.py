@@ -43,7 +43,9 @@ WEIGHT_SCORERS: Registry[WeightScorer] = Registry("weight score")
 
 def _magnitude(piece: Array) -> Array:
     """score[i] = |w[i]|, float64 for float64 weights, else float32, which holds the smaller types exactly."""
-    return np.asarray(np.abs(piece.astype(np.float64 if piece.dtype == np.float64 else np.float32)))
+    return np.asarray(
+        np.abs(piece.astype(np.float64 if piece.dtype == np.float64 else np.float32, copy=False))
+    )
 
 
 def _start_magnitude(tensor: str, seed: int, read: Reader) -> PieceScorer:  # noqa: ARG001 # on none of them

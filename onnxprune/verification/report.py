@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import onnx_ir as ir
 from onnxprune import runtime
 from onnxprune.errors import OnnxPruneError
 from onnxprune.messages import one_line
-from onnxprune.model.io import EXTERNAL, SPARSE, load
+from onnxprune.model.io import EXTERNAL, SPARSE, load, save
 from onnxprune.model.serialize import recall
 from onnxprune.ops.weights import FoundWeight, locate_weights
 from onnxprune.patterns import REWRITING_SCORES, Pattern, parse_pattern
@@ -43,6 +44,8 @@ from onnxprune.verification.running import LARGE_BYTES, check_outputs_finite
 from onnxprune.verification.zeros import WeightZeros, count_zeros
 
 _LONGEST_REASON = 400  # paths are long
+#: From this size on, a file that holds its weights itself is copied for libraries that read it into memory.
+_INLINE_BYTES = 1 << 28
 
 #: Below this, ONNX Runtime is given a model in memory; from here on it writes weights to a file of their own.
 _IN_MEMORY_BYTES = 1 << 30
@@ -84,13 +87,14 @@ def verify(
     """
     checking = _Checking(Path(path), None if against is None else Path(against), plan)
     if checking.load():
-        checking.look_at_file()
-        checking.look_at_plan()
-        if checking.too_large(runtime_limit_bytes):
-            return checking.report()
-        if optimize:
-            checking.look_at_optimized()
-        checking.run("outputs finite", lambda: checking.finite(input_shapes, seeds, threads))
+        with checking.read_in_place():
+            checking.look_at_file()
+            checking.look_at_plan()
+            if checking.too_large(runtime_limit_bytes):
+                return checking.report()
+            if optimize:
+                checking.look_at_optimized()
+            checking.run("outputs finite", lambda: checking.finite(input_shapes, seeds, threads))
     return checking.report()
 
 
@@ -106,6 +110,7 @@ class _Checking:
     zeros: list[WeightZeros] = field(default_factory=list)
     survivals: list[Survival | None] = field(default_factory=list)
     declared: Declared | None = None
+    _copy: tuple[Path, ir.Model] | None = None
     checks: list[Check] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -117,6 +122,11 @@ class _Checking:
     @property
     def original(self) -> ir.Model | None:
         return self.models[1] if len(self.models) > 1 else None
+
+    @property
+    def given(self) -> tuple[Path, ir.Model]:
+        """What other libraries are given."""
+        return self._copy or (self.path, self.model)
 
     def run(self, name: str, step: Callable[[], Check | None]) -> bool:
         """Make one check; what the file gets wrong in it is a failed check."""
@@ -141,9 +151,27 @@ class _Checking:
         nodes = sum(1 for _ in self.models[-1].graph.all_nodes())
         return Check(what, True, f"{nodes} nodes, {tensor_bytes(self.models[-1])} bytes of tensors")
 
+    @contextmanager
+    def read_in_place(self) -> Iterator[None]:
+        """Let other libraries have a large file in a form that they read in place: with external data.
+
+        They would parse the file into memory, and copy that.
+        """
+        inline = not recall(self.model, EXTERNAL) and not recall(self.model, SPARSE)
+        if not inline or tensor_bytes(self.model) < _INLINE_BYTES:
+            yield
+            return
+        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+            copy = Path(folder) / "model.onnx"
+            save(self.model, copy, external_data=True)
+            self._copy = copy, load(copy)
+            reason = "onnx and ONNX Runtime, which copy large files in memory, had it with external data"
+            self.skipped.append(Skipped("weights in the file itself", reason))
+            yield
+
     def look_at_file(self) -> None:
         original = self.original
-        self.run("onnx checker", lambda: check_checker(self.path, self.against))
+        self.run("onnx checker", lambda: check_checker(self.given[0], self.against))
         if original is not None:
             self.run("interface", lambda: check_interface(self.model, original))
         self.run("no unused weights", lambda: check_unused(self.model, original))
@@ -218,10 +246,11 @@ class _Checking:
             return check_survival(self.zeros, [None] * len(self.zeros))
         size = tensor_bytes(self.model)
         how = "optimized graph"
-        if recall(self.model, EXTERNAL) and not recall(self.model, SPARSE) and size >= LARGE_BYTES:
+        path, model = self.given
+        if recall(model, EXTERNAL) and not recall(model, SPARSE) and size >= LARGE_BYTES:
             how = f"{how} (without folded constants, which would fill memory: {size} bytes of tensors)"
-            runtime.save_optimized_graph(self.path, scratch, "extended")
-            optimized = load(scratch, data_beside=self.path)
+            runtime.save_optimized_graph(path, scratch, "extended")
+            optimized = load(scratch, data_beside=path)
         else:
             # Given a path, ONNX Runtime leaves external tensors where they are (not beside the copy), and
             # writes sparse ones with int16 indices, which the format does not allow.
@@ -235,7 +264,8 @@ class _Checking:
     def finite(
         self, input_shapes: Mapping[str, Sequence[int]] | None, seeds: Sequence[int], threads: int
     ) -> Check:
-        return check_outputs_finite(self.model, self.path, self.against, input_shapes, seeds, threads)
+        path, model = self.given
+        return check_outputs_finite(model, path, self.against, input_shapes, seeds, threads)
 
     def report(self) -> Report:
         sections: dict[str, Any] = {}

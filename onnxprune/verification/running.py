@@ -103,7 +103,9 @@ def _opened(model: ir.Model, path: Path, threads: int) -> Iterator[tuple[_Run, s
 
 def _open(path: Path, threads: int, mapped: Sequence[Path]) -> runtime.Session:
     if mapped:  # optimizing and packing would make copies of weights in memory
-        return runtime.open_session(path, threads=threads, optimize="none", prepack=False)
+        return runtime.open_session(
+            path, threads=threads, optimize="none", prepack=False, arena=False, in_order=True
+        )
     return runtime.open_session(path, threads=threads)
 
 
