@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from llm import decoder as decoder_module
 from llm.decoder import SMALL, Shape, write_decoder, write_samples
 
 import onnxprune
@@ -225,3 +226,16 @@ def test_weights_that_are_stored_alike_are_tried_once(
     plan = onnxprune.plan(onnxprune.load(path), pattern="2:4", score="wanda", data=data)
     assert len(plan.masks) == 14
     assert len(tried) == 4  # q and o, k and v, gate and up, down
+
+
+@pytest.mark.long
+def test_every_command_of_the_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(decoder_module.__file__).parent))  # as where it is started
+    from llm import run
+
+    path, _ = decoder(tmp_path)
+    places = {"model": path, "data": tmp_path / "calib.npz", "out": tmp_path / "out"}
+    places["out"].mkdir()
+    found = list(run.rows(list(run.COMMANDS), places))
+    assert all("` | 0 | 0." in row for row in found), found
+    assert {left.suffix for left in places["out"].iterdir()} == {".log"}
