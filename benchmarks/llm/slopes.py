@@ -4,8 +4,9 @@
     python benchmarks/llm/slopes.py --measured 71 1230  # beside seconds of CPU that two runs on 1 B took
 
 Every stage is run at several sizes, and its slope is the least-squares line through zero: seconds for each
-operation that the formula counts, or for each byte. Seconds are of CPU, of one thread, so that other work on
-the machine does not count; a run takes that or longer. The table in docs/large-models.md is printed by this.
+operation that the formula counts; of whole passes over a model, there are some seconds besides. Seconds are
+of CPU, of one thread, so that other work on the machine hardly counts; a run takes that or longer. The table
+in docs/large-models.md is printed by this.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from onnxprune.scores.refinement import affordable_steps, refine
 WIDTHS = (1024, 2048, 3072)
 
 #: Decoders that whole passes are measured on, as layers and widths.
-MODELS = ((2, 512), (2, 768), (2, 1024))
+MODELS = ((1, 512), (2, 768), (2, 1280))
 
 BILLION = Shape()
 EIGHT = Shape(
@@ -63,15 +64,24 @@ class Stage:
     points: Sequence[tuple[float, float]]
 
     @property
-    def slope(self) -> float:
-        """Seconds for one of what is counted."""
-        above = sum(count * seconds for count, seconds in self.points)
-        return above / sum(count * count for count, _ in self.points)
+    def line(self) -> tuple[float, float]:
+        """Seconds for one of what is counted, and those that are there in any case, of whole runs alone."""
+        counts, seconds = (np.array(each) for each in zip(*self.points, strict=True))
+        if self.unit == "byte":
+            slope, start = np.polyfit(counts, seconds, 1)
+            return float(slope), float(start)
+        return float(counts @ seconds / (counts @ counts)), 0.0
+
+    def seconds(self, shape: Shape, tokens: int) -> float:
+        """Return seconds of CPU for a decoder."""
+        slope, start = self.line
+        return start + slope * self.count(shape, tokens)
 
     @property
     def spread(self) -> float:
         """The largest relative distance of a point from the line."""
-        return max(abs(seconds / (count * self.slope) - 1) for count, seconds in self.points)
+        slope, start = self.line
+        return max(abs(seconds / (start + slope * count) - 1) for count, seconds in self.points)
 
 
 # --- what a decoder has -------------------------------------------------------------------------------------
@@ -222,9 +232,7 @@ def measure(widths: Sequence[int], models: Sequence[tuple[int, int]], tokens: in
 
 def predicted(stages: Sequence[Stage], shape: Shape, tokens: int, *, on_data: bool) -> float:
     """Return seconds of CPU for one thread, of 2:4 by magnitude, or by OBS on data."""
-    return sum(
-        stage.slope * stage.count(shape, tokens) for stage in stages if on_data or stage.unit == "byte"
-    )
+    return sum(stage.seconds(shape, tokens) for stage in stages if on_data or stage.unit == "byte")
 
 
 def table(stages: Sequence[Stage], tokens: int) -> str:
@@ -235,8 +243,8 @@ def table(stages: Sequence[Stage], tokens: int) -> str:
         f"| --- | --- | --- | --- | {' | '.join('---' for _ in shapes)} |",
     ]
     for stage in stages:
-        rate = f"{1 / stage.slope / 1e9:.1f} G{stage.unit}/s"
-        cells = [_time(stage.slope * stage.count(shape, tokens)) for shape in shapes.values()]
+        rate = f"{1 / stage.line[0] / 1e9:.2g} G{stage.unit}/s"
+        cells = [_time(stage.seconds(shape, tokens)) for shape in shapes.values()]
         lines.append(
             f"| {stage.name} | {stage.formula} | {rate} | {stage.spread:.0%} | {' | '.join(cells)} |"
         )

@@ -124,6 +124,19 @@ class Linear:
         """What is equal for nodes that make the same rows of the same input, as query, key and value do."""
         return self.x, self._form.row_key()
 
+    @property
+    def stored_key(self) -> Hashable | None:
+        """What is equal for weights that are moved alike by `matrix`; None where that is not known."""
+        if self._layout:
+            return None
+        node, use = self.node, self.found.use
+        attributes = tuple(
+            sorted((name, str(attribute.value)) for name, attribute in node.attributes.items())
+        )
+        sizes = (tuple(self.found.shape), self.groups, self.outputs, self.inputs, self.taps)
+        axes = (self.found.index, self.found.groups, use.summed_axis, use.output_axis)
+        return node.domain, node.op_type, attributes, sizes, axes
+
     def windows(self, x: Array) -> Windows:
         """Return all rows of an input as a view, of which `Windows.rows` copies some."""
         return self._form.windows(x)

@@ -8,7 +8,7 @@ graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -176,6 +176,7 @@ def _measurable(
     by_use = {(linear.node, linear.found.index): linear for linear in linears}
     reasons = {entry.name: entry.reason for entry in refused}
     tensors = []
+    known: dict[Hashable, bool] = {}
     for name, weights in selected.items():
         mine = [by_use[use] for weight in weights if (use := (weight.node, weight.index)) in by_use]
         if len(mine) < len(weights):
@@ -186,7 +187,7 @@ def _measurable(
             skipped.append(
                 Skipped(name, f"it is tied, and its uses ({_consumers(weights)}) turn it each their way")
             )
-        elif not _fits(mine[0], pattern):
+        elif not _fits(mine[0], pattern, known):
             skipped.append(
                 Skipped(name, f"the runs or blocks of {pattern} reach over several of its matrices")
             )
@@ -212,10 +213,22 @@ def _agree(linears: Sequence[Linear]) -> bool:
     )
 
 
-def _fits(linear: Linear, pattern: Pattern) -> bool:
-    """Tell whether a pattern in the matrices is the pattern along the stored axes: by a random trial."""
+def _fits(linear: Linear, pattern: Pattern, known: dict[Hashable, bool]) -> bool:
+    """Tell whether a pattern in the matrices is the pattern along the stored axes: by a random trial.
+
+    Networks repeat their layers, so what was found for weights that are stored alike is remembered.
+    """
     if pattern.kind == "unstructured":
         return True
+    key = linear.stored_key
+    if key is None:
+        return _fits_in_a_trial(linear, pattern)
+    if key not in known:
+        known[key] = _fits_in_a_trial(linear, pattern)
+    return known[key]
+
+
+def _fits_in_a_trial(linear: Linear, pattern: Pattern) -> bool:
     random, use, groups = np.random.default_rng(0), linear.found.use, linear.groups
     channels = linear.inputs // linear.taps
     if pattern.kind == "N:M":

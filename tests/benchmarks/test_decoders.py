@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from llm import decoder as decoder_module
 from llm.decoder import SMALL, Shape, write_decoder, write_samples
 
 import onnxprune
@@ -20,6 +21,7 @@ from onnxprune.calibration import activations, stretches
 from onnxprune.calibration.activations import as_fed
 from onnxprune.data import Dataset
 from onnxprune.model.float32 import in_float32
+from onnxprune.planning import masks_on_data
 from onnxprune.runtime import open_session
 from onnxprune.types import Mask
 
@@ -206,3 +208,34 @@ def test_cut_weights_of_files_are_read_when_they_are_needed(tmp_path: Path) -> N
     tensor = result.model.graph.initializers["layers.0.up"].const_value
     assert isinstance(tensor, ir.LazyTensor)
     assert tensor.numpy().shape == tuple(tensor.shape.numpy()) == (512, 768)
+
+
+def test_weights_that_are_stored_alike_are_tried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials took longer than OBS itself did on a billion parameters."""
+    path, data = decoder(tmp_path)
+    tried: list[object] = []
+    trial = masks_on_data._fits_in_a_trial
+
+    def noted(linear: object, pattern: object) -> bool:
+        tried.append(linear)
+        return trial(linear, pattern)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(masks_on_data, "_fits_in_a_trial", noted)
+    plan = onnxprune.plan(onnxprune.load(path), pattern="2:4", score="wanda", data=data)
+    assert len(plan.masks) == 14
+    assert len(tried) == 4  # q and o, k and v, gate and up, down
+
+
+@pytest.mark.long
+def test_every_command_of_the_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(decoder_module.__file__).parent))  # as where it is started
+    from llm import run
+
+    path, _ = decoder(tmp_path)
+    places = {"model": path, "data": tmp_path / "calib.npz", "out": tmp_path / "out"}
+    places["out"].mkdir()
+    found = list(run.rows(list(run.COMMANDS), places))
+    assert all("` | 0 | 0." in row for row in found), found
+    assert {left.suffix for left in places["out"].iterdir()} == {".log"}
