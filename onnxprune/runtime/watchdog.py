@@ -89,4 +89,3 @@ def chosen_seconds() -> float | None:
         return max(0.0, float(os.environ[VARIABLE]))
     except (KeyError, ValueError):
         return None
-
