@@ -96,13 +96,17 @@ def prune(
         raise click.UsageError("--plot draws a schedule (with --steps) or a family (with --targets)")
     from onnxprune import load, prune_gradually, save_pruned
     from onnxprune import prune as run
-    from onnxprune.model.atomic import check_target
+    from onnxprune.model.atomic import check_room, check_target
+    from onnxprune.model.size import tensor_bytes
     from onnxprune.model.together import Together
+    from onnxprune.planning.recipes import STRUCTURED
     from onnxprune.report.plot import draw_schedule
 
     check_target(output)  # rather now than after long work
     out.step(f"reading {model}")
     original = load(model)
+    if choices["pattern"] not in STRUCTURED and not storage["sparse_storage"]:
+        check_room(output, tensor_bytes(original))  # zeros take as much of it as weights
     if tuning is None:
         repairs = choices["recover"] != "none"
         out.step(f"deciding, removing, proving{', repairing' if repairs else ''}")

@@ -14,7 +14,9 @@ from onnxprune.allocate.options import KNAPSACK
 from onnxprune.calibration.activations import Running, check_fits
 from onnxprune.calibration.noise import draw_noise, is_noise
 from onnxprune.data import DataReader, Dataset, load_data
-from onnxprune.errors import UsageError
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.machine import memory_bytes
+from onnxprune.messages import quoted
 from onnxprune.planning.curves import trial_setting
 from onnxprune.planning.latency.wish import LatencyWish, parse_target
 from onnxprune.planning.recipes import DEAD, STRUCTURED, TARGET_LATENCY, TARGETS
@@ -55,6 +57,7 @@ def prepared(model: ir.Model, options: Mapping[str, Any]) -> Prepared:
         DataError: the data is damaged, or does not fit the model.
     """
     admit(model)
+    _check_memory(model, options["pattern"])
     given = dict(options)
     threads, cache = given.pop("threads"), given.pop("cache")
     running = running_of(
@@ -72,6 +75,24 @@ def prepared(model: ir.Model, options: Mapping[str, Any]) -> Prepared:
     if score in MOVEMENT_SCORERS and repair.rounds != 1:
         raise UsageError(f"score {score!r} looks at the weights as they were trained: leave out rounds")
     return Prepared(Task(model, samples, repair, seed, setting, latency), recipe, watch)
+
+
+def _check_memory(model: ir.Model, pattern: str) -> None:
+    """Refuse to cut tensors that no memory here holds; zeros are set a piece at a time.
+
+    Raises:
+        ModelError: there is one.
+    """
+    there = memory_bytes()
+    if pattern not in STRUCTURED or there is None:
+        return
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > there:
+            raise ModelError(
+                f"tensor {quoted(value.name)} takes {tensor.nbytes} bytes, more than this machine's memory of "
+                f"{there}: it can't be cut here; set weights to zero (pattern unstructured or 2:4)"
+            )
 
 
 #: What `prune` takes about how time is measured.

@@ -246,10 +246,20 @@ def check_room(target: Path, size_bytes: int) -> None:
     """Refuse to start writing what can't fit, rather than fill the disk first.
 
     Raises:
-        OutputError: the file system of ``target`` has less than ``size_bytes`` left.
+        OutputError: the file system of ``target`` has less than ``size_bytes`` left, or the process may not
+            write files of that size.
     """
     with output_errors(target):
-        free = shutil.disk_usage(target.parent).free
+        free = shutil.disk_usage(target.absolute().parent).free
+    if os.name == "posix":
+        import resource
+
+        largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if largest != resource.RLIM_INFINITY and largest < size_bytes:
+            raise OutputError(
+                f"{visible(target)}: needs {size_bytes} bytes, but this process may write files of {largest} "
+                "(ulimit -f); raise that limit"
+            )
     if free < size_bytes:
         raise OutputError(
             f"{visible(target)}: needs {size_bytes} bytes, but its disk has {free} left; "

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from onnxprune.errors import OutputError
-from onnxprune.model.atomic import NewFile, write_whole
+from onnxprune.model.atomic import NewFile, check_room, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -94,3 +94,15 @@ def test_the_disk_has_the_contents_before_the_name_changes(
         monkeypatch.setattr(os, name, lambda *a, _n=name, _r=real: (calls.append(_n), _r(*a))[1])
     write_whole(tmp_path / "out", b"x")
     assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_room_is_asked_for_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    check_room(tmp_path / "out", 1000)
+    with pytest.raises(OutputError, match="needs 4611686018427387904 bytes, but its disk has"):
+        check_room(tmp_path / "out", 1 << 62)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (999, 999))
+    with pytest.raises(OutputError, match=r"may write files of 999 \(ulimit -f\)"):
+        check_room(tmp_path / "out", 1000)
+    check_room(tmp_path / "out", 999)
