@@ -90,8 +90,8 @@ def _check_memory(model: ir.Model, pattern: str) -> None:
         tensor = value.const_value
         if tensor is not None and tensor.nbytes > there:
             raise ModelError(
-                f"tensor {quoted(value.name)} takes {tensor.nbytes} bytes, more than this machine's memory of "
-                f"{there}: it can't be cut here; set weights to zero (pattern unstructured or 2:4)"
+                f"tensor {quoted(value.name)} takes {tensor.nbytes} bytes, more than the memory here, "
+                f"{there}: it can't be cut; set weights to zero (pattern unstructured or 2:4)"
             )
 
 

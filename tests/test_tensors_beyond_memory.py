@@ -20,5 +20,5 @@ def test_a_tensor_beyond_memory_is_not_cut(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("onnxprune.wishes.memory_bytes", lambda: 24 * 24 * 4 - 1)
     assert prune(model, pattern="2:4")
     (tmp_path / "w.bin").unlink()
-    with pytest.raises(ModelError, match="'w0' takes 2304 bytes, more than this machine's memory of 2303"):
+    with pytest.raises(ModelError, match="'w0' takes 2304 bytes, more than the memory here, 2303"):
         prune(model, amount=0.5)

@@ -96,7 +96,7 @@ def test_the_disk_has_the_contents_before_the_name_changes(
     assert calls == ["fsync", "replace", "fsync"]
 
 
-def test_room_is_asked_for_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_is_asked_for_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import resource
 
     check_room(tmp_path / "out", 1000)

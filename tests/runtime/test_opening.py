@@ -224,7 +224,10 @@ class TestFailures:
     def test_a_file_that_is_no_model(self, tmp_path, capfd):
         path = tmp_path / "noise.onnx"
         path.write_bytes(b"\x00\x1b[31mnoise" * 20)
-        assert "noise.onnx" in self.one_line_failure(capfd, lambda: open_session(path))
+        with pytest.raises(ModelError, match=r"noise\.onnx: is damaged, or no ONNX model") as caught:
+            open_session(path)
+        assert str(caught.value).isprintable()
+        assert capfd.readouterr().err == ""
 
     def test_no_file(self, tmp_path):
         for path in (tmp_path / "none.onnx", tmp_path):
@@ -340,7 +343,7 @@ def test_save_optimized_writes_a_second_file_for_large_models(tmp_path, monkeypa
 
 def test_save_optimized_refuses_noise(tmp_path):
     (tmp_path / "noise.onnx").write_bytes(b"noise" * 9)
-    with pytest.raises(RuntimeFailure, match="cannot optimize"):
+    with pytest.raises(ModelError, match=r"noise\.onnx: is a text file"):
         save_optimized(tmp_path / "noise.onnx", tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
 
