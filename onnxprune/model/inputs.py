@@ -8,7 +8,7 @@ from itertools import product
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.messages import quoted
+from onnxprune.messages import quoted, visible
 from onnxprune.model.stored import stored_tensor
 
 #: Sizes tried for symbolic axes, in this order.
@@ -87,7 +87,8 @@ def _concrete_shape(
         guessed = _taken_shape(value, batch, spatial)
         if guessed is None:
             raise ModelError(
-                f"input {quoted(value.name)} has no rank; give its shape: --input-shape NAME=1,3,224,224"
+                f"input {quoted(value.name)} has no rank; give its shape: "
+                f"--input-shape {visible(str(value.name))}=1,3,224,224"
             )
         return guessed
     if override is not None and len(override) != len(value.shape):

@@ -124,6 +124,36 @@ def test_an_input_without_a_rank_needs_a_shape() -> None:
     assert input_shapes(model, {"x": [2, 3]}) == {"x": (2, 3)}
 
 
+@pytest.mark.parametrize(
+    ("body", "weight", "shape"),
+    [
+        ("y = MatMul(x, w)", (6, 5), (2, 6)),
+        ("y = Gemm(x, w)", (6, 5), (2, 6)),
+        ("y = Gemm<transB = 1>(x, w)", (6, 5), (2, 5)),
+        ("y = Conv(x, w)", (8, 3, 3, 3), (2, 3, 64, 64)),
+        ("y = Conv<group = 2>(x, w)", (8, 3, 3), (2, 6, 64)),
+        ("z = Relu(x) y = MatMul(x, w)", (6, 5), (2, 6)),
+    ],
+)
+def test_a_layer_tells_what_an_input_without_a_rank_is(
+    body: str, weight: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    model = graph(body, inputs="float[N,M] x", constants={"w": weight})
+    model.graph.inputs[0].shape = None
+    assert input_shapes(model) == {"x": shape}
+
+
+@pytest.mark.parametrize(
+    "body", ["y = MatMul(w, x)", "y = Gemm<transA = 1>(x, w)", "y = Add(x, w)", "y = com.microsoft.Gelu(x)"]
+)
+def test_other_nodes_do_not_tell(body: str) -> None:
+    constants = {"w": (6, 6)} if "w" in body else {}
+    model = graph(body, inputs="float[6,6] x", constants=constants)
+    model.graph.inputs[0].shape = None
+    with pytest.raises(ModelError, match="has no rank"):
+        input_shapes(model)
+
+
 def test_initializers_that_are_inputs_need_not_be_fed() -> None:
     model = graph("y = Add(x, w)", inputs="float[N,3] x, float[3] w", constants={"w": (3,)})
     assert [v.name for v in graph_inputs(model)] == ["x"]
