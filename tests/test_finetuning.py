@@ -169,3 +169,10 @@ def test_a_run_that_makes_nothing_better_says_that_it_kept_the_weights():
     result = finetuned(model, data, settings, validation=0.2, teacher=model)
     assert result.report.sections["tuning"]["weights of step"] == 0
     assert any("no step was better" in entry.reason for entry in result.report.skipped)
+
+
+def test_samples_on_which_the_model_overflows_are_named():
+    x = np.full((16, 8), 3e38, np.float32)
+    data = Dataset.from_arrays({"x": x, "label": np.zeros(16, np.int64)}, "huge.npz")
+    with pytest.raises(DataError, match=r"huge\.npz: on these samples output 'y' holds NaN or infinity"):
+        finetuned(filled(WIDE), data=data)
