@@ -119,7 +119,7 @@ def finetune(
         samples = _samples(data, given)
         masks, pattern, notes = _masks_to_hold(given, plan, hold)
         tuned_on, looked_at, more = divide(samples, validation, given, settings.seed, split)
-    with watch.stage("tune"):
+    with watch.stage("tune"), tuned_on.named():
         tuned = tune(
             given,
             tuned_on,

@@ -317,3 +317,11 @@ def test_calibration_data_reader():
             return self.left.pop(0) if self.left else None
 
     np.testing.assert_array_equal(load_data(Reader()).arrays["x"], X)
+
+
+def test_errors_of_deeper_parts_name_the_data():
+    data = Dataset.from_arrays({"x": X}, "some.npz")
+    with pytest.raises(DataError, match=r"^some\.npz: too odd$"), data.named():
+        raise DataError("too odd")
+    with pytest.raises(DataError, match=r"^some\.npz is odd$"), data.named():
+        raise DataError("some.npz is odd")

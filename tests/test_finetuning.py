@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +17,7 @@ import onnxprune  # noqa: E402
 from onnxprune.data import Dataset  # noqa: E402
 from onnxprune.errors import DataError, PlanError, UsageError, VerificationError  # noqa: E402
 from onnxprune.tuning import Tuning  # noqa: E402
+from onnxprune.tuning.agreement import check_agrees  # noqa: E402
 from onnxprune.verification.tuned import verify_tuned  # noqa: E402
 
 SHORT = Tuning(steps=10, batch=8, learning_rate=0.05, evaluate_every=5)
@@ -169,3 +171,11 @@ def test_a_run_that_makes_nothing_better_says_that_it_kept_the_weights():
     result = finetuned(model, data, settings, validation=0.2, teacher=model)
     assert result.report.sections["tuning"]["weights of step"] == 0
     assert any("no step was better" in entry.reason for entry in result.report.skipped)
+
+
+def test_a_model_that_overflows_on_the_samples():
+    text = '<ir_version: 9, opset_import: ["" : 17]> f (float[2] x) => (float[2] y) { y = Mul(x, x) }'
+    model = ir.from_onnx_text(text)
+    probe = SimpleNamespace(inputs={"x": np.full(2, 3e38, np.float32)}, outputs={"y": np.ones(2, np.float32)})
+    with pytest.raises(DataError, match="output 'y' holds NaN or infinity before tuning"):
+        check_agrees(model, probe, VerificationError, "before tuning")

@@ -78,19 +78,20 @@ class Learning:
         from onnxprune.tuning.agreement import check_agrees
         from onnxprune.tuning.loop import tune
 
-        tuned = tune(
-            model,
-            self.data,
-            self.settings,
-            teacher=self.teacher,
-            validation=self.validation,
-            masks=masks,
-            control=control,
-            checkpoint=checkpoint,
-            resume=self.resume,
-            progress=self.progress,
-            examine=lambda probe: check_agrees(model, probe, ModelError, "before tuning"),
-        )
+        with self.data.named():
+            tuned = tune(
+                model,
+                self.data,
+                self.settings,
+                teacher=self.teacher,
+                validation=self.validation,
+                masks=masks,
+                control=control,
+                checkpoint=checkpoint,
+                resume=self.resume,
+                progress=self.progress,
+                examine=lambda probe: check_agrees(model, probe, ModelError, "before tuning"),
+            )
         check_agrees(tuned.model, tuned.probe, VerificationError, "after tuning")
         return tuned
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +98,15 @@ def _load_program(path: Path, trust_input_code: bool) -> Found:
         raise ImporterError(f"{where}: no such file")
     with opened(path, ImporterError):  # a pipe would be waited for
         pass
+    logging.disable(logging.CRITICAL)  # what can't be read is one line of ours
     try:
         program = torch.export.load(os.fspath(path))
     except Exception as error:  # the loader raises whatever the damaged part raises
         raise ImporterError(
             f"{where}: torch.export.load failed: {type(error).__name__}: {one_line(error)}"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     return _found_program(program, str(path))
 
 

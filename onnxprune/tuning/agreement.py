@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.errors import DataError
 from onnxprune.messages import quoted
 from onnxprune.model.stored import stored_values, tensor_of
 from onnxprune.runtime import open_session
@@ -26,6 +27,7 @@ def check_agrees(model: ir.Model, probe: Probe, error: type[Exception], when: st
 
     Raises:
         ModelError, VerificationError: they differ; which of them, the caller says.
+        DataError: there is nothing to compare, since the model overflows on these samples.
     """
     name = f"ONNX Runtime agrees {when}"
     if not probe.outputs:
@@ -34,6 +36,8 @@ def check_agrees(model: ir.Model, probe: Probe, error: type[Exception], when: st
     worst = 0.0
     for output, ours in probe.outputs.items():
         theirs = np.asarray(results[output]).astype(np.float32)
+        if not np.isfinite(theirs).all():
+            raise DataError(f"on these samples output {quoted(output)} holds NaN or infinity {when}")
         difference = float(np.abs(ours - theirs).max(initial=0.0))
         share = difference / max(float(np.abs(theirs).max(initial=0.0)), 1e-6)
         worst = max(worst, share)

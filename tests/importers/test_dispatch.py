@@ -364,7 +364,10 @@ def test_an_untrusted_program_is_not_even_opened(tmp_path: Path, monkeypatch: py
 
 def test_a_damaged_program(tmp_path: Path) -> None:
     (tmp_path / "model.pt2").write_bytes(b"not a zip file")
+    (tmp_path / "folder.pt2").mkdir()
 
+    with pytest.raises(ImporterError, match=r"folder\.pt2: is no regular file"):
+        import_model(tmp_path / "folder.pt2", trust_input_code=True)
     with pytest.raises(ImporterError, match=r"model.pt2: torch.export.load failed: [^\n]+$"):
         import_model(tmp_path / "model.pt2", trust_input_code=True)
     with pytest.raises(ImporterError, match="no such file"):
