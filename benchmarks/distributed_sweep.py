@@ -1,7 +1,7 @@
 """One sweep of sensitivity by one process, by two of this machine, and by two workers of a Dask cluster.
 
     python benchmarks/distributed_sweep.py                     # a minute or two for each
-    python benchmarks/distributed_sweep.py --samples 16        # shorter
+    python benchmarks/distributed_sweep.py --samples 4         # shorter
 
 Each way is timed from the call to the table; the cluster's workers are there already, the model travels to
 them within that time. All tables must be equal. The goal is 0.65 of the time of one process, on two free
@@ -40,8 +40,8 @@ def sweep(model: Path, data: Dataset, amounts: list[float], **workers: object) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--amounts", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--amounts", type=float, nargs="+", default=[0.25, 0.5, 0.75])
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}: timed on a quiet machine only")

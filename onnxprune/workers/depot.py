@@ -20,6 +20,7 @@ from typing import Any
 from onnxprune.errors import WorkersError
 from onnxprune.machine import processor
 from onnxprune.messages import one_line
+from onnxprune.resident import keep_freed_memory
 from onnxprune.workers.files import Entry, Shipment, check_name
 from onnxprune.workers.tasks import Bench
 from onnxprune.workers.versions import difference, versions
@@ -101,6 +102,7 @@ class Depot:
     """
 
     def __init__(self, folder: Path) -> None:
+        keep_freed_memory()
         self._folder = folder
         self._files: dict[str, Path] = {}
         self._shipments: OrderedDict[str, Shipment] = OrderedDict()

