@@ -16,6 +16,7 @@ class Hashing:
         self._digest = hashlib.sha256()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="hash")
         self._under_way: Future[None] | None = None
+        self._alone = False
 
     def __enter__(self) -> Hashing:
         return self
@@ -26,10 +27,14 @@ class Hashing:
     def begin(self, data: bytes | memoryview) -> None:
         """Begin with a piece, which must not change before `wait` returns."""
         self.wait()
-        if len(data) < _LEAST_BYTES:
+        if self._alone or len(data) < _LEAST_BYTES:
             self._digest.update(data)
-        else:
+            return
+        try:
             self._under_way = self._thread.submit(self._digest.update, data)
+        except RuntimeError:  # there is no room for another thread; what was handed over is never begun
+            self._alone = True
+            self._digest.update(data)
 
     def wait(self) -> None:
         """Wait until the last piece is done with."""
