@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, Annotated, Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import safetensors
-import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from onnxprune.errors import OutputError, PlanError
@@ -257,6 +257,27 @@ def _positions(member: _Member, where: str) -> IntArray:
     return positions.astype(np.int32)
 
 
+def _places_of(path: Path, names: set[str]) -> dict[str, tuple[int, int]]:
+    """Return start and length of each tensor of bytes in a safetensors file whose header is valid."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    places = {}
+    for name in names:
+        start, end = header[name]["data_offsets"]
+        if header[name]["dtype"] == "U8" and header[name]["shape"] == [end - start]:
+            places[name] = (8 + length + start, end - start)
+    return places
+
+
+def _bits_at(path: Path, start: int, count: int) -> npt.NDArray[np.uint8]:
+    """Read one mask; all of them may be larger than memory."""
+    bits = np.fromfile(path, dtype=np.uint8, count=count, offset=start)
+    if bits.size != count:
+        raise PlanError(f"{visible(path)}: changed while it was read; start again")
+    return bits
+
+
 def _write_masks(masks: Mapping[str, Mask], stream: IO[bytes]) -> None:
     """Write masks as safetensors does, one after the other: together they may be larger than memory."""
     header: dict[str, Any] = {}
@@ -282,16 +303,18 @@ def _load_masks(source: Path, entries: Mapping[str, _MaskEntry]) -> dict[str, Ma
         if os.fstat(stream.fileno()).st_size > most_bytes:
             raise PlanError(f"{where}: is larger than the masks that plan.json names")
     try:
-        bits = safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, framework="np") as file:  # checks the header, and reads no mask
+            places = _places_of(path, set(file.keys()))
     except OSError as error:
         raise PlanError(f"{where}: cannot be read ({one_line(error.strerror or error)})") from None
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise PlanError(f"{where}: is damaged ({one_line(error)})") from None  # or of types numpy lacks
     masks, store = {}, MaskStore()
     for name, entry in entries.items():
-        if name not in bits or bits[name].dtype != np.uint8 or bits[name].shape != (counts[name],):
+        start, count = places.get(name, (0, -1))
+        if count != counts[name]:
             raise PlanError(f"{where}: the mask of {quoted(name)} is missing or has another size")
-        masks[name] = store.keep(Mask(tuple(entry.shape), bits.pop(name)))
+        masks[name] = store.keep(Mask(tuple(entry.shape), _bits_at(path, start, count)))
         if masks[name].kept != entry.kept:
             raise PlanError(
                 f"{where}: the mask of {quoted(name)} keeps {masks[name].kept} weights, "
