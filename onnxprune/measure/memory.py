@@ -101,8 +101,11 @@ def measure_memory(
         from onnxprune.measure.inputs import random_inputs  # not needed by the child, whose memory counts
 
         feeds = random_inputs(path, batch=batch, input_shapes=input_shapes, seed=seed)
+    from onnxprune.model.io import pass_on
+
     task = {
-        "path": str(path.resolve()),
+        "path": str(path.absolute()),
+        "checked": pass_on(path),  # reading it again would count as memory of the model
         "execution": {} if execution is None else asdict(execution),
         "feeds": {name: _pack(array) for name, array in feeds.items()},
     }
@@ -151,6 +154,7 @@ def main() -> int:
     shapes = {name: feed["shape"] for name, feed in task["feeds"].items()}
 
     from onnxprune.errors import OnnxPruneError
+    from onnxprune.model.io import take_over
     from onnxprune.runtime import Execution, open_session, pinned
 
     setting = task["execution"]
@@ -160,6 +164,7 @@ def main() -> int:
     baseline_bytes = _settle()
     peaks = _reset_peak()
     try:
+        take_over(task["path"], task.get("checked", ()))
         session = open_session(task["path"], execution=execution)
         load_peak_bytes, steady_bytes = _resident("VmHWM"), _resident("VmRSS")
         _reset_peak()

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 from onnx_ir import serde
@@ -115,6 +116,21 @@ _CHECKED: dict[str, tuple[tuple[str, int, int, int, int], ...]] = {}
 def checked_bytes(path: str | os.PathLike[str]) -> int:
     """Return the size of the files of a model that was checked."""
     return sum(size for *_, size, _ in _CHECKED.get(os.path.realpath(path), ()))
+
+
+def pass_on(path: str | os.PathLike[str]) -> list[list[str | int]]:
+    """Check a model file; return what lets another process skip that, as long as its files stay as they are.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    check(path)
+    return [list(one) for one in _CHECKED[os.path.realpath(path)]]
+
+
+def take_over(path: str | os.PathLike[str], passed_on: Sequence[Sequence[Any]]) -> None:
+    """Take what another process found in order, from `pass_on`, for checked."""
+    _CHECKED[os.path.realpath(path)] = tuple((f, d, i, s, t) for f, d, i, s, t in passed_on)
 
 
 def _note_checked(key: str, files: Iterable[Path]) -> None:

@@ -440,3 +440,15 @@ def test_a_check_sees_what_operators_do_not_allow(tmp_path: Path) -> None:
     proto.graph.node[0].op_type = "Nope"
     with pytest.raises(ModelError, match="does not have"):
         io.check(model_files.write(proto, tmp_path / "m.onnx"))
+
+
+def test_another_process_takes_over_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = model_files.write(model_files.mlp(), tmp_path / "m.onnx")
+    found = io.pass_on(path)
+    monkeypatch.setattr("onnxprune.model.io._CHECKED", {})
+    io.take_over(path, found)
+    monkeypatch.setattr("onnxprune.model.io.parse", None)
+    io.check(path)
+    path.touch()
+    with pytest.raises(TypeError):  # it would be read again
+        io.check(path)
