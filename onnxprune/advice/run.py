@@ -30,7 +30,7 @@ from onnxprune.advice.verdict import Where, verdict_of, where
 from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.calibration.noise import notes_on_noise
 from onnxprune.data import DataReader, Dataset
-from onnxprune.errors import OnnxPruneError, RuntimeFailure, UsageError
+from onnxprune.errors import ModelError, OnnxPruneError, RuntimeFailure, UsageError
 from onnxprune.measure.fitting import metric_for
 from onnxprune.measure.inputs import random_inputs
 from onnxprune.measure.intervals import Estimate
@@ -313,7 +313,7 @@ class _Work:
         save(made, out)
         try:
             self.open(out, "the quantized model")
-        except RuntimeFailure:
+        except (ModelError, RuntimeFailure):
             raise RuntimeFailure("ONNX Runtime can't open what its own quantization made of it") from None
         size = sum(file.stat().st_size for file in folder.glob("int8.onnx*"))
         return Made(out, size / max(tensor_bytes(self.model), 1))
