@@ -199,8 +199,8 @@ def test_blocks_that_would_reach_over_groups_are_seen() -> None:
     nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv", group=2)]
     model = build(nodes, {"w": normal(12, 8, 1, 1)}, ["n", 16, 4, 4], ["n", 12, 4, 4])
     (linear,), _ = find_linear(model)
-    assert _fits(linear, parse_pattern("block:3x4"))
-    assert not _fits(linear, parse_pattern("block:4x4"))  # 6 outputs in a group
+    assert _fits(linear, parse_pattern("block:3x4"), {})
+    assert not _fits(linear, parse_pattern("block:4x4"), {})  # 6 outputs in a group
     data = Dataset.from_arrays({"x": normal(9, 16, 4, 4)})
     with pytest.raises(onnxprune.errors.NothingToPrune, match="reach over several of its matrices"):
         onnxprune.prune(model, pattern="block:4x4", amount=0.5, score="obs", data=data)
