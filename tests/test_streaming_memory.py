@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,16 +49,24 @@ def write_chain(path: Path, layers: int, width: int) -> int:
     return layers * size
 
 
+#: The system counts the memory of who starts a process as that of the process, until it is another program.
+_SMALL_PARENT = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:])
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def peak_of(*command: str) -> int:
     """Run a command; return the most resident bytes of any of its processes, pages of files among them."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "onnxprune_cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    started = [sys.executable, "-m", "onnxprune_cli", *command, "-q"]
+    done = subprocess.run(
+        [sys.executable, "-c", _SMALL_PARENT, *started], capture_output=True, text=True, check=False
     )
-    said = process.stderr.read() if process.stderr is not None else b""
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, said.decode()
-    return usage.ru_maxrss * 1024
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout) * 1024
 
 
 @linux

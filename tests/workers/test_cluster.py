@@ -102,7 +102,7 @@ def test_leaving_stops_what_runs(two_workers, tmp_path):
 
 
 def wait_for(path: Path) -> None:
-    for _ in range(500):
+    for _ in range(3000):
         if path.exists():
             return
         time.sleep(0.02)

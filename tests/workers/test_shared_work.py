@@ -126,7 +126,7 @@ def test_a_model_that_changes_meanwhile_is_not_measured(two_workers, file, monke
 
 def test_parts_are_timed_by_workers(two_workers, monkeypatch):
     """Their times go into the same table; the whole model is timed here."""
-    model = ir.from_proto(small_models.residual_net(width=32))
+    model = ir.from_proto(small_models.residual_net(width=64))
     put = []
     remember = PartTimer.put
 
