@@ -87,17 +87,16 @@ def test_what_a_task_raises_is_raised(two_workers, tmp_path):
     assert (missed.value.reached, missed.value.reasons) == (0.75, ("a: one", "b: two"))
 
 
-def interrupt(_):
-    raise KeyboardInterrupt
-
-
 def test_leaving_stops_what_runs(two_workers, tmp_path):
+    def interrupt(_):
+        wait_for(tmp_path / "begun")
+        raise KeyboardInterrupt
+
     with crew_of(two_workers, build_patient, str(tmp_path)) as crew:
         results = crew.run([0])
-        crew._done = interrupt  # as soon as it runs
+        crew._done = interrupt
         with pytest.raises(KeyboardInterrupt):
             next(results)
-        wait_for(tmp_path / "begun")
     wait_for(tmp_path / "stopped")
 
 
