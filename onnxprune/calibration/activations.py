@@ -7,7 +7,7 @@ taken inside the graph, and only that leaves ONNX Runtime.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -272,24 +272,37 @@ def _run_relay(course: Course, progress: Callable[[float], None] | None) -> Iter
     bundles, shares, batches = course.bundles, course.shares, course.batches
     taps = [[[Tap(name) for n in share for name in bundles[n]] for share in mine] for mine in shares]
     passes = _Progress([max(len(mine), 1) for mine in shares], len(batches), progress)
-    for turn in relay(
-        course.model, course.cut, taps, lambda number: _feeds(course.data, batches[number]), len(batches),
-        spill_bytes=int(course.limit_bytes * _SPILL_SHARE), threads=course.threads,
-        form=_form(course.cut),
-    ):  # fmt: skip
-        if isinstance(turn.found, RuntimeFailure):
-            raise turn.found
+    for turn, found in _turns(
+        course.model, course.cut, taps, course.data, batches, course.limit_bytes, course.threads
+    ):
         mine = shares[turn.stretch]
         for number in mine[turn.share] if mine else ():
-            arrays = tuple(turn.found[Tap(name)] for name in bundles[number])
+            arrays = tuple(found[Tap(name)] for name in bundles[number])
             yield Tapped(number, batches[turn.batch], arrays)
             del arrays
         passes.tell(turn)
-        del turn
+        del turn, found
 
 
-def _form(cut: Sequence[Stretch]) -> Form:
-    return "light" if len(cut) > 1 else "fast"
+def _turns(
+    model: ir.Model,
+    cut: Sequence[Stretch],
+    taps: Sequence[Sequence[Sequence[Tap]]],
+    data: Dataset,
+    batches: Sequence[slice],
+    limit_bytes: int,
+    threads: int,
+) -> Iterator[tuple[Turn, Mapping[Tap, Array]]]:
+    """Run the stretches one after the other over all batches; raise what a run fails with."""
+    form: Form = "light" if len(cut) > 1 else "fast"
+    for turn in relay(
+        model, cut, taps, lambda number: _feeds(data, batches[number]), len(batches),
+        spill_bytes=int(limit_bytes * _SPILL_SHARE), threads=threads, form=form,
+    ):  # fmt: skip
+        if isinstance(turn.found, RuntimeFailure):
+            raise turn.found
+        yield turn, turn.found
+        del turn  # its values are let go of before the next ones are computed
 
 
 class _Progress:
@@ -406,14 +419,9 @@ def _sums_of_squares(
     shares = [[[tap for n in stretch.bundles for tap in taps[n]]] for stretch in cut]
     batches = _batches(data, size, whole)
     passes = _Progress([1] * len(cut), len(batches), progress)
-    for turn in relay(
-        model, cut, shares, lambda number: _feeds(data, batches[number]), len(batches),
-        spill_bytes=int(limit_bytes * _SPILL_SHARE), threads=threads, form=_form(cut),
-    ):  # fmt: skip
-        if isinstance(turn.found, RuntimeFailure):
-            raise turn.found
+    for turn, found in _turns(model, cut, shares, data, batches, limit_bytes, threads):
         for number in cut[turn.stretch].bundles:
-            squares, elements = (turn.found[tap] for tap in taps[number])
+            squares, elements = (found[tap] for tap in taps[number])
             yield number, squares, int(elements)
         passes.tell(turn)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -81,7 +80,3 @@ class MaskStore:
                 "TMPDIR to another folder"
             ) from error
         return _FileMask(mask.shape, self._file, offset)
-
-    def keep_all(self, masks: Mapping[str, Mask]) -> dict[str, Mask]:
-        """Return the same masks, kept here."""
-        return {name: self.keep(mask) for name, mask in masks.items()}

@@ -11,12 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from bench import CHANGES, TEMPORARY, Bench, State, Trial, state
-from tasks import make_inputs
 from test_fault_points import WAYS, disturb
 
 pytestmark = [
@@ -48,14 +47,6 @@ COMMANDS = {"prune": PRUNE, "external": EXTERNAL, "quantize": QUANTIZE, "apply":
 def outputs(folder: Path) -> State:
     """Everything but the folder of a run, which holds times."""
     return {name: contents for name, contents in state(folder).items() if not name.startswith("run/")}
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("faults"))
-    make_inputs(bench.inputs)
-    yield bench
-    bench.close()
 
 
 def start(folder: Path, command: tuple[str, ...], **environment: str) -> subprocess.Popen[str]:

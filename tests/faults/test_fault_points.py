@@ -8,12 +8,11 @@ exactly what an undisturbed one does.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from bench import CHANGES, Bench, State, Trial
-from tasks import make_inputs
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="tasks are done in forks")
 
@@ -24,14 +23,6 @@ WHOLE = {
     "inline": "model.onnx", "external": "model.onnx", "with_plan": "model.onnx", "with_reports": "model.onnx",
     "reports": None, "plan": None, "folder": "models/a/model.onnx",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    bench = Bench(tmp_path_factory.mktemp("faults"))
-    make_inputs(bench.inputs)
-    yield bench
-    bench.close()
 
 
 #: Disturbances that are tried each time; all others by ``make faults``.
