@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack
+import scipy
 
 from onnxprune.errors import DataError
 from onnxprune.messages import quoted
@@ -74,7 +74,7 @@ class Factor:
 
     def solve(self, right: FloatArray) -> FloatArray:
         """Return ``H^-1 right``, float64, for right [inputs, columns] or [inputs]."""
-        solution, _ = lapack.dpotrs(self.lower, right, lower=1)
+        solution, _ = scipy.linalg.lapack.dpotrs(self.lower, right, lower=1)
         return np.asarray(solution)
 
     def inverse(self, *, overwrite: bool = False) -> FloatArray:
@@ -83,7 +83,7 @@ class Factor:
         Args:
             overwrite: take the memory of ``lower``, which is lost.
         """
-        inverse, _ = lapack.dpotri(self.lower, lower=1, overwrite_c=overwrite)
+        inverse, _ = scipy.linalg.lapack.dpotri(self.lower, lower=1, overwrite_c=overwrite)
         _mirror_lower(inverse)
         return np.asarray(inverse)
 
@@ -164,7 +164,7 @@ def inverse_factor(
         DataError: as of `factorize`.
     """
     lower, used = _factorize(second, count, damping, layer, reverse=True)
-    inverse, _ = lapack.dtrtri(lower, lower=1, overwrite_c=1)
+    inverse, _ = scipy.linalg.lapack.dtrtri(lower, lower=1, overwrite_c=1)
     return InverseFactor(np.asarray(inverse)[::-1, ::-1], used)
 
 
@@ -180,7 +180,7 @@ def _factorize(
         hessian, dead = damped_hessian(second[::-1, ::-1] if reverse else second, count, damping=used)
         # symmetric: its transpose is the same matrix in the order that LAPACK works on in place
         diagonal = np.diagonal(hessian).copy()
-        lower, failed_at = lapack.dpotrf(hessian.T, lower=1, clean=1, overwrite_a=1)
+        lower, failed_at = scipy.linalg.lapack.dpotrf(hessian.T, lower=1, clean=1, overwrite_a=1)
         if failed_at == 0 and not _lost_in_rounding(lower, diagonal):
             break
         used = max(used, _SMALLEST_RAISE) * 10

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linprog
-from scipy.sparse import csr_array
+import scipy
 
 from onnxprune.allocate.knapsack import choose_options
 from onnxprune.types import BoolArray, FloatArray
@@ -99,9 +98,9 @@ def _relaxed(
     """Return the prices of the costs in the linear relaxation, float64 [limits]; None if that has none."""
     sizes = [len(loss) for loss in losses]
     menus = np.repeat(np.arange(len(sizes)), sizes)
-    one_each = csr_array((np.ones(len(menus)), (menus, np.arange(len(menus)))))
+    one_each = scipy.sparse.csr_array((np.ones(len(menus)), (menus, np.arange(len(menus)))))
     scale = max(float(loss.max()) for loss in losses) or 1.0
-    result = linprog(
+    result = scipy.optimize.linprog(
         np.concatenate(losses) / scale,
         A_ub=np.concatenate(costs, axis=1),
         b_ub=room,

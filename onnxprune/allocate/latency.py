@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
+import scipy
 
 from onnxprune.types import FloatArray
 
@@ -94,7 +94,7 @@ class _Fit:
             self._coefficients = np.append(np.zeros(features.shape[1] - 1), times / features[0, -1])
         else:
             # relative errors count: a part at a tenth of its size matters as much to who chooses that size
-            self._coefficients = nnls(features / times[:, None], np.ones(len(times)))[0]
+            self._coefficients = scipy.optimize.nnls(features / times[:, None], np.ones(len(times)))[0]
         self._corrections = np.log(times / self._smooth(sizes))
 
     def __call__(self, sizes: FloatArray) -> FloatArray:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from scipy.linalg.blas import ssyrk
+import scipy
 from threadpoolctl import ThreadpoolController
 
 from onnxprune.calibration.activations import BATCH, LIMIT_BYTES, Tapped, course_of
@@ -399,7 +399,7 @@ class Sums:
         ones = np.ones(rows.shape[1], np.float32)
         for number, group in enumerate(rows):
             # half of the products of X^T X: BLAS fills one triangle, of arrays in the order of Fortran
-            ssyrk(1.0, group.T, beta=1.0, c=self._block[number].T, overwrite_c=1)
+            scipy.linalg.blas.ssyrk(1.0, group.T, beta=1.0, c=self._block[number].T, overwrite_c=1)
             self._shard_first[number] += ones @ group
         self._block_rows += rows.shape[1]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 
 from onnxprune.measure.paired import score_interval
 
@@ -127,10 +128,8 @@ def quantile_of_rounds(figures: Vector, quantile: float, confidence: float = CON
     Returns:
         None where there are too few rounds for an interval with two ends.
     """
-    from scipy.special import bdtr
-
     rounds = len(figures)
-    below = bdtr(np.arange(rounds + 1, dtype=np.float64), rounds, quantile)  # P(k <= rank)
+    below = scipy.special.bdtr(np.arange(rounds + 1, dtype=np.float64), rounds, quantile)  # P(k <= rank)
     tail = (1 - confidence) / 2
     low = int(np.searchsorted(below, tail, side="right"))  # P(k < low) = P(k <= low - 1) <= tail
     high = int(np.searchsorted(below, 1 - tail)) + 1  # P(k >= high) = 1 - P(k <= high - 1) <= tail
@@ -206,15 +205,13 @@ def of_subsets(
         count: how many observations there are.
         confidence: of the interval.
     """
-    from scipy.special import stdtrit
-
     everything = np.arange(count)
     value = statistic(everything)
     groups = min(_JACKKNIFE_GROUPS, count)
     if groups < 2:
         return Estimate(value, value, value, count)
     without = np.array([statistic(everything[everything % groups != group]) for group in range(groups)])
-    reach = float(stdtrit(groups - 1, (1 + confidence) / 2))
+    reach = float(scipy.special.stdtrit(groups - 1, (1 + confidence) / 2))
     half = reach * math.sqrt((groups - 1) / groups * float(((without - without.mean()) ** 2).sum()))
     return Estimate(value, value - half, value + half, count)
 

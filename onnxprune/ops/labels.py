@@ -22,8 +22,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+import scipy
 
 LabelArray: TypeAlias = npt.NDArray[np.int32]
 
@@ -371,8 +370,8 @@ def _components(a: npt.NDArray[np.intp], b: npt.NDArray[np.intp], count: int) ->
         component = np.empty(count, dtype=np.int32)
         component[a] = component[b] = np.arange(len(a), dtype=np.int32)
         return len(a), component
-    edges = coo_array((np.ones(len(a), bool), (a, b)), shape=(count, count))
-    found: tuple[int, LabelArray] = connected_components(edges, directed=False)
+    edges = scipy.sparse.coo_array((np.ones(len(a), bool), (a, b)), shape=(count, count))
+    found: tuple[int, LabelArray] = scipy.sparse.csgraph.connected_components(edges, directed=False)
     return found
 
 

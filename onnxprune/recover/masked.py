@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
+import scipy
 
 from onnxprune.cholesky import Factor
 from onnxprune.types import BoolArray, FloatArray
@@ -60,8 +60,8 @@ def solve_exactly(hessian: FloatArray, right: FloatArray, support: BoolArray) ->
         places = np.flatnonzero(support[:, output])
         if len(places):
             columns = np.flatnonzero(which == number)
-            factor = cho_factor(hessian[np.ix_(places, places)], lower=True, overwrite_a=True)
-            change[np.ix_(places, columns)] = cho_solve(factor, right[np.ix_(places, columns)])
+            factor = scipy.linalg.cho_factor(hessian[np.ix_(places, places)], lower=True, overwrite_a=True)
+            change[np.ix_(places, columns)] = scipy.linalg.cho_solve(factor, right[np.ix_(places, columns)])
     return change
 
 

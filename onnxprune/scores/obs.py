@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import blas, solve_triangular
+import scipy
 
 from onnxprune.cholesky import DAMPING, Damping, InverseFactor, damped_hessian, inverse_factor
 from onnxprune.patterns import Pattern
@@ -213,7 +213,9 @@ class _Sweep:
         """Return ``w_S U_S^-1``, transposed: the errors of rows that lose a whole segment."""
         root = self.upper[first:last, first:last]
         return np.asarray(
-            solve_triangular(root, self.work[first:last], trans=1, lower=False, check_finite=False)
+            scipy.linalg.solve_triangular(
+                root, self.work[first:last], trans=1, lower=False, check_finite=False
+            )
         )
 
     def _catch_up(self, errors: Array, start: int, first: int, last: int) -> None:
@@ -226,6 +228,7 @@ class _Sweep:
         self.work[start:end][~self.kept[start:end]] = 0
         self.cost += float(np.einsum("ij,ij->", errors, errors, dtype=np.float64))
         if end < len(self.work):
+            blas = scipy.linalg.blas
             product = blas.dgemm if self.work.dtype == np.float64 else blas.sgemm
             behind = self.work[end:].T  # in Fortran order, so that it is updated in place
             product(-1.0, errors.T, self.upper[start:end, end:], beta=1.0, c=behind, overwrite_c=1)

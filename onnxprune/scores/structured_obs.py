@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+import scipy
 
 from onnxprune.types import BoolArray, FloatArray, IntArray
 
@@ -85,9 +85,9 @@ class Layer:
         gone = gone[gone >= 0]
         if len(gone) == 0:
             return
-        factor = cho_factor(self.inverse[np.ix_(gone, gone)], lower=True, check_finite=False)
+        factor = scipy.linalg.cho_factor(self.inverse[np.ix_(gone, gone)], lower=True, check_finite=False)
         shared = self.inverse[:, gone]
-        update = cho_solve(factor, shared.T, check_finite=False)  # [gone, inputs]
+        update = scipy.linalg.cho_solve(factor, shared.T, check_finite=False)  # [gone, inputs]
         self.weights -= update.T @ self.weights[gone]
         for start in range(0, len(self.inverse), _TILE):
             self.inverse[start : start + _TILE] -= shared[start : start + _TILE] @ update
