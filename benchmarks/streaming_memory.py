@@ -9,8 +9,9 @@ of its own, and prints a row for each:
   files count), and of all of them together (seen every 10 ms);
 - ``own``: the most of it that is not pages of files;
 - ``time``: of the whole command, which loads, writes, flushes, reloads, runs and compares;
-- ``pass``: of the masking pass alone (read, choose, mask, hash, write, flush), beside a copy of the same
-  bytes with the same flush just before: the ratio, and the median of several.
+- at the end, what `onnxprune.prune` takes (read, hash, choose) and what `onnxprune.save` takes, which masks
+  (read again, mask, write, flush), both as ratios to a copy of the same bytes with the same flush between
+  them, the medians of several.
 """
 
 from __future__ import annotations
@@ -47,14 +48,21 @@ COMMANDS = {
 
 _PASS = """
 import sys, time
+from pathlib import Path
 import onnxprune
+import streaming_memory
 tools = onnxprune.load, onnxprune.prune, onnxprune.save  # which imports what they need
+model, output = Path(sys.argv[1]), Path(sys.argv[2])
 started = time.perf_counter()
-model = onnxprune.load(sys.argv[1])
-amount = float(sys.argv[4]) if sys.argv[4] else None
-result = onnxprune.prune(model, pattern=sys.argv[3], amount=amount)
-onnxprune.save(result.model, sys.argv[2])
-print(time.perf_counter() - started)
+loaded = onnxprune.load(model)
+result = onnxprune.prune(loaded, pattern=sys.argv[3], amount=float(sys.argv[4]) if sys.argv[4] else None)
+choosing = time.perf_counter() - started
+for _ in range(2):  # the second finds memory for pages as the masking does: what was just given back
+    copying = streaming_memory.copy(Path(f"{model}.data"), output)
+    output.unlink()
+started = time.perf_counter()
+onnxprune.save(result.model, output)
+print(choosing, time.perf_counter() - started, copying)
 """
 
 _PIECE_BYTES = 1 << 22
@@ -104,9 +112,11 @@ def measure(folder: Path, gigabytes: float, options: argparse.Namespace) -> None
     for pattern, amount in (("2:4", ""), ("unstructured", "0.5")):
         ratios = list(passes(model, output, pattern, amount, options.passes))
         if ratios:
-            times = ", ".join(f"{ours:.1f}/{copy:.1f} s" for ours, copy in ratios)
-            median = statistics.median(ours / copy for ours, copy in ratios)
-            print(f"| {label} | pass {pattern}: {median:.2f} of a copy ({times}) |", flush=True)
+            times = ", ".join("/".join(f"{seconds:.1f}" for seconds in each) for each in ratios)
+            choosing = statistics.median(choosing / copy for choosing, _, copy in ratios)
+            masking = statistics.median(masking / copy for _, masking, copy in ratios)
+            ratios_text = f"choosing {choosing:.2f}, masking {masking:.2f} of a copy ({times} s)"
+            print(f"| {label} | {pattern}: {ratios_text}", flush=True)
 
 
 def row(label: str, name: str, peak: Peak) -> None:
@@ -170,15 +180,16 @@ def descendants(process: int) -> Iterator[int]:
         return
 
 
-def passes(model: Path, output: Path, pattern: str, amount: str, count: int) -> Iterator[tuple[float, float]]:
-    """Yield the seconds of a masking pass and of a copy just before it."""
+def passes(
+    model: Path, output: Path, pattern: str, amount: str, count: int
+) -> Iterator[tuple[float, float, float]]:
+    """Yield the seconds of choosing, of masking, and of a copy between them, each in a new process."""
     for _ in range(count):
-        copied = copy(Path(f"{model}.data"), output)
-        remove(output.parent, "output.onnx*")
         command = [sys.executable, "-c", _PASS, str(model), str(output), pattern, amount]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
         remove(output.parent, "output.onnx*")
-        yield float(done.stdout), copied
+        choosing, masking, copied = map(float, done.stdout.split())
+        yield choosing, masking, copied
 
 
 def copy(source: Path, target: Path) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,13 @@ def check_targets(given: Mapping[str, Any]) -> None:
     for name_ in given:
         if name_.startswith("target_"):
             only_one(given, "amount", name_)
+
+
+def lacks_budget(given: Mapping[str, Any]) -> bool:
+    """Tell whether a pattern needs an amount or a target, and has none."""
+    if given["pattern"] == "dead" or re.fullmatch(r"\d+:\d+", given["pattern"]):
+        return False
+    return all(given[name_] is None for name_ in given if name_ == "amount" or name_.startswith("target_"))
 
 
 def limits() -> Decorator:

@@ -60,6 +60,12 @@ class Output:
         """Say what is being done."""
         self.progress.step(text)
 
+    def tell(self, text: str) -> None:
+        """Say on stderr what the user has to know before the result."""
+        if not self.quiet:
+            self.progress.close()
+            click.echo(f"note: {one_line(text)}", err=True)
+
     def show(self, report: Report, *, title: str | None = None, **sections: Any) -> None:
         """Print a report, under another title and with more sections if any are given."""
         self.progress.close()

@@ -32,6 +32,9 @@ SCOPES = (
     "time); sensitivity: where it costs least, measured on --data."
 )
 
+#: What goes where the user says nothing of how much.
+USUAL_AMOUNT = 0.5
+
 PLOT = "Draw the schedule and the losses (with --steps), or the family (with --targets): .svg, .png, .pdf."
 
 
@@ -68,11 +71,11 @@ def prune(
 ) -> None:
     """Remove what matters least from MODEL, prove the result, and write it.
 
-    Give --amount, or one or more of --target-latency, --target-macs, --target-params and --target-size, which
-    are then met together; N:M and dead need none of them. For --target-latency, layers are timed on this
-    machine at the counts that matter, and the model is cut, timed whole and cut again until it takes what it
-    may. Nothing is written unless the pruned model computes what the
-    original computes with zeros in the same places (dead: what the original computes), and passes verify.
+    Give --amount (0.5 where nothing is given), or one or more of --target-latency, --target-macs,
+    --target-params and --target-size, which are then met together; N:M and dead need none of them. For
+    --target-latency, layers are timed on this machine at the counts that matter, and the model is cut, timed
+    whole and cut again until it takes what it may. Nothing is written unless the pruned model computes what
+    the original computes with zeros in the same places (dead: what the original computes), and passes verify.
     With --recover, what is left is then repaired from --data, and the repair is dropped where it does not
     help on samples that were held out.
     Patterns of zeros save room on disk, not time: ONNX Runtime computes with zeros as with any number.
@@ -86,6 +89,9 @@ def prune(
     storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}
     tuning = gradual_options.take(choices, plot)
     family = family_options.take(choices, tuned=tuning is not None, plan=plan)
+    if family is None and options.lacks_budget(choices):
+        choices["amount"] = USUAL_AMOUNT
+        out.tell(f"no budget was given: --amount {USUAL_AMOUNT}")
     if model.is_dir():
         folder_options.run(out, model, output, plan, storage | choices)
         return

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.allocate.selection import Selector, find_cut
+from onnxprune.allocate.selection import Piece, Selector, Stream, find_cut
 from onnxprune.errors import ModelError, PlanError, UsageError
 from onnxprune.model.mask_store import MaskStore
 from onnxprune.model.nonfinite import describe_nonfinite, first_nonfinite
@@ -48,7 +48,7 @@ _BAND_ELEMENTS = 1 << 20
 #: Runs up to this length are ranked by comparing all pairs, longer ones by sorting.
 _MOST_COMPARED = 16
 
-#: Scores of blocks are kept between passes up to this size; beyond, they are worked out again.
+#: Scores are kept between passes up to this size; beyond, they are worked out again.
 _KEPT_BYTES = 128 << 20
 
 
@@ -316,7 +316,7 @@ def _mask_lowest(
         return {candidate.name: store.keep(_full_mask(candidate)) for candidate in batch}
     blocks = pattern.kind == "block"
     wide = blocks or any(candidate.wide for candidate in batch)
-    streams = [_kept(candidate, pattern, len(batch)) if blocks else candidate.pieces for candidate in batch]
+    streams = [_kept(candidate, pattern, len(batch)) for candidate in batch]
     selector = Selector(find_cut(streams, target, wide=wide))
     masks = {}
     for candidate, stream in zip(batch, streams, strict=True):
@@ -343,31 +343,45 @@ def _not_lowest(runs: Array, lowest: int) -> BoolArray:
     Of equal scores, the first is the lower one.
     """
     length = runs.shape[1]
-    kept = np.ones(runs.shape, dtype=np.bool_)
     if length > _MOST_COMPARED:
+        kept = np.ones(runs.shape, dtype=np.bool_)
         order = np.argsort(runs, axis=1, kind="stable")[:, :lowest]
         np.put_along_axis(kept, order, False, axis=1)
         return kept
     # Sorting short runs one by one takes ten times as long as comparing all pairs of places.
-    places = [np.ascontiguousarray(runs[:, place]) for place in range(length)]
-    beaten = np.zeros((length, *places[0].shape), dtype=np.uint8)
+    places = np.ascontiguousarray(np.moveaxis(runs, 1, 0))
+    beaten = np.empty(places.shape, dtype=np.int8)
+    beaten[:] = np.arange(length, dtype=np.int8).reshape(-1, 1, 1)  # all before it, until one is higher
+    higher = np.empty(places[0].shape, dtype=np.bool_)
+    counted = higher.view(np.int8)
     for first in range(length):
         for second in range(first + 1, length):
-            higher = places[first] > places[second]
-            beaten[first] += higher
-            beaten[second] += ~higher
-    for place in range(length):
-        np.greater_equal(beaten[place], lowest, out=kept[:, place])
-    return kept
+            np.greater(places[first], places[second], out=higher)
+            beaten[first] += counted
+            beaten[second] -= counted
+    return np.moveaxis(beaten >= lowest, 0, 1)
 
 
-def _kept(candidate: _Candidate, pattern: Pattern, count: int) -> Callable[[], Iterator[tuple[Array, Array]]]:
-    """Return what yields the scores of blocks, from memory where those of ``count`` such tensors fit."""
-    size = candidate.size // (pattern.rows * pattern.columns) * 8
-    if size * count > _KEPT_BYTES:
-        return partial(_block_scores, candidate, pattern)
-    scores = list(_block_scores(candidate, pattern))
-    return lambda: iter(scores)
+def _kept(candidate: _Candidate, pattern: Pattern, count: int) -> Stream:
+    """Return what yields the scores to rank; the first pass keeps them if those of ``count`` tensors fit."""
+    blocks = pattern.kind == "block"
+    stream: Stream = partial(_block_scores, candidate, pattern) if blocks else candidate.pieces
+    entries = candidate.size // (pattern.rows * pattern.columns) if blocks else candidate.size
+    if entries * (8 if blocks or candidate.wide else 4) * count > _KEPT_BYTES:
+        return stream
+    kept: list[Piece] = []
+
+    def from_memory() -> Iterator[Piece]:
+        if kept:
+            yield from kept
+            return
+        seen = []
+        for piece in stream():
+            seen.append(piece)
+            yield piece
+        kept.extend(seen)
+
+    return from_memory
 
 
 def _block_scores(candidate: _Candidate, pattern: Pattern) -> Iterator[tuple[Array, Array]]:

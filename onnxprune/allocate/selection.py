@@ -69,8 +69,11 @@ def _count_digits(streams: list[Stream], prefix: int, shift: int, wide: bool) ->
     for stream in streams:
         for scores, sizes in stream():
             digits = _bits(scores, wide) >> shift
-            inside = (digits >> _DIGIT_BITS) == prefix if shift + _DIGIT_BITS < (64 if wide else 32) else ...
-            digits = (digits[inside] & 0xFFFF).astype(np.intp)
+            inside: Any = ...
+            if shift + _DIGIT_BITS < (64 if wide else 32):
+                inside = (digits >> _DIGIT_BITS) == prefix
+                digits = digits[inside] & 0xFFFF
+            digits = digits.astype(np.intp)
             if sizes is None:
                 counts += np.bincount(digits, minlength=counts.size)
             else:

@@ -86,9 +86,8 @@ class TensorDigests:
             return
         with Hashing() as digest:
             for piece in read_pieces(tensor):
-                write_array(piece, digest.begin)
+                write_array(piece, digest.begin)  # which waits for the one before, whose place the next takes
                 yield piece
-                digest.wait()  # the next one takes its place
             self._known[id(tensor)] = tensor, digest.hexdigest()
 
 

@@ -191,7 +191,7 @@ class FileTensor(ir.ExternalTensor):
         return self.numpy().__array__(dtype)
 
     def pieces(self) -> Iterator[memoryview]:
-        """Yield the stored bytes in order, in pieces that are valid until the next one.
+        """Yield the stored bytes in order, in pieces, each valid until the next but one is asked for.
 
         Raises:
             ModelError: the file is missing or has changed.
@@ -199,10 +199,11 @@ class FileTensor(ir.ExternalTensor):
         size = self.nbytes
         if not size:
             return
-        buffer = memoryview(bytearray(min(size, PIECE_BYTES)))
+        count = 1 if size <= PIECE_BYTES else 2
+        buffers = [memoryview(bytearray(min(size, PIECE_BYTES))) for _ in range(count)]
         with self._file.open() as stream:
-            for start in range(0, size, PIECE_BYTES):
-                piece = buffer[: min(PIECE_BYTES, size - start)]
+            for number, start in enumerate(range(0, size, PIECE_BYTES)):
+                piece = buffers[number % count][: min(PIECE_BYTES, size - start)]
                 self._file.read_into(stream, piece, (self.offset or 0) + start)
                 yield piece
 

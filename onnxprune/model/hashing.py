@@ -25,7 +25,7 @@ class Hashing:
         self._thread.shutdown()
 
     def begin(self, data: bytes | memoryview) -> None:
-        """Begin with a piece, which must not change before `wait` returns."""
+        """Begin with a piece, which must not change before `wait` returns, or the next has begun."""
         self.wait()
         if self._alone or len(data) < _LEAST_BYTES:
             self._digest.update(data)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from onnxprune.model.external import PIECE_BYTES, FileTensor
 
 Array: TypeAlias = npt.NDArray[Any]
+Piece = TypeVar("Piece")
 
 
 class MadeTensor(ir.LazyTensor):
@@ -28,7 +30,8 @@ class MadeTensor(ir.LazyTensor):
         """Describe the tensor.
 
         Args:
-            make: starts making the contents: flat arrays of its type, in order, each valid until the next.
+            make: starts making the contents: flat arrays of its type, in order, each valid until the next but
+                one is asked for.
                 Each but the last has a multiple of 8 elements.
             like: has its name and notes, and its type and shape unless these are given.
             other: ``dtype`` (8 bits or more), ``shape`` or ``name`` where they are others.
@@ -78,9 +81,9 @@ def made(make: Callable[[], Iterator[Array]], source: ir.TensorProtocol, **other
 def read_pieces(tensor: ir.TensorProtocol) -> Iterator[Array]:
     """Yield the flattened tensor in order, in pieces of 4 MiB (the last one may be smaller).
 
-    Pieces are for reading, and valid until the next one. They have a multiple of 8 elements, the same for
-    every tensor of a type that lies in a file or in memory. Tensors in files are never in memory at once;
-    those that are computed when read are computed once.
+    Pieces are for reading, and valid until the next but one is asked for. They have a multiple of 8
+    elements, the same for every tensor of a type that lies in a file or in memory. Tensors in files are never
+    in memory at once; those that are computed when read are computed once.
 
     Raises:
         ModelError: the file of a tensor is missing or has changed.
@@ -99,6 +102,27 @@ def read_pieces(tensor: ir.TensorProtocol) -> Iterator[Array]:
         yield flat[start : start + elements]
 
 
+def ahead(pieces: Iterator[Piece], size: int) -> Iterator[Piece]:
+    """Yield pieces while a thread makes the next one: what is written or hashed is read meanwhile.
+
+    Args:
+        pieces: each valid until the next but one is asked for.
+        size: of all of them, in bytes: one or two pieces are not worth a thread.
+    """
+    if size <= 2 * PIECE_BYTES:
+        yield from pieces
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as thread:
+        try:
+            under_way = thread.submit(next, pieces, None)
+        except RuntimeError:  # there is no room for another thread; what was handed over is never begun
+            yield from pieces
+            return
+        while (piece := under_way.result()) is not None:
+            under_way = thread.submit(next, pieces, None)
+            yield piece
+
+
 def in_wholes(pieces: Iterable[Array], count: int) -> Iterator[Array]:
     """Yield the same elements in pieces of ``count`` (the last one may be smaller), copying where it must."""
     waiting: list[Array] = []
@@ -110,7 +134,7 @@ def in_wholes(pieces: Iterable[Array], count: int) -> Iterator[Array]:
                 yield piece[start : start + count]
                 start += count
         while start < piece.size:
-            part = piece[start : start + count - have].copy()  # pieces are valid until the next one
+            part = piece[start : start + count - have].copy()  # pieces are valid for two steps only
             waiting.append(part)
             have, start = have + part.size, start + part.size
             if have == count:

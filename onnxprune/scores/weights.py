@@ -18,7 +18,7 @@ from onnxprune.registry import Registry
 
 Array: TypeAlias = npt.NDArray[Any]
 
-#: Scores the next piece of a tensor: float32 or float64, the shape of the piece.
+#: Scores the next piece of a tensor: float32 or float64, the shape of the piece, in an array of its own.
 PieceScorer: TypeAlias = Callable[[Array], Array]
 
 #: Starts reading a tensor from the beginning, a piece at a time.

@@ -33,6 +33,17 @@ def test_channels_are_gone_from_the_file(run, saved, tmp_path):
         assert text in ran.out
 
 
+def test_without_a_budget_half_goes_and_that_is_said(run, saved, tmp_path):
+    asked, usual = tmp_path / "asked.onnx", tmp_path / "usual.onnx"
+    assert run("prune", saved["residual_net"], "-o", asked, "--amount", "0.5").err == ""
+    ran = run("prune", saved["residual_net"], "-o", usual)
+    assert (ran.status, ran.err) == (0, "note: no budget was given: --amount 0.5\n")
+    assert usual.read_bytes() == asked.read_bytes()
+    assert run("prune", saved["residual_net"], "-o", usual, "-q").err == ""
+    for pattern in ("2:4", "dead"):
+        assert "no budget" not in run("prune", saved["residual_net"], "-o", usual, "--pattern", pattern).err
+
+
 def test_the_document_holds_the_whole_report(run, saved, tmp_path):
     output, plan = tmp_path / "small.onnx", tmp_path / "small.plan"
     arguments = ["--target-macs", "0.5", "--score", "l1", "--scope", "global", "--align", "2", "--plan", plan]
@@ -114,7 +125,6 @@ def test_weights_can_be_stored_sparse(run, saved, tmp_path):
         (["--amount", "0.5", "--scope", "everywhere"], 2, ["everywhere", "global"]),
         (["--amount", "0.5", "--pattern", "chanels"], 2, ["chanels"]),
         (["--amount", "nan"], 2, ["amount"]),
-        ([], 2, ["amount"]),
         (["--pattern", "2:4", "--target-macs", "0.5"], 2, ["target_macs"]),
         (["--amount", "0.5", "--input-shape", "y=1,3,8,8"], 2, ["y"]),
         (["--target-macs", "0.0001"], 3, ["floor"]),

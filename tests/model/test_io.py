@@ -265,6 +265,7 @@ def test_a_data_file_that_was_there_before_is_used_and_stays(loaded: ir.Model, t
     assert other != data
     assert other.read_bytes() == good
     assert data.read_bytes() == b"x" * len(good), "not overwritten: another model may point to it"
+    assert len(other.name) > len(data.name), "the same contents, more digits of their name"
 
 
 @pytest.mark.parametrize("external", [False, True])
