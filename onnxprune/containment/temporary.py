@@ -43,14 +43,22 @@ def remove_of(folder: Path, process: int) -> None:
 
 
 def alive(process: int) -> bool:
-    """Whether there is a process of that number, as far as we may know."""
+    """Whether a process of that number is at work, as far as we may know.
+
+    One that has ended stays in the list until whoever started it takes note: for seconds, or for ever where the
+    first process of a container does not.
+    """
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
         return True
-    return True
+    try:
+        state = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except (OSError, IndexError):
+        return True  # no such file on this system, or it is gone just now
+    return state not in (b"Z", b"X")
 
 
 def _remove(folder: Path, chosen: Callable[[Path, str, int], bool]) -> None:
