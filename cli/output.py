@@ -129,9 +129,10 @@ class Output:
 
 
 def _subject(ctx: click.Context) -> str:
-    """Return the first argument of a command: the file that it is about."""
+    """Return the file that a command is about: its model, or its first argument."""
     names = [parameter.name for parameter in ctx.command.params if isinstance(parameter, click.Argument)]
-    value = ctx.params.get(names[0] or "") if names else None
+    name = "model" if "model" in names else next(iter(names), None)
+    value = ctx.params.get(name or "")
     return str(value[0] if isinstance(value, tuple) and value else value or "")
 
 

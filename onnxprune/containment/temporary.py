@@ -45,8 +45,8 @@ def remove_of(folder: Path, process: int) -> None:
 def alive(process: int) -> bool:
     """Whether a process of that number is at work, as far as we may know.
 
-    One that has ended stays in the list until whoever started it takes note: for seconds, or for ever where the
-    first process of a container does not.
+    One that has ended stays in the list until whoever started it takes note: for seconds, or for ever where
+    the first process of a container does not.
     """
     try:
         os.kill(process, 0)

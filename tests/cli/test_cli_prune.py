@@ -256,7 +256,7 @@ def test_a_plan_fits_other_weights_of_the_same_graph(run, tmp_path, plan):
 def test_a_plan_for_another_graph_is_refused(run, saved, tmp_path, plan):
     ran = run("apply", plan, saved["mlp"], "-o", tmp_path / "o.onnx")
     assert ran.status == 1
-    assert "another graph" in ran.error
+    assert f"{saved['mlp']}: the plan is for another graph" in ran.error, "it names the model"
     assert not (tmp_path / "o.onnx").exists()
 
 
