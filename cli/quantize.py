@@ -23,6 +23,10 @@ MAX_DROP = "What the metric may lose; layers go back to float until it is met. [
 COMPUTING = "Of int8: integer, dynamic, float (only weights are stored so), or auto: what is fastest here."
 
 
+#: How many times smaller than the original the forms are at the most: there must be room for the rest.
+_TIMES_SMALLER = {"float16": 2, "int8": 4, "dynamic": 4, "int4": 8}
+
+
 @click.command(short_help="Store and compute in fewer bits, zeros kept.", epilog=EXAMPLE)
 @click.argument("model", type=options.FILE)
 @options.output_file()
@@ -58,13 +62,16 @@ def quantize(out: Output, model: Path, output: Path, **choices: Any) -> None:
     the accuracy bound asks for it. The report has a row for each layer and says what each step gave.
     """
     storage = {key: choices.pop(key) for key in ("external_data", "sparse_storage")}
+    from onnxprune import load, save_quantized
     from onnxprune import quantize as run
-    from onnxprune import save_quantized
-    from onnxprune.model.atomic import check_target
+    from onnxprune.model.atomic import check_room, check_target
+    from onnxprune.model.size import tensor_bytes
 
     check_target(output)  # rather now than after long work
+    original = load(model)
+    check_room(output, tensor_bytes(original) // _TIMES_SMALLER.get(choices["form"], 8))
     out.step(f"quantizing {model}")
-    result = run(model, progress=out.progress.share, **choices)
+    result = run(original, progress=out.progress.share, **choices)
     out.step(f"verifying and writing {output}")
     report = save_quantized(result, output, against=model, **storage)
     out.show(report, title=f"quantize {model} -> {output}", written={"model": output})

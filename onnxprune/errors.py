@@ -63,6 +63,10 @@ class RuntimeFailure(OnnxPruneError):
     """ONNX Runtime refused or failed to run a model, or a provider is missing."""
 
 
+class RunTooLong(RuntimeFailure):
+    """A run was ended because it took far longer than a model of that size should; others would, too."""
+
+
 class VerificationError(OnnxPruneError):
     """A model is not what it claims to be."""
 

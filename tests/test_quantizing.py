@@ -7,13 +7,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 import small_models
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 import onnxprune
 from onnxprune import quantize, save_quantized
 from onnxprune.data import Dataset
 from onnxprune.errors import (
     DataError,
+    ModelError,
     NothingToPrune,
     PlanError,
     RuntimeFailure,
@@ -318,3 +319,26 @@ def test_matrices_of_gemm_keep_their_zero_points(tmp_path):
         restored = gemm.inputs[1].producer()
         scale, zero = (restored.inputs[place].const_value.numpy() for place in (1, 2))
         assert scale.shape == zero.shape
+
+
+def model_of(nodes, outputs, **tensors):
+    weights = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 4])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, weights)
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10))
+
+
+def test_lists_are_not_converted_to_float16():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("SequenceConstruct", ["h", "x"], ["y"], name="listed"),
+    ]
+    outputs = [helper.make_tensor_sequence_value_info("y", onnx.TensorProto.FLOAT, None)]
+    with pytest.raises(ModelError, match=r"'listed' is a SequenceConstruct: .* no lists"):
+        quantize(model_of(nodes, outputs, w=np.ones((4, 4), np.float32)), form="float16")
+
+
+def test_a_model_without_weights_has_nothing_to_convert():
+    outputs = [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 4])]
+    with pytest.raises(NothingToPrune, match="no float32 weight"):
+        quantize(model_of([helper.make_node("Relu", ["x"], ["y"])], outputs), form="float16")

@@ -137,6 +137,8 @@ def loop_count(node: ir.Node, shapes: Shapes) -> Dim | None:
     """Return how often a Loop runs, None if that depends on what it computes."""
     limit, condition = node.inputs[:2]
     body = node.attributes["body"].as_graph()
+    if not body.outputs:
+        return None  # a runtime would not take it
     goes_on = shapes.constant(body.outputs[0])
     starts = np.True_ if condition is None else shapes.constant(condition)
     content = None if limit is None else shapes.contents.get(limit)

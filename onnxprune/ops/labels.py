@@ -83,8 +83,13 @@ class Labels:
             a: labels, leading shape equal to that of ``b``.
             b: labels.
             reason: why labels of one are frozen where the other has no label at a position.
+
+        Raises:
+            ValueError: they have not the same number of positions.
         """
         a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+        if len(a) != len(b):
+            raise ValueError(f"{len(a)} positions meet {len(b)}")
         if a.shape[1] == b.shape[1] == 1 and a.all() and b.all():
             self._pending.append((a[:, 0], b[:, 0]))
             return

@@ -12,13 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnxprune.errors import PlanError
-from onnxprune.messages import quoted
+from onnxprune.messages import quoted, visible
 from onnxprune.outlines import Outline, OutlinedNode, OutlinedTensor, OutlinedValue
 
 #: Operators that read sizes from a stored tensor; those of all others are axes, places, counts.
 _READ_SIZES = frozenset({"ConstantOfShape", "Expand", "Reshape"})
 
 #: Operators that give the same for operands in another order.
+#: Names in it may be long, and there are up to four.
+_LONGEST_DIFFERENCE = 1000
+
 _COMMUTATIVE = frozenset({"Add", "And", "Equal", "Max", "Mean", "Min", "Mul", "Or", "Sum", "Xor"})
 
 
@@ -320,7 +323,9 @@ def _by_name_or_place(
 
 
 def _differs(what: str, do: str = "prune anew instead") -> PlanError:
-    return PlanError(f"the plan is for another graph: {what} in the model of the plan; {do}")
+    # operators and types are any text in a plan that somebody else wrote
+    text = f"the plan is for another graph: {what} in the model of the plan; {do}"
+    return PlanError(visible(text, _LONGEST_DIFFERENCE))
 
 
 def _named(node: OutlinedNode) -> str:

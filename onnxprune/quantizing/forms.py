@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from onnxprune.calibration.activations import feeds_by_batch
 from onnxprune.data import Dataset
-from onnxprune.errors import NothingToPrune
-from onnxprune.model.stored import stored_values, tensor_of
+from onnxprune.errors import ModelError, NothingToPrune
+from onnxprune.messages import quoted
+from onnxprune.model.stored import all_nodes, stored_values, tensor_of
 from onnxprune.model.streaming import read_pieces
 from onnxprune.quantization.forms import in_dynamic, in_float16, in_four_bits, saturates, store_in
 from onnxprune.quantization.layer_effects import errors_at_layers
@@ -36,6 +37,12 @@ _TITLES = {
 
 #: Matrices with fewer weights gain little from 4 bits.
 LARGE = 1 << 14
+
+#: Operators on lists and optional values.
+_LISTS = frozenset((
+    "ConcatFromSequence", "Optional", "OptionalGetElement", "SequenceAt", "SequenceConstruct",
+    "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence",
+))  # fmt: skip
 
 #: The largest and the smallest magnitude of float16.
 _LARGEST_HALF = 65504.0
@@ -162,6 +169,14 @@ def _half(
 ) -> Made:
     from fnmatch import fnmatchcase
 
+    if not any(tensor_of(value).dtype == ir.DataType.FLOAT and value.uses() for value in _stored(work)):
+        raise NothingToPrune("no float32 weight of the model is computed with", [])
+    lists = next((node for node in all_nodes(work) if node.op_type in _LISTS), None)
+    if lists is not None:
+        raise ModelError(
+            f"{quoted(lists.name)} is a {lists.op_type}: ONNX Runtime's converter to float16 knows no lists "
+            "and optional values; choose another form"
+        )
     kept = [
         str(node.name) for node in work.graph
         if any(fnmatchcase(str(node.name), glob) for glob in wish.keep_float)
@@ -173,23 +188,26 @@ def _half(
     return Made(model, "float16", _rows(layers, places, wish, {}, {}, {}), steps, {}, notes)
 
 
+def _stored(work: ir.Model) -> Iterator[ir.Value]:
+    return (value for values in stored_values(work).values() for value in values)
+
+
 def _beyond_half(work: ir.Model) -> list[Skipped]:
     """Say which weights have numbers that float16 does not have."""
     notes = []
-    for name, values in stored_values(work).items():
-        for value in values:
-            tensor = tensor_of(value)
-            if tensor.dtype != ir.DataType.FLOAT:
-                continue
-            over = under = 0
-            for piece in read_pieces(tensor):
-                size = np.abs(piece)
-                over += int(np.count_nonzero(size > _LARGEST_HALF))
-                under += int(np.count_nonzero((size > 0) & (size < _SMALLEST_HALF)))
-            if over or under:
-                said = [f"{over} numbers beyond 65504 become that"] if over else []
-                said += [f"{under} too small to tell from zero become {_SMALLEST_HALF:.0e}"] if under else []
-                notes.append(Skipped(name, f"float16: {'; '.join(said)}"))
+    for value in _stored(work):
+        tensor = tensor_of(value)
+        if tensor.dtype != ir.DataType.FLOAT:
+            continue
+        over = under = 0
+        for piece in read_pieces(tensor):
+            size = np.abs(piece)
+            over += int(np.count_nonzero(size > _LARGEST_HALF))
+            under += int(np.count_nonzero((size > 0) & (size < _SMALLEST_HALF)))
+        if over or under:
+            said = [f"{over} numbers beyond 65504 become that"] if over else []
+            said += [f"{under} too small to tell from zero become {_SMALLEST_HALF:.0e}"] if under else []
+            notes.append(Skipped(str(value.name), f"float16: {'; '.join(said)}"))
     return notes
 
 

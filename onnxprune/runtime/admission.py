@@ -33,8 +33,8 @@ _KNOWN_DOMAINS = frozenset((
 #: Weights that are read to make sure that a refusal is not because they were left out.
 _MOST_READ_BYTES = 1 << 30
 
-#: How its reason begins where a kernel is missing.
-_MISSING_HERE = "NOT_IMPLEMENTED"
+#: How ONNX Runtime's reason begins where a kernel is missing.
+MISSING_HERE = "NOT_IMPLEMENTED"
 
 
 def admit(model: ir.Model, *, to_run: bool = True) -> None:
@@ -86,12 +86,12 @@ def _refusal(model: ir.Model) -> str | None:
         problem = reason(error)
     else:
         return None
-    if problem.startswith(_MISSING_HERE):
+    if problem.startswith(MISSING_HERE):
         return None
     if tensor_bytes(model) > _MOST_READ_BYTES:
         return problem
     try:
         open_session(model, optimize="none", prepack=False, label="it")
     except RuntimeFailure as error:
-        return None if _MISSING_HERE in str(error) else one_line(problem)
+        return None if MISSING_HERE in str(error) else one_line(problem)
     return None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.errors import RuntimeFailure
+from onnxprune.errors import RuntimeFailure, RunTooLong
 from onnxprune.runtime.library import ERRORS, FATAL_ONLY, onnxruntime, reason
 from onnxprune.runtime.values import RAW, Borrowed, element_type_of, from_ort, tensor_info, to_ort
 from onnxprune.runtime.watchdog import VARIABLE, Watchdog
@@ -92,7 +92,7 @@ class Session:
 
     def _failure(self, error: BaseException) -> RuntimeFailure:
         if self._options.terminate:
-            return RuntimeFailure(
+            return RunTooLong(
                 f"{self._label}: a run took longer than {self._watchdog.limit_seconds or 0:.0f} s, far too "
                 f"long for a model and inputs of this size; {VARIABLE} sets another limit"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -74,3 +76,11 @@ def test_an_input_is_never_overwritten(run, model, data):
     ran = run("quantize", model, "-o", model, "--data", data, "--computing", "float")
     assert ran.status == 1
     assert model.read_bytes() == before
+
+
+def test_what_the_disk_has_no_room_for_is_refused_before_any_work(run, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    ran = run("quantize", model, "-o", tmp_path / "q.onnx", "--form", "float16")
+    assert ran.status == 1
+    assert "but its disk has 100 left" in ran.error
+    assert "quantize" not in ran.out

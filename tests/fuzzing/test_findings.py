@@ -134,3 +134,49 @@ def test_a_configuration_of_devices_that_is_not_there(tmp_path):
     node.device_configurations.add()
     with pytest.raises(ModelError, match="a configuration of devices"):
         load(saved(proto, tmp_path))
+
+
+#: Of nobody: where a model has one, ONNX Runtime is not asked whether it takes the rest.
+FOREIGN = helper.make_node("Custom", ["x"], ["q"], domain="other")
+
+
+def foreign(proto_graph):
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("other", 1)]
+    return helper.make_model(proto_graph, opset_imports=opsets, ir_version=10)
+
+
+def test_a_body_that_reads_what_is_made_from_it(tmp_path):
+    then = helper.make_graph([helper.make_node("Relu", ["y"], ["t"])], "then", [], [info("t", 2, 4)])
+    other = helper.make_graph([helper.make_node("Relu", ["x"], ["e"])], "else", [], [info("e", 2, 4)])
+    nodes = [FOREIGN, helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other)]
+    proto = foreign(graph(nodes, [info("y", 2, 4), info("q", 2, 4)], [tensor("c", np.array(True))]))
+    with pytest.raises(ModelError, match="reads what is made from that body"):
+        inspect_model(saved(proto, tmp_path))
+
+
+def test_a_loop_whose_body_returns_nothing(tmp_path):
+    inputs = [
+        helper.make_tensor_value_info("i", TensorProto.INT64, []),
+        helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        info("state", 2, 4),
+    ]
+    body = helper.make_graph([helper.make_node("MatMul", ["state", "w"], ["next"])], "body", inputs, [])
+    nodes = [FOREIGN, helper.make_node("Loop", ["n", "", "x"], ["r"], body=body)]
+    tensors = [tensor("n", np.array(3)), tensor("w", random(4, 4))]
+    proto = foreign(graph(nodes, [info("r", 2, 4), info("q", 2, 4)], tensors))
+    inspect_model(saved(proto, tmp_path))
+
+
+def test_what_a_product_adds_has_other_channels_than_it(tmp_path):
+    nodes = [
+        helper.make_node("Gemm", ["x", "v"], ["wide"], name="first"),
+        helper.make_node("Gemm", ["x", "w", "wide"], ["y"], name="second"),
+    ]
+    tensors = [tensor("w", random(4, 4)), tensor("v", random(4, 6))]
+    inputs = [info("x", "n", 4)]
+    proto = helper.make_model(
+        graph(nodes, [info("y", "n", 4)], tensors, inputs),
+        opset_imports=[helper.make_opsetid("", 21)], ir_version=10,
+    )  # fmt: skip
+    analysis = analyze(load(saved(proto, tmp_path)))
+    assert any("make no sense" in note.reason for note in analysis.unknown)

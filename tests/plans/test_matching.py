@@ -276,3 +276,10 @@ def test_other_inputs_and_outputs_are_named() -> None:
 def test_nothing_matches_nothing() -> None:
     empty: dict[str, str] = {}
     assert Matching(empty, empty, {}).renamed == 0
+
+
+def test_what_a_plan_calls_an_operator_can_not_act_on_a_terminal() -> None:
+    of_stranger = net()
+    _nodes(of_stranger, "Relu")[1].op_type = "a\x1b[31mb"
+    with pytest.raises(PlanError, match=re.escape(r"but a\x1b[31mb '")):
+        match(outline(of_stranger), outline(net()))

@@ -12,13 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
 from onnxprune.allocate.masks import choose_masks
+from onnxprune.errors import RunTooLong
 from onnxprune.model.digest import structure_digest
 from onnxprune.model.io import load, save
 from onnxprune.ops.weights import find_weights
 from onnxprune.rewrite.mask import apply_masks
 from onnxprune.scores.weights import WEIGHT_SCORERS
 from onnxprune.types import Check, Cost, Mask, Plan, PlannedGroup, PlannedMember, Report
-from onnxprune.verification import verify
+from onnxprune.verification import running, verify
 
 FLOAT = TensorProto.FLOAT
 
@@ -456,6 +457,31 @@ def test_a_model_that_the_runtime_refuses(tmp_path: Path) -> None:
     path = write(tmp_path / "m.onnx", nodes, {"w": normal(5, 4)}, [("x", [2, 8])], [("y", [2, 4])])
     report = verify(path)
     assert not next(check for check in report.checks if check.name == "outputs finite").passed
+
+
+def finite(report: Report) -> Check:
+    (check,) = (one for one in report.checks if one.name == "outputs finite")
+    return check
+
+
+def test_after_a_long_run_there_is_no_other(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert finite(verify(original)).detail.startswith("on 4 random inputs")
+    monkeypatch.setattr(running, "_LONG_RUN_SECONDS", -1.0)
+    check = finite(verify(original))
+    assert check.passed
+    assert check.detail.startswith("on 1 random input; not on more, because a run takes")
+
+
+def test_a_run_that_is_ended_is_not_tried_on_the_original(
+    original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> Any:
+        raise RunTooLong("a run took longer than 30 s")
+
+    monkeypatch.setattr(runtime.Session, "run", run)
+    monkeypatch.setattr(running, "_answer", lambda *_: pytest.fail("the original was run"))
+    check = finite(verify(original, against=original))
+    assert (check.passed, check.detail) == (False, "a run took longer than 30 s")
 
 
 def test_models_above_the_limit_are_not_run_and_it_is_said(original: Path) -> None:
