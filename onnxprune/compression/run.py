@@ -17,6 +17,7 @@ from onnxprune.compression.recording import Run, record_of
 from onnxprune.compression.stages import Job
 from onnxprune.compression.told import Told
 from onnxprune.containment import confine
+from onnxprune.containment.told import subject
 from onnxprune.errors import ModelError, RecipeError
 from onnxprune.gates.judge import accepts, judge
 from onnxprune.gates.settings import GateSettings, check_data, check_settings
@@ -78,6 +79,8 @@ def compress(
     told = told or Told()
     started = datetime.now(timezone.utc)
     loaded = load_recipe(recipe, overrides, trust_code=trust_code)
+    if not isinstance(recipe, Mapping):  # from here on, what goes wrong does so with this model
+        subject(f"{loaded.recipe.model.path} ({recipe})")
     outputs = Outputs(loaded)
     outputs.check()
     if not trust_code:

@@ -37,6 +37,12 @@ def test_an_inconclusive_gate_is_status_3_and_says_so(run, project):
     assert ran.error.startswith("inconclusive agreement: ")
 
 
+def test_what_is_wrong_with_the_model_names_it_and_the_recipe(run, project):
+    ran = run("compress", project.recipe, "--set", "stages.1.protect=['*']", "--set", "gates={}", "--quiet")
+    assert ran.status == 4
+    assert f".onnx ({project.recipe}): nothing to remove" in ran.error
+
+
 def test_json_is_one_document(run, project):
     document = run("compress", project.recipe, "--json").document
     assert document["command"] == "compress"
