@@ -228,17 +228,34 @@ class Labels:
         rivals = is_product & (roots != leaders)
         rival_sets = self.resolve(roots[rivals, None]), self.resolve(leaders[rivals, None])
         joining = ~is_product & by_product[component]
-        cyclic = (self.resolve(leaders[joining, None]) == roots[joining, None]).any(axis=1)
         self._parent[roots] = leaders
         self._reason[leader] = np.minimum(self._reason[leader], reason)
+        if joining.any():
+            self._break_cycles()
         for root in leader[by_product & (reason != _NO_REASON)]:
             self._mark(self.resolve(np.array([[root]], np.int32)).ravel(), int(self._reason[root]))
-        for root in np.unique(leaders[joining][cyclic]):
-            # A label that equals a product holding it: all factors are that label, and no product is left.
-            factors = self._factors[self._product[root]]
-            self._product[root] = -1
-            self._merge_rows(np.concatenate([[root], factors[factors > 0]]).astype(np.int32)[None])
         self._equate_sets(*rival_sets)
+
+    def _break_cycles(self) -> None:
+        """Make one label of every product that holds itself, also by way of others, and of their factors."""
+        labels = np.arange(self._count, dtype=np.int32)
+        products = labels[(self._product[: self._count] >= 0) & (self._parent[: self._count] == labels)]
+        factors = self.find(self._factors[self._product[products]])
+        outer, place = np.nonzero(self._product[factors] >= 0)
+        if not len(outer):
+            return
+        inner = np.searchsorted(products, factors[outer, place])
+        graph = scipy.sparse.coo_array(
+            (np.ones(len(outer), bool), (outer, inner)), shape=(len(products),) * 2
+        )
+        _, component = scipy.sparse.csgraph.connected_components(graph, connection="strong")
+        cyclic = np.bincount(component)[component] > 1
+        cyclic[outer[outer == inner]] = True
+        for number in np.unique(component[cyclic]):
+            same = component == number
+            self._product[products[same]] = -1
+            one = np.unique(np.concatenate([products[same], factors[same].ravel()]))
+            self._merge_rows(one[one > 0][None])
 
     def find(self, labels: LabelArray) -> LabelArray:
         """Return the representative of every label, same shape."""

@@ -180,3 +180,13 @@ def test_what_a_product_adds_has_other_channels_than_it(tmp_path):
     )  # fmt: skip
     analysis = analyze(load(saved(proto, tmp_path)))
     assert any("make no sense" in note.reason for note in analysis.unknown)
+
+
+def test_a_name_of_a_body_that_is_no_text(tmp_path):
+    then = helper.make_graph([helper.make_node("Relu", ["x"], ["t"])], "bo_y", [], [info("t", 2, 4)])
+    other = helper.make_graph([helper.make_node("Neg", ["x"], ["e"])], "else", [], [info("e", 2, 4)])
+    nodes = [helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other)]
+    path = saved(foreign(graph(nodes, [info("y", 2, 4)], [tensor("c", np.array(True))])), tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"bo_y", b"bo\xffy"))
+    with pytest.raises(ModelError, match="can't be written again: 'utf-8' codec"):
+        inspect_model(path)

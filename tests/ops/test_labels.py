@@ -171,6 +171,18 @@ def test_a_label_inside_its_own_product_is_merged_and_not_endless() -> None:
     assert labels.resolve(axis).shape[0] == 4
 
 
+def test_products_that_hold_each_other_are_merged_and_not_endless() -> None:
+    labels = Labels()
+    axes = [labels.fresh(4) for _ in range(3)]
+    heads = [labels.separate(axis.reshape(2, 2, 1), (0,))[0] for axis in axes]
+    for place, inner in enumerate(heads):  # all at once: each is in the next, and the last in the first
+        labels.equate(inner[:1], axes[(place + 1) % 3][:1], "")
+    labels.flush()
+    assert len({int(root) for axis in axes for root in labels.resolve(axis[:1]).ravel() if root}) == 1
+    labels.freeze(axes[0][:1], "it stays")
+    assert all(labels.is_frozen(labels.resolve(axis[:1])).any() for axis in axes)
+
+
 def test_freezing_names_the_first_reason() -> None:
     labels = Labels()
     a, b = labels.fresh(2), labels.fresh(2)
