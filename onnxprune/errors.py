@@ -10,6 +10,7 @@
     |-- ImporterError      (1)     a PyTorch model that cannot be exported, or an export that differs from it
     |-- OutputError        (1)     an output that cannot or must not be written
     |-- RuntimeFailure     (1)     ONNX Runtime refused or failed to run a model, or lacks a provider
+    |   `-- RunTooLong     (1)     a run was ended because it took far longer than such a model should
     |-- VerificationError  (1)     a model is not what it claims to be
     |   `-- ProofError     (1)     a cut model differs from its exact twin; nothing was written
     |-- WorkersError       (1)     a cluster can't be reached, has no workers, or runs other versions

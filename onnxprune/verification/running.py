@@ -98,7 +98,7 @@ def _opened(model: ir.Model, path: Path, threads: int) -> Iterator[tuple[_Run, s
     try:
         session, note = _open(path, threads, mapped), _IN_PLACE if mapped else ""
     except RuntimeFailure as error:
-        single = model if MISSING_HERE not in str(error) else in_float32(model, when_read=bool(mapped))
+        single = in_float32(model, when_read=bool(mapped)) if _lacks_kernels(error) else model
         if single is model:
             raise
         note = ", in float32: ONNX Runtime lacks its kernels"
@@ -119,6 +119,11 @@ def _open(path: Path, threads: int, mapped: Sequence[Path]) -> runtime.Session:
             path, threads=threads, optimize="none", prepack=False, arena=False, in_order=True
         )
     return runtime.open_session(path, threads=threads)
+
+
+def _lacks_kernels(error: RuntimeFailure) -> bool:
+    """Tell whether a model may open in another precision: there is nothing else wrong with it."""
+    return MISSING_HERE in str(error) or "tensor(bfloat16)" in str(error)
 
 
 def _dropping(session: runtime.Session, mapped: Sequence[Path]) -> _Run:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+import scipy
 import small_models
 
 import onnxprune
-from onnxprune.calibration import moment_shards, moments
+from onnxprune.calibration import moment_shards
 from onnxprune.calibration.moments import SHARDS, collect_moments
 from onnxprune.data import Dataset
 from onnxprune.ops.linear import find_linear
@@ -84,7 +85,7 @@ def test_threads_of_the_machine_do_not_matter(monkeypatch):
     """BLAS adds up otherwise with more of them, so their number is an option's, not the machine's."""
     model, data = case("residual_net")
     seen = []
-    ssyrk = moments.ssyrk
+    ssyrk = scipy.linalg.blas.ssyrk
 
     def spy(*arguments, **options):
         from threadpoolctl import threadpool_info
@@ -92,7 +93,7 @@ def test_threads_of_the_machine_do_not_matter(monkeypatch):
         seen.append({each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"})
         return ssyrk(*arguments, **options)
 
-    monkeypatch.setattr(moments, "ssyrk", spy)
+    monkeypatch.setattr(scipy.linalg.blas, "ssyrk", spy)
     collected(model, data, ALONE)
     assert all(threads == {1} for threads in seen)
     assert seen
