@@ -37,6 +37,13 @@ def visible(text: str | os.PathLike[str] | bytes, longest: int = TEXT_LIMIT) -> 
     return shown if len(plain) <= longest else f"{shown}..."
 
 
+def root_cause(error: BaseException) -> str:
+    """Return the innermost message of a chain of errors, safe to print."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return visible(str(error) or type(error).__name__)
+
+
 def _escape(character: str) -> str:
     # C: control, format, surrogate, private, unassigned; Zl and Zp: line and paragraph separators
     category = unicodedata.category(character)

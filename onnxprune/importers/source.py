@@ -98,6 +98,7 @@ def _load_program(path: Path, trust_input_code: bool) -> Found:
         raise ImporterError(f"{where}: no such file")
     with opened(path, ImporterError):  # a pipe would be waited for
         pass
+    disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # what can't be read is one line of ours
     try:
         program = torch.export.load(os.fspath(path))
@@ -106,7 +107,7 @@ def _load_program(path: Path, trust_input_code: bool) -> Found:
             f"{where}: torch.export.load failed: {type(error).__name__}: {one_line(error)}"
         ) from error
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
     return _found_program(program, str(path))
 
 

@@ -17,9 +17,8 @@ def copy_of(model: ir.Model) -> ir.Model:
     """
     try:
         copy = model.clone()
-    except (
-        RuntimeError
-    ) as error:  # no runtime takes such a model; where operators are unknown, none was asked
+    except RuntimeError as error:
+        # no runtime takes such a model; where operators are unknown, none was asked
         raise ModelError(
             "a node in a body of If, Loop or Scan reads what is made from that body; export the model again"
         ) from error

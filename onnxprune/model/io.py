@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from onnxprune.errors import ModelError, OutputError
-from onnxprune.messages import visible
+from onnxprune.messages import root_cause, visible
 from onnxprune.model.atomic import NewFile, check_room, check_target
 from onnxprune.model.collector import collector_paused
 from onnxprune.model.parse import MOST_MODEL_BYTES, parse
@@ -31,7 +31,6 @@ from onnxprune.model.serialize import (
     recall,
     remember,
     remember_training,
-    root_cause,
     serialize,
 )
 from onnxprune.model.storage import Storage

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from onnxprune.errors import ModelError
-from onnxprune.messages import quoted, visible
+from onnxprune.messages import quoted, root_cause
 from onnxprune.model.places import bodies, graph_protos, places
 from onnxprune.model.wire import THRESHOLD_BYTES, Tokens
 
@@ -177,10 +177,3 @@ def remember(model: ir.Model, key: str, value: object) -> None:
 def recall(model: ir.Model, key: str) -> Any:
     """Return a note about the model, None if there is none."""
     return model.meta.get(key, model.graph.meta.get(key))
-
-
-def root_cause(error: BaseException) -> str:
-    """Return the innermost message of a chain of errors, safe to print."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return visible(str(error) or type(error).__name__)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.messages import one_line
+from onnxprune.messages import root_cause
 from onnxprune.model.nodes import nodes_in
 
 #: Tensors from this size on stay out of the proto.
@@ -139,18 +139,12 @@ def _bare(model: ir.Model, more_outputs: Sequence[ir.Value]) -> tuple[onnx.Model
     try:
         proto = serde.serialize_model(bare)
     except serde.SerdeError as error:
-        raise ModelError(f"the model can't be written again: {_innermost(error)}; export it again") from error
+        raise ModelError(f"the model can't be written again: {root_cause(error)}; export it again") from error
     for declared in proto.graph.input:
         for dim in declared.type.tensor_type.shape.dim:
             if dim.HasField("dim_value") and dim.dim_value <= 0:
                 dim.Clear()  # some exporters write 0 or -1 for "any"; a runtime would insist on it
     return proto, {*view.inputs, *view.outputs}
-
-
-def _innermost(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return one_line(error, 120)
 
 
 def _stored(graph: ir.Graph) -> Iterator[tuple[str, ir.Value, ir.TensorProtocol]]:

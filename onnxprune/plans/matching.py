@@ -18,10 +18,10 @@ from onnxprune.outlines import Outline, OutlinedNode, OutlinedTensor, OutlinedVa
 #: Operators that read sizes from a stored tensor; those of all others are axes, places, counts.
 _READ_SIZES = frozenset({"ConstantOfShape", "Expand", "Reshape"})
 
-#: Operators that give the same for operands in another order.
-#: Names in it may be long, and there are up to four.
+#: Longest message on a difference: names in it may be long, and there are up to four.
 _LONGEST_DIFFERENCE = 1000
 
+#: Operators that give the same for operands in another order.
 _COMMUTATIVE = frozenset({"Add", "And", "Equal", "Max", "Mean", "Min", "Mul", "Or", "Sum", "Xor"})
 
 
