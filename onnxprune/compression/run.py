@@ -22,9 +22,15 @@ from onnxprune.errors import ModelError, RecipeError
 from onnxprune.gates.judge import accepts, judge
 from onnxprune.gates.settings import GateSettings, check_data, check_settings
 from onnxprune.messages import visible
+from onnxprune.model.atomic import check_room
 from onnxprune.model.digest import files_digest
+from onnxprune.model.io import load
+from onnxprune.model.size import tensor_bytes
 from onnxprune.recipe.load import LoadedRecipe, load_recipe
 from onnxprune.record import Record, read_record
+
+#: More than any stages make of a model: a disk without room for that much of it has none for their results.
+_AT_MOST_TIMES_SMALLER = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ def compress(
     folder = RunFolder(Path(loaded.recipe.run.folder), resume=resume, fresh=fresh)
     with folder.locked():
         original, imported = import_original(loaded.recipe, folder, told)
+        check_room(outputs.paths[0], tensor_bytes(load(original)) // _AT_MOST_TIMES_SMALLER)
         digest = files_digest(original)
         job = Job(loaded.recipe, original, digest, folder.cache, told)
         if data.evaluation is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -324,3 +325,11 @@ def test_a_stage_may_tune_while_it_prunes(project, stage):
     original, pruned = record.models
     assert pruned.macs <= 0.6 * original.macs or pruned.sparsity == pytest.approx(0.5, abs=0.01)
     assert reused(onnxprune.compress(project.recipe, overrides=overrides).record) == [True]
+
+
+def test_what_the_disk_has_no_room_for_is_refused_before_any_work(project, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+    with pytest.raises(OutputError, match="but its disk has 1 left"):
+        onnxprune.compress(project.recipe)
+    assert project.digests().keys() == INPUTS
+    assert not list(project.folder.glob("*.run/results/*"))
