@@ -263,18 +263,13 @@ def test_the_folder_of_a_family(tmp_path: Path) -> None:
 # --- what they are worth ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "LEAST_SECONDS", 0.0)
-
-
 def made(tmp_path: Path, name: str, targets: list[float]) -> tuple[Any, ...]:
     path = small_models.save_model(getattr(small_models, name)(), tmp_path / f"{name}.onnx")
     family = prune_family(onnxprune.load(path), targets, targets_of="macs")
     return family, save_family(family, tmp_path / "family", against=path), path
 
 
-def test_members_are_measured_beside_the_original(quick: None, tmp_path: Path) -> None:
+def test_members_are_measured_beside_the_original(tmp_path: Path) -> None:
     family, saved, path = made(tmp_path, "residual_net", [0.7, 0.3])
     report = measure_family(
         family, saved, path, data=data_of(3, 8, 8, classes=10), metric="top1", source="mine.npz", pairs=20
@@ -298,7 +293,7 @@ def test_members_are_measured_beside_the_original(quick: None, tmp_path: Path) -
 
 
 def test_all_are_timed_in_one_run_in_the_order_of_their_files(
-    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which time is whose: the slowest must be told of the file that is slow."""
     family, saved, path = made(tmp_path, "mlp", [0.7, 0.3])
@@ -326,7 +321,7 @@ def test_all_are_timed_in_one_run_in_the_order_of_their_files(
     ("name", "shape", "metric"), [("mlp", (16,), "agreement"), ("attention", (6, 32), "cosine")]
 )
 def test_without_labels_outputs_are_compared(
-    name: str, shape: tuple[int, ...], metric: str, quick: None, tmp_path: Path
+    name: str, shape: tuple[int, ...], metric: str, tmp_path: Path
 ) -> None:
     family, saved, path = made(tmp_path, name, [0.7])
     report = measure_family(family, saved, path, data=data_of(*shape), pairs=20)
@@ -352,7 +347,7 @@ def test_a_metric_takes_samples(tmp_path: Path) -> None:
 
 
 def test_the_example_of_the_document_runs(
-    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (Path(__file__).resolve().parents[1] / "docs" / "family.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -9,15 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune.measure import turns
-
 #: What a plan consists of, behind the name of its model.
 PLAN = (".plan/graph.json", ".plan/plan.json")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(turns, "LEAST_SECONDS", 0.0)
 
 
 def samples(path, labels=True):

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from gate_evidence import changed, save_halves
 
-from onnxprune.measure import turns
-
 
 @pytest.fixture
 def halves(tmp_path):
@@ -22,11 +20,6 @@ def data(tmp_path):
     segment = np.where(np.arange(400) < 200, "old", "new")
     np.savez(path, **samples.arrays, label=samples.labels, segment=segment)
     return str(path)
-
-
-@pytest.fixture(autouse=True)
-def few_rounds(monkeypatch):
-    monkeypatch.setattr(turns, "LEAST_SECONDS", 0.0)
 
 
 def gates(*texts):

@@ -18,17 +18,11 @@ from onnxprune.gates.figures import model_record, what_it_uses
 from onnxprune.gates.gathering import gather_evidence
 from onnxprune.gates.judge import judge
 from onnxprune.gates.settings import GateSettings
-from onnxprune.measure import turns
 from onnxprune.measure.latency import CONTROL, Timed
 from onnxprune.measure.turns import TurnTimes
 from onnxprune.runtime import DEFAULT
 
 QUICK = {"pairs": 20}
-
-
-@pytest.fixture(autouse=True)
-def few_rounds(monkeypatch):
-    monkeypatch.setattr(turns, "LEAST_SECONDS", 0.0)
 
 
 @pytest.fixture

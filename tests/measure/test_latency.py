@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.errors import UsageError
-from onnxprune.measure import latency, turns
+from onnxprune.measure import latency
 from onnxprune.measure.intervals import Estimate
 from onnxprune.measure.latency import LatencyResult, benchmark, decide, quick_ratio, summarize
 from onnxprune.measure.turns import TurnTimes
@@ -132,10 +132,6 @@ def test_figures():
 
 
 class TestBenchmark:
-    @pytest.fixture(autouse=True)
-    def short(self, monkeypatch):
-        monkeypatch.setattr(turns, "LEAST_SECONDS", 1e-9)
-
     def test_a_model_with_hundred_times_the_work_is_slower(self):
         light, heavy = product_model(256), product_model(256, repeats=60)
         forth = benchmark(light, heavy, batch=16, pairs=20)
@@ -206,7 +202,6 @@ def test_every_setting_is_told_and_taken(monkeypatch):
         "open_session",
         lambda model, **more: seen.append(more["execution"]) or original(model, **more),
     )
-    monkeypatch.setattr(turns, "LEAST_SECONDS", 1e-9)
     execution = Execution(threads=2, spinning=True, arena=False)
     result = benchmark(product_model(8), product_model(8), execution=execution, pairs=20)
     assert seen == [execution] * 3

@@ -17,11 +17,6 @@ def product(batch="n"):
     return ir.from_proto(onnx.parser.parse_model(text))
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    monkeypatch.setattr(turns, "LEAST_SECONDS", 1e-9)
-
-
 def test_every_batch_with_every_number_of_threads():
     shares = []
     rows = sweep(product(), product(), batches=[1, 4], threads=[1, 2], pairs=20, progress=shares.append)

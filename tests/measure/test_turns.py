@@ -1,5 +1,6 @@
 import collections
 import itertools
+import math
 import types
 
 import numpy as np
@@ -117,6 +118,11 @@ class TestTurns:
         expected = [turns._orders((0, 1, 2))[index % 6] for index in range(rounds)]
         assert log[warm_up:] == [key for order in expected for key in order]
         assert {key: array.shape for key, array in times.wall.items()} == dict.fromkeys((0, 2, 1), (30, 1))
+
+    def test_they_go_on_for_the_least_time_but_not_for_ever(self, monkeypatch):
+        monkeypatch.setattr(turns, "LEAST_SECONDS", math.inf)
+        runs = dict.fromkeys((0, 1), lambda: None)
+        assert take_turns(runs, 20).wall[0].shape[0] == turns.MOST_PAIRS
 
     def test_short_runs_are_repeated(self, monkeypatch):
         ticks = itertools.count()
