@@ -37,8 +37,9 @@ def files_digest(path: str | os.PathLike[str]) -> str:
     try:
         return sha256_of(*model_files(path))
     except OSError as error:
-        where = visible(str(error.filename or path))
-        raise ModelError(f"{where}: can't be read: {error.strerror}; check the disk") from error
+        own = error.filename is None or Path(error.filename) == Path(path).resolve()
+        data = "" if own else f"its data in {visible(error.filename)} "
+        raise ModelError(f"{visible(path)}: {data}can't be read: {error.strerror}; check the disk") from error
 
 
 def sha256_of(*files: Path) -> str:

@@ -73,6 +73,7 @@ def written_out(model: ir.Model) -> ir.Model:
     number_nodes(work)
     name_values_apart(work)
     name_nodes(work.graph)
+    _drop_unnamed_constants(work.graph)
     _keep_constant_outputs(work.graph)
     return_copies(work)
     _lift_tensors(work.graph)
@@ -94,6 +95,13 @@ def name_nodes(graph: ir.Graph) -> None:
             node.name = name
             taken.add(name)
         seen.add(node.name)
+
+
+def _drop_unnamed_constants(graph: ir.Graph) -> None:
+    """Remove Constant nodes whose output has no name: nobody can read it, and no initializer can be made."""
+    for node in list(nodes_in(graph)):
+        if node.op_type == "Constant" and not any(output.name for output in node.outputs):
+            _graph_of(node).remove(node, safe=True)
 
 
 def _lift_tensors(graph: ir.Graph) -> None:

@@ -40,7 +40,7 @@ def reason(error: BaseException) -> str:
     text = str(error)
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 2)[-1]
-    return one_line(text)
+    return one_line(text.replace("indices\n", "indices"))  # which ones stands on the next line
 
 
 def label_of(model: ir.Model | str | Path) -> str:

@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.messages import one_line
-from onnxprune.model.io import checked_bytes
+from onnxprune.model.copies import copy_of
+from onnxprune.model.io import checked_bytes, load
 from onnxprune.model.skeleton import skeleton
 from onnxprune.runtime.execution import Execution
 from onnxprune.runtime.library import ERRORS, FATAL_ONLY, check_file, label_of, onnxruntime, reason
@@ -103,6 +104,9 @@ def start(
     try:
         with contextlib.redirect_stdout(printed):
             native = create(source, options, chosen, wanted)
+            if any(0 in value.shape for value in native.get_inputs()):
+                source, kept = prepare(_with_free_sizes(model), options, extra_outputs, label)
+                native = create(source, options, chosen, wanted)
     except ERRORS as error:
         given = f" with {one_line(wanted)}" if wanted else ""
         raise RuntimeFailure(f"{label}: ONNX Runtime cannot open it{given}: {reason(error)}") from None
@@ -113,6 +117,19 @@ def start(
         )
     check_options(chosen, wanted, native.get_provider_options().get(chosen))
     return Session(native, label, kept=(options, kept), weight_bytes=_stored_bytes(model))
+
+
+def _with_free_sizes(model: ir.Model | str | Path) -> ir.Model:
+    """Return a copy of a model in which sizes that are declared as 0 are free.
+
+    Some exporters write 0 for a size that they don't know; ONNX Runtime takes it at its word, and no sample.
+    """
+    copy = copy_of(model if isinstance(model, ir.Model) else load(model))
+    made = [value for node in copy.graph for value in node.outputs]
+    for value in (*copy.graph.inputs, *made):
+        if value.shape is not None and 0 in value.shape:
+            value.shape = ir.Shape([None if size == 0 else size for size in value.shape])
+    return copy
 
 
 def _stored_bytes(model: ir.Model | str | Path) -> int:

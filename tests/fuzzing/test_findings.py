@@ -17,6 +17,7 @@ from onnxprune.analyze import analyze
 from onnxprune.errors import DataError, ModelError
 from onnxprune.inspection import inspect_model
 from onnxprune.model.io import load
+from onnxprune.model.prepare import prepare
 from onnxprune.ops.sums import Sums
 
 
@@ -190,3 +191,12 @@ def test_a_name_of_a_body_that_is_no_text(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"bo_y", b"bo\xffy"))
     with pytest.raises(ModelError, match="can't be written again: 'utf-8' codec"):
         inspect_model(path)
+
+
+@pytest.mark.parametrize(
+    "given", [{"value_string": "text"}, {"value_float": 1.0}, {"value": tensor("", random(2))}]
+)
+def test_a_constant_whose_output_has_no_name(given, tmp_path):
+    nodes = [FOREIGN, helper.make_node("Constant", [], [""], **given), helper.make_node("Relu", ["x"], ["y"])]
+    proto = foreign(graph(nodes, [info("y", 2, 4), info("q", 2, 4)]))
+    assert len(prepare(load(saved(proto, tmp_path)))[0].graph) == 2

@@ -10,7 +10,9 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from onnxprune.model.digest import structure_digest, weights_digest
+from onnxprune.errors import ModelError
+from onnxprune.model import digest
+from onnxprune.model.digest import files_digest, structure_digest, weights_digest
 from onnxprune.model.io import load, save
 from onnxprune.model.size import tensor_bytes, zstd_size_bytes
 
@@ -176,3 +178,19 @@ def tensors_with_bytes(model: ir.Model) -> list[ir.TensorProtocol]:
     from onnxprune.model.places import places
 
     return [place.tensor for place in places(model) if place.tensor.dtype != ir.DataType.STRING]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "m.onnx: can't be read"), (1, "m.onnx: its data in .*w.bin can't be read")]
+)
+def test_a_file_that_cannot_be_read_is_named_with_its_model(number, said, tmp_path, monkeypatch):
+    proto = model_files.everything()
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+
+    def denied(*files):
+        raise PermissionError(13, "Permission denied", str(files[number]))
+
+    monkeypatch.setattr(digest, "sha256_of", denied)
+    with pytest.raises(ModelError, match=said):
+        files_digest(path)

@@ -195,6 +195,22 @@ def test_a_large_tensor_that_nobody_reads():
     assert open_session(ir.from_proto(proto), optimize="none").run({"x": np.ones((2, 64), np.float32)})
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_sizes_that_are_declared_as_0_are_free(tmp_path, in_memory):
+    proto = made_of(
+        [("Relu", ["x"], ["h"]), ("Neg", ["h"], ["y"])],
+        [("x", FLOAT, [0, 4])],
+        [("y", FLOAT, [0, 4])],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.shape_inference.infer_shapes(proto), path)
+    session = open_session(ir.from_proto(proto) if in_memory else path)
+    for rows in (0, 3):
+        assert session.run({"x": np.ones((rows, 4), np.float32)})["y"].shape == (rows, 4)
+    with pytest.raises(RuntimeFailure, match="x for the following indices index: 1 Got: 5 Expected: 4"):
+        session.run({"x": np.ones((3, 5), np.float32)})
+
+
 def test_extra_outputs():
     session = open_session(ir.from_proto(dense()), extra_outputs=["product"])
     assert session.output_names == ("y", "product")
