@@ -171,10 +171,11 @@ def describe(error: BaseException, command: str | None) -> tuple[int, str | None
 
 
 def _with_subject(message: str) -> str:
-    """Put the file that the command is about in front of a message that names no file."""
+    """Say in a message which file the command is about: first, or last where another file stands first."""
     subject = visible(told.current_subject())
-    named = subject and (subject in message or _PATH.search(message))
-    return message if named or not subject else f"{subject}: {message}"
+    if not subject or subject in message:
+        return message
+    return f"{message} (for {subject})" if _PATH.search(message) else f"{subject}: {message}"
 
 
 def after(ended: Ended, arguments: Sequence[str]) -> int:

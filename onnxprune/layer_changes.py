@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.analyze import Analysis, analyze
@@ -29,6 +30,9 @@ from onnxprune.verification.zeros import nonzero
 
 #: Where a layer lost nothing and no stage told why: not a guess.
 NO_REASON = "nothing was removed from it, and no stage gave a reason"
+
+#: Pairs of layers that are weighed against each other, at most: a matrix of some 30 MB.
+_MOST_PAIRS = 1 << 22
 
 #: What tools put behind the name of a node or weight whose numbers they make smaller.
 _SUFFIXES = ("_quantized", "_quant", "_Q4", "_Q8", "_fp16", "_output_quantized")
@@ -280,15 +284,21 @@ def _aligned(
     """Match two lists in order, so that as many as possible have a partner, and these differ little.
 
     The alignment with the largest sum, by dynamic programming over both lists (Needleman and Wunsch, 1970),
-    where a pair counts 1 and up to a half more the closer its sizes are.
+    where a pair counts 1 and up to a half more the closer its sizes are. All pairs of thousands of layers
+    would take minutes: such lists are walked once, each layer with the next that may have become of it.
     """
-    gains = np.array([[_likeness(old[place], new[other]) for other in others] for place in places])
-    best = np.zeros((len(places) + 1, len(others) + 1))
-    for row in range(len(places)):
+    old, new = [old[place] for place in places], [new[other] for other in others]
+    if len(old) == len(new) and all(map(_may_become, old, new)):
+        return dict(zip(places, others, strict=True))
+    if len(old) * len(new) > _MOST_PAIRS:
+        return {places[row]: others[column] for row, column in _first_fits(old, new)}
+    gains = _likeness(old, new)
+    best = np.zeros((len(old) + 1, len(new) + 1))
+    for row in range(len(old)):
         taken = np.where(gains[row] > 0, best[row, :-1] + gains[row], 0.0)
         best[row + 1, 1:] = np.maximum.accumulate(np.maximum(best[row, 1:], taken))
     pairs = {}
-    row, column = len(places), len(others)
+    row, column = len(old), len(new)
     while row and column:
         if best[row, column] == best[row - 1, column]:
             row -= 1
@@ -300,10 +310,30 @@ def _aligned(
     return pairs
 
 
-def _likeness(old: _Layer, new: _Layer) -> float:
-    if not _may_become(old, new):
-        return 0.0
-    return 1 + 0.5 * (new.width / max(1, old.width)) * (new.summed / max(1, old.summed))
+def _first_fits(old: Sequence[_Layer], new: Sequence[_Layer]) -> Iterator[tuple[int, int]]:
+    """Yield pairs in order; an old layer that does not fit is passed over, since layers go, and none come."""
+    column = 0
+    for row, layer in enumerate(old):
+        if column < len(new) and _may_become(layer, new[column]):
+            yield row, column
+            column += 1
+
+
+def _likeness(old: Sequence[_Layer], new: Sequence[_Layer]) -> npt.NDArray[np.float64]:
+    """Return for each pair 0 if the one can't have become the other, else 1 to 1.5."""
+    families = {layer.family: number for number, layer in enumerate((*old, *new))}
+    columns = [
+        np.array(
+            [[families[layer.family], layer.width, layer.summed, layer.params, layer.taps] for layer in side]
+        )
+        for side in (old, new)
+    ]
+    (family, width, summed, params, taps), (others, wide, sums, left, same) = (
+        columns[0].T[:, :, None], columns[1].T[:, None, :],
+    )  # fmt: skip
+    may = (family == others) & (wide <= width) & (sums <= summed) & (left <= params) & (same == taps)
+    likeness = 1 + 0.5 * (wide / np.maximum(1, width)) * (sums / np.maximum(1, summed))
+    return np.where(may, likeness, 0.0)
 
 
 # --- reasons ------------------------------------------------------------------------------------------------

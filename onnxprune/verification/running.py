@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import runtime
-from onnxprune.errors import OnnxPruneError, RuntimeFailure, RunTooLong
+from onnxprune.errors import ModelError, OnnxPruneError, RuntimeFailure, RunTooLong
 from onnxprune.feeds import random_feeds
 from onnxprune.model.float32 import in_float32
 from onnxprune.model.inputs import trial_shapes
@@ -51,7 +51,7 @@ def check_outputs_finite(
 
     Inputs that the original does not take either are left out.
     """
-    trials = trial_shapes(model, input_shapes(model, shapes))
+    trials = trial_shapes(model, _input_shapes(model, against, shapes))
     inputs = [(seed, trials[0]) for seed in seeds] + [(seeds[0], shape) for shape in trials[1:]]
     size = tensor_bytes(model)
     refused: list[str] = []
@@ -86,6 +86,21 @@ def check_outputs_finite(
             )
     note += "".join(dict.fromkeys(refused))
     return Check("outputs finite", True, f"on {ran} random input{'' if ran == 1 else 's'}{note}")
+
+
+def _input_shapes(
+    model: ir.Model, against: Path | None, shapes: Mapping[str, Sequence[int]] | None
+) -> dict[str, tuple[int, ...]]:
+    """Return concrete shapes of the inputs; those without a rank get it from the layers of the original.
+
+    In a quantized model, something may stand between an input and the layer that tells its rank.
+    """
+    try:
+        return input_shapes(model, shapes)
+    except ModelError:
+        if against is None:
+            raise
+        return input_shapes(load(against), shapes)
 
 
 @contextmanager

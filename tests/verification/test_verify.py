@@ -709,3 +709,17 @@ def test_a_tensor_that_was_unshared_is_found_under_its_new_name(original: Path) 
 
     change(path, edit)
     assert verify(path, against=original, plan=cut_plan()).passed
+
+
+def test_an_input_without_a_rank_has_that_which_the_original_takes(tmp_path):
+    arrays, ends = {"w": normal(4, 3)}, ([("x", None)], [("y", None)])
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    original = write(tmp_path / "original.onnx", [product], arrays, *ends)
+    narrow = [
+        helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["half"], ["back"], to=FLOAT),
+        helper.make_node("MatMul", ["back", "w"], ["y"]),
+    ]
+    changed = write(tmp_path / "changed.onnx", narrow, arrays, *ends)
+    assert finite(verify(changed, against=original)).passed
+    assert "has no rank" in finite(verify(changed)).detail
