@@ -8,7 +8,9 @@ inner ones are offered. Only the main graph is searched, not the bodies of If, L
 
 from __future__ import annotations
 
+import functools
 import heapq
+import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -264,11 +266,12 @@ class _Search:
     def _look_at(self, total: ir.Value, terms: Sequence[Use]) -> None:
         """Decide which terms of one sum are branches."""
         unrelated = found = 0
+        bits = functools.reduce(operator.or_, (self.bit[term.value] for term in terms))
         for term in terms:
             gone = self.readers.only_for([term])
             heavy = any(self._has_weights(node) for node in gone)
-            behind = self.before[term.value]
-            shortcuts = [o.value for o in terms if o.value is not term.value and behind & self.bit[o.value]]
+            behind = self.before[term.value] & bits & ~self.bit[term.value]
+            shortcuts = [other.value for other in terms if behind & self.bit[other.value]] if behind else []
             if not shortcuts:
                 unrelated += heavy
                 continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,12 @@ NO_REASON = "nothing was removed from it, and no stage gave a reason"
 
 #: Pairs of layers that are weighed against each other, at most: a matrix of some 30 MB.
 _MOST_PAIRS = 1 << 22
+
+#: Reasons that a layer is given, at most.
+_MOST_REASONS = 8
+
+#: A stored weight, and the axis that something is about; None for all of it.
+_Weight: TypeAlias = tuple[str, int | None]
 
 #: What tools put behind the name of a node or weight whose numbers they make smaller.
 _SUFFIXES = ("_quantized", "_quant", "_Q4", "_Q8", "_fp16", "_output_quantized")
@@ -340,33 +347,32 @@ def _likeness(old: Sequence[_Layer], new: Sequence[_Layer]) -> npt.NDArray[np.fl
 
 
 def _reasons(analysis: Analysis, layers: Sequence[_Layer], skipped: Sequence[Skip]) -> dict[int, list[str]]:
-    """Return why layers were left alone, by their places, each reason once."""
-    if not skipped:
-        return {}
-    places = _places_by_name(analysis, layers)
-    reasons: dict[int, list[str]] = defaultdict(list)
-    for skip in skipped:
-        for place in places.get(skip.name, ()):
-            if skip.reason not in reasons[place]:
-                reasons[place].append(skip.reason)
+    """Return why layers were left alone, by their places, each reason once, and not more than a few."""
+    weights = _weights_by_name(analysis) if skipped else {}
+    said: dict[str | _Weight, dict[str, int]] = defaultdict(dict)
+    for number, skip in enumerate(skipped):
+        for key in (skip.name, *weights.get(skip.name, ())):
+            if len(said[key]) < _MOST_REASONS:
+                said[key].setdefault(skip.reason, number)
+    reasons = {}
+    for place, layer in enumerate(layers):
+        keys: list[str | _Weight] = [layer.name, *(str(value.name) for value in layer.node.outputs)]
+        for tensor, axis in layer.tensors.items():
+            keys += [tensor, (tensor, axis), (tensor, None)]
+        own = [pair for key in keys for pair in said.get(key, {}).items()]
+        told = sorted(own, key=lambda pair: pair[1])
+        reasons[place] = list(dict.fromkeys(reason for reason, _ in told))[:_MOST_REASONS]
     return reasons
 
 
-def _places_by_name(analysis: Analysis, layers: Sequence[_Layer]) -> dict[str, set[int]]:
-    """Return the layers that a name stands for: a node, what it computes, a weight, a group or a branch."""
-    places: dict[str, set[int]] = defaultdict(set)
-    by_tensor: dict[str, set[int]] = defaultdict(set)
-    for place, layer in enumerate(layers):
-        for tensor in layer.tensors:
-            by_tensor[tensor].add(place)
-        for name in (layer.name, *layer.tensors, *(str(value.name) for value in layer.node.outputs)):
-            places[name].add(place)
+def _weights_by_name(analysis: Analysis) -> dict[str, set[_Weight]]:
+    """Return the weights of every group, with the axis that is its, and of every branch.
+
+    Layers that share a weight are found by it: a list of them for each group would grow with their square.
+    """
+    weights: dict[str, set[_Weight]] = defaultdict(set)
     for group in analysis.groups:
-        for member in group.members:
-            for place in by_tensor.get(member.tensor, ()):
-                if layers[place].tensors[member.tensor] == member.axis:
-                    places[group.name].add(place)
+        weights[group.name].update((member.tensor, member.axis) for member in group.members)
     for branch in find_branches(analysis.model.graph, analysis.shapes)[0]:
-        for tensor in branch.weights:
-            places[branch.name] |= by_tensor.get(tensor, set())
-    return places
+        weights[branch.name].update((tensor, None) for tensor in branch.weights)
+    return weights

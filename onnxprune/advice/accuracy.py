@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from onnxprune.advice.candidates import Made
 from onnxprune.data import Dataset
-from onnxprune.errors import DataError, OnnxPruneError
+from onnxprune.errors import OnnxPruneError
 from onnxprune.measure.accuracy import Model, validate
 from onnxprune.measure.intervals import Estimate
 
@@ -41,18 +41,10 @@ def divided(data: Dataset, mended: int, judged: int) -> tuple[Dataset, Dataset]:
     """Return samples to repair and calibrate with, and others to judge on, both from all over the data.
 
     Args:
-        data: all samples.
+        data: all samples, at least `LEAST_SAMPLES`.
         mended: of the first, at most; and at most half of all.
         judged: of the others, at most.
-
-    Raises:
-        DataError: too few samples.
     """
-    if len(data) < LEAST_SAMPLES:
-        raise DataError(
-            f"{data.source}: {len(data)} samples are too few to repair on some and judge on others; "
-            f"give at least {LEAST_SAMPLES}"
-        )
     least = LEAST_SAMPLES // 2
     first = _spread(np.arange(len(data)), min(len(data) // 2, max(mended, least)))
     others = np.setdiff1d(np.arange(len(data)), first)

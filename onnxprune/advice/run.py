@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.advice.accuracy import Accuracy, divided, judge
+from onnxprune.advice.accuracy import LEAST_SAMPLES, Accuracy, divided, judge
 from onnxprune.advice.actions import Action, Words, actions_of
 from onnxprune.advice.candidates import FOLD, Candidate, Made, Subject, structured, zeros
 from onnxprune.advice.grid import grid_of, off_grid, stuck_off_grid
@@ -200,6 +200,10 @@ class _Work:
             walls = self.run_ms(session)
             self.wall_ms = undisturbed(walls)
             folded = self.open(self.subject.analysis.model, self.name) if self.subject.folds else None
+        if self.clock.left_seconds <= 0:
+            self.folded_ms = self.wall_ms
+            self.skipped.append(Skipped("layers", "not timed: the time is over"))
+            return
         if self.execution.provider == "cpu":
             with self.stage("time the machine"):
                 self.machine = measure_machine(lambda model: self.open(model, "a test model").run)
@@ -240,9 +244,11 @@ class _Work:
         input_shapes: Mapping[str, tuple[int, ...]] | None,
     ) -> tuple[list[Trial], dict[str, Accuracy | str]]:
         """Make and time all candidates, and judge those that are worth it."""
-        if samples is None:
-            mending = judging = None
-        else:
+        mending = judging = None
+        if samples is not None and len(samples) < LEAST_SAMPLES:
+            why = f"{len(samples)} samples are too few to repair on some and judge on others"
+            self.skipped.append(Skipped("accuracy", f"not judged: {why}; give at least {LEAST_SAMPLES}"))
+        elif samples is not None:
             runs = _JUDGE_SHARE * self.clock.limit_seconds * 1e3 / max(self.wall_ms, 1e-3)
             mending, judging = divided(samples, int(min(runs, _MOST_MENDED)), int(min(runs, _MOST_JUDGED)))
         if judging is not None:

@@ -132,6 +132,7 @@ class _Search:
         self.body_inputs = dict(_body_inputs(model))
         self.found: list[FoundWeight] = []
         self.skipped: list[Skipped] = []
+        self._views: dict[ir.Value, ConstantView | NotFollowed | None] = {}
 
     def visit(self, node: ir.Node) -> None:
         rule = rule_for(node)
@@ -144,10 +145,22 @@ class _Search:
         if rule is None and not lowered and not passes_through(node) and node.op_type not in _BODIES:
             self._report_unknown(node)
 
+    def _view_of(self, value: ir.Value) -> ConstantView | None:
+        """As `view_of`, looked up once for all that read a value."""
+        if value not in self._views:
+            try:
+                self._views[value] = view_of(value)
+            except NotFollowed as reason:
+                self._views[value] = reason
+        found = self._views[value]
+        if isinstance(found, NotFollowed):
+            raise found
+        return found
+
     def rank_of(self, value: ir.Value) -> int:
         """Return the rank of a value; 0 if it is not known, so that it does not count as a matrix."""
         try:
-            view = view_of(value)
+            view = self._view_of(value)
         except NotFollowed:
             view = None
         if view is not None:
@@ -174,7 +187,7 @@ class _Search:
     def _follow(
         self, node: ir.Node, value: ir.Value, weight: WeightInput, zero_index: int | None
     ) -> FoundWeight | None:
-        view = view_of(value)
+        view = self._view_of(value)
         if view is None:
             self._raise_if_constant(value)
             return None
@@ -188,12 +201,12 @@ class _Search:
         if zero_index is not None:
             zero_point = _zero_point_of(node, zero_index, weight, view)
         use = WeightUse(str(view.stored.name), consumer_name(node), node.op_type, summed_axis, output_axis)
-        stored_shape = tuple(int(size) for size in tensor_of(view.stored).shape.numpy())
+        stored = self._view_of(view.stored) or view  # with the axes that the tensor is stored with
         transposed = node.op_type == "ConvTranspose"
         groups = node.attributes.get_int("group", 1) if transposed and weight.summed_axis == 0 else 1
         quantized = view.quantized or zero_index is not None
         return FoundWeight(
-            use, node, weight.index, view.stored, stored_shape, max(groups, 1), quantized, zero_point
+            use, node, weight.index, view.stored, stored.shape, max(groups, 1), quantized, zero_point
         )
 
     def _raise_if_constant(self, value: ir.Value) -> None:

@@ -19,7 +19,7 @@ from onnxprune.advice.machine import Machine
 from onnxprune.advice.summary import for_people
 from onnxprune.advice.trials import Clock
 from onnxprune.data import Dataset
-from onnxprune.errors import DataError, RuntimeFailure, UsageError
+from onnxprune.errors import RuntimeFailure, UsageError
 from onnxprune.measure.fitting import metric_for
 from onnxprune.measure.intervals import Estimate
 from onnxprune.report.as_json import as_json
@@ -109,8 +109,12 @@ def test_samples_that_are_repaired_on_are_not_judged_on():
     assert (len(mending), len(judging)) == (30, 50)
     both = np.concatenate([mending.arrays["x"], judging.arrays["x"]])
     assert len(np.unique(both.reshape(80, -1), axis=0)) == 80
-    with pytest.raises(DataError, match="12 samples are too few"):
-        divided(samples(12), 40, 40)
+
+
+def test_too_few_samples_are_not_judged_on_and_that_is_said(quick):
+    found = advise(ir.from_proto(small_models.residual_net()), data=samples(12), time_limit=60)
+    assert all(action.accuracy is None for action in found.actions)
+    assert any("12 samples are too few" in one.reason for one in found.report.skipped)
 
 
 def test_the_metric_is_the_one_that_fits():
@@ -139,7 +143,8 @@ def test_a_time_limit_that_is_over_leaves_reasons(quick):
     found = advise(ir.from_proto(small_models.residual_net()), time_limit=0.01)
     assert quick == []
     assert all("--time-limit" in action.reason for action in found.actions)
-    assert found.layers
+    assert not found.layers
+    assert any(one.name == "layers" and "the time is over" in one.reason for one in found.report.skipped)
 
 
 def test_what_folding_does_is_told_apart_from_pruning(quick):
