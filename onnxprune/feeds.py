@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from onnxprune.errors import UsageError
 from onnxprune.machine import memory_bytes
 from onnxprune.messages import quoted
 from onnxprune.model.inputs import graph_inputs
+from onnxprune.model.shapes import Shapes, concretise
 from onnxprune.model.stored import stored_tensor
 
 #: Numbers are drawn as float64, then turned into what the input takes.
@@ -39,6 +40,7 @@ def random_feeds(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], seed: i
             a large part of this machine's memory.
     """
     generator = np.random.default_rng(seed)
+    sizes = _Sizes(model, shapes)
     feeds = {}
     for value in graph_inputs(model):
         name = str(value.name)
@@ -47,8 +49,24 @@ def random_feeds(model: ir.Model, shapes: Mapping[str, tuple[int, ...]], seed: i
         if value.dtype is None or value.dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
             raise UsageError(f"input {name!r} takes no numbers; give an array for it")
         _check_room(name, value.dtype, shapes[name])
-        feeds[name] = _random_array(value, value.dtype, shapes[name], generator)
+        feeds[name] = _random_array(value, value.dtype, shapes[name], generator, sizes)
     return feeds
+
+
+class _Sizes:
+    """Sizes of values, inferred when the first is asked for that the file does not declare."""
+
+    def __init__(self, model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._model, self._given = model, shapes
+        self._inferred: Shapes | None = None
+
+    def of(self, value: ir.Value) -> Sequence[object] | None:
+        """Return the sizes of a value; None if they are not known."""
+        if value.shape is not None:
+            return tuple(value.shape)
+        if self._inferred is None:
+            self._inferred = concretise(self._model, self._given)
+        return self._inferred.shape(value)
 
 
 def _check_room(name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> None:
@@ -63,7 +81,11 @@ def _check_room(name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> None:
 
 
 def _random_array(
-    value: ir.Value, data_type: ir.DataType, shape: tuple[int, ...], generator: np.random.Generator
+    value: ir.Value,
+    data_type: ir.DataType,
+    shape: tuple[int, ...],
+    generator: np.random.Generator,
+    sizes: _Sizes,
 ) -> np.ndarray:
     dtype = data_type.numpy()
     if data_type == ir.DataType.BOOL or "mask" in str(value.name).lower():
@@ -76,7 +98,7 @@ def _random_array(
     known = _compared_with(value) if math.prod(shape) == 1 else []
     if known:  # a switch, such as a sampling rate: other numbers may make no sense
         return np.full(shape, generator.choice(known)).astype(dtype)
-    return np.asarray(generator.integers(0, _index_limit(value), shape)).astype(dtype)
+    return np.asarray(generator.integers(0, _index_limit(value, sizes), shape)).astype(dtype)
 
 
 def _compared_with(value: ir.Value) -> list[int]:
@@ -116,8 +138,8 @@ _TABLES = {
 }
 
 
-def _index_limit(value: ir.Value) -> int:
-    """Return 100, or the rows of the smallest constant table that ``value`` is an index into."""
+def _index_limit(value: ir.Value, sizes: _Sizes) -> int:
+    """Return 100, or the rows of the smallest table that ``value`` is an index into."""
     limit = 100
     pending, seen = [value], {value}
     while pending:
@@ -126,7 +148,7 @@ def _index_limit(value: ir.Value) -> int:
             if place is not None:
                 axis = node.attributes.get_int("gather_axis", node.attributes.get_int("axis", 0))
                 table = node.inputs[place] if place < len(node.inputs) else None
-                limit = min(limit, _rows(table, axis) or limit)
+                limit = min(limit, _rows(table, axis, sizes) or limit)
             elif node.op_type in _PASSING:
                 fresh = [output for output in node.outputs if output not in seen]
                 seen.update(fresh)
@@ -134,12 +156,13 @@ def _index_limit(value: ir.Value) -> int:
     return limit
 
 
-def _rows(table: ir.Value | None, axis: int) -> int | None:
-    """Return the length of a table, which may be dequantized first; None if the file doesn't say."""
+def _rows(table: ir.Value | None, axis: int, sizes: _Sizes) -> int | None:
+    """Return the length of a table, which may be dequantized first; None if it is not known."""
     producer = None if table is None else table.producer()
     if producer is not None and producer.op_type == "DequantizeLinear":
         table = producer.inputs[0]
-    if table is None or table.shape is None:
+    shape = None if table is None else sizes.of(table)
+    if shape is None:
         return None
-    rows = table.shape[axis]
+    rows = shape[axis]
     return rows if isinstance(rows, int) and rows > 0 else None

@@ -120,3 +120,16 @@ def test_inputs_that_no_memory_holds_are_refused_before_they_are_drawn():
     for size in (1 << 40, 1 << 62):
         with pytest.raises(UsageError, match=f"'x' of shape {size} takes too much memory"):
             random_feeds(model, {"x": (size,)}, 0)
+
+
+def test_a_table_that_is_computed_has_the_rows_that_shapes_tell():
+    nodes = [
+        ("MatMul", ["x", "w"], ["table"]),
+        ("Relu", ["table"], ["positive"]),
+        ("Gather", ["positive", "ids"], ["y"]),
+    ]
+    inputs = [("x", FLOAT, ["n", 4]), ("ids", TensorProto.INT64, [60])]
+    model = ir.from_proto(made_of(nodes, inputs, [("y", FLOAT, None)], [random_tensor("w", FLOAT, (4, 2))]))
+    feeds = random_feeds(model, {"x": (3, 4), "ids": (60,)}, seed=0)
+    assert set(np.unique(feeds["ids"])) == {0, 1, 2}
+    assert open_session(model).run(feeds)["y"].shape == (60, 2)
