@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune import machine
 from onnxprune.advice.accuracy import LEAST_SAMPLES, Accuracy, divided, judge
 from onnxprune.advice.actions import Action, Words, actions_of
 from onnxprune.advice.candidates import FOLD, Candidate, Made, Subject, structured, zeros
@@ -36,6 +37,7 @@ from onnxprune.measure.inputs import random_inputs
 from onnxprune.measure.intervals import Estimate
 from onnxprune.measure.latency import LatencyResult, benchmark, decide, quick_ratio
 from onnxprune.measure.turns import LEAST_PAIRS, MOST_PAIRS
+from onnxprune.messages import visible
 from onnxprune.model.io import load, save
 from onnxprune.model.size import tensor_bytes
 from onnxprune.ops.kept import Kept
@@ -139,8 +141,9 @@ def advise(
         raise UsageError(f"time_limit is a number of seconds above 0, not {time_limit}")
     workers = Workers(jobs, scheduler)
     given = model if isinstance(model, ir.Model) else load(model)
-    admit(given)
     name = "MODEL.onnx" if isinstance(model, ir.Model) else str(model)
+    _check_memory(given, name)
+    admit(given)
     samples = samples_of(data, given, seed, input_shapes)
     if samples is None:
         feeds: Feeds = random_inputs(given, batch=batch, input_shapes=input_shapes, seed=seed)
@@ -151,6 +154,20 @@ def advise(
     work.look(input_shapes)
     trials, accuracies = work.try_all(samples, None if samples is None else metric, workers, input_shapes)
     return work.advice(trials, accuracies, data if isinstance(data, (str, Path)) else None, samples)
+
+
+def _check_memory(model: ir.Model, name: str) -> None:
+    """Refuse a model that can't be held, and so not be timed, before all of it is read.
+
+    Raises:
+        RuntimeFailure: it is larger than this machine's memory.
+    """
+    needed, there = tensor_bytes(model), machine.memory_bytes()
+    if there is not None and needed > there:
+        raise RuntimeFailure(
+            f"{visible(name)}: its weights take {needed} bytes, and this machine has {there} of memory: it "
+            "can't be timed here; use a larger machine"
+        )
 
 
 @dataclass(slots=True)

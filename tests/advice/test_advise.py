@@ -237,3 +237,11 @@ def test_a_quantized_model_that_does_not_open_is_said_in_a_few_words(quick, monk
     found = advise(model, time_limit=60)
     (int8,) = (action for action in found.actions if action.title == "quantize to INT8")
     assert int8.reason == "it can't be made: ONNX Runtime can't open what its own quantization made of it"
+
+
+def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_read(monkeypatch):
+    monkeypatch.setattr("onnxprune.machine.memory_bytes", lambda: 1000)
+    with pytest.raises(
+        RuntimeFailure, match=r"its weights take .* bytes, and this machine has 1000 of memory"
+    ):
+        advise(ir.from_proto(small_models.mlp()), time_limit=1)
