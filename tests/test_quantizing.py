@@ -290,7 +290,7 @@ def test_a_quantized_model_is_not_quantized_again(residual, tmp_path):
     for computing in ("integer", "float"):
         path = tmp_path / f"{computing}.onnx"
         save_quantized(quantize(residual, data=images(), computing=computing), path)
-        with pytest.raises(UsageError, match="quantized already"):
+        with pytest.raises(NothingToPrune, match="quantized already"):
             quantize(path, data=images())
 
 

@@ -115,7 +115,7 @@ def quantize(
 
     Raises:
         UsageError: options that make no sense, alone or together.
-        NothingToPrune: the model has no layer that can be quantized; ``reasons`` says why.
+        NothingToPrune: the model is quantized, or has no layer that can be; ``reasons`` says why.
         DataError: the data is damaged, or does not fit the model.
         ModelError: the model can't be quantized.
         PlanError: the plan's zeros are not in the model.
@@ -130,7 +130,7 @@ def quantize(
         given = _loaded(model)
         admit(given)
         if is_quantized(given):
-            raise UsageError("the model is quantized already: give the one that it was made from")
+            raise NothingToPrune("the model is quantized already: give the one that it was made from")
         problem = find_nonfinite_among(weight.tensor for weight in locate_weights(given)[0])
         if problem is not None:
             raise ModelError(problem)

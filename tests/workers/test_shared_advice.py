@@ -13,7 +13,7 @@ from onnxprune.data import Dataset
 
 @pytest.fixture(scope="module")
 def model() -> ir.Model:
-    return ir.from_proto(small_models.residual_net(width=32))
+    return ir.from_proto(small_models.mlp())
 
 
 def data_for(model) -> Dataset:
