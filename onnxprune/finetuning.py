@@ -98,7 +98,7 @@ def finetune(
     Raises:
         UsageError: settings that make no sense, alone or together.
         DataError: the data is damaged, or does not fit the model.
-        ModelError: the model can't be tuned: an operator has no gradient here, say.
+        ModelError: the model can't be tuned: an operator has no gradient here, say, or memory can't hold it.
         PlanError: the plan's zeros are not in the model.
         TuningError: the loss is no number any more; a checkpoint of another run.
         OutputError: the checkpoint can't be written.
@@ -107,12 +107,14 @@ def finetune(
     require_extra("tuning", "torch", "torch")
     from onnxprune.tuning.batches import split
     from onnxprune.tuning.loop import tune
+    from onnxprune.tuning.room import check_memory
 
     settings = settings or Tuning()
     watch = Watch()
     with watch.stage("read"):
         given = model if isinstance(model, ir.Model) else load(model)
         admit(given)
+        check_memory(given, settings)
         original = load(teacher) if isinstance(teacher, (str, Path)) else teacher
         if original is not None:
             admit(original)

@@ -99,10 +99,12 @@ def prune_gradually(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each would score for itself, and they might disagree
         raise UsageError("pruning while tuning runs in one process: start it without torchrun")
     from onnxprune.tuning.batches import split
+    from onnxprune.tuning.room import check_memory
 
     admit(model)
     given = _options(model, options)
     settings = Tuning() if settings is None else settings
+    check_memory(model, settings)
     running = running_of(*(given.pop(n) for n in ("batch", "memory_limit", "threads", "jobs", "scheduler")))
     watch = Watch(progress=given.pop("progress"), running=running)
     setting = trial_setting(given.pop("cache"), running)

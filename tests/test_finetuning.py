@@ -15,7 +15,8 @@ from tuning_models import classifier, filled, three_classes, weights_of  # noqa:
 
 import onnxprune  # noqa: E402
 from onnxprune.data import Dataset  # noqa: E402
-from onnxprune.errors import DataError, PlanError, UsageError, VerificationError  # noqa: E402
+from onnxprune.errors import DataError, ModelError, PlanError, UsageError, VerificationError  # noqa: E402
+from onnxprune.runtime import open_session  # noqa: E402
 from onnxprune.tuning import Tuning  # noqa: E402
 from onnxprune.tuning.agreement import check_agrees  # noqa: E402
 from onnxprune.verification.tuned import verify_tuned  # noqa: E402
@@ -179,3 +180,61 @@ def test_a_model_that_overflows_on_the_samples():
     probe = SimpleNamespace(inputs={"x": np.full(2, 3e38, np.float32)}, outputs={"y": np.ones(2, np.float32)})
     with pytest.raises(DataError, match="output 'y' holds NaN or infinity before tuning"):
         check_agrees(model, probe, VerificationError, "before tuning")
+
+
+def wide_with(outputs, nodes):
+    """The wide model with more outputs."""
+    text = WIDE.replace("(float[N, 3] y)", f"(float[N, 3] y, {outputs})")
+    return filled(text.replace("y = Gemm", f"{nodes} y = Gemm"))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "nodes"),
+    [
+        ("float[16, 8] w1", ""),
+        ("float[16, 8] copy", "copy = Identity(w1)"),
+        ("float[8, 16] turned", "turned = Transpose(w1)"),
+        ("seq(float[N, 16]) both", "both = SequenceConstruct(hidden, active)"),
+        ("optional(float[N, 16]) perhaps", "perhaps = Optional(hidden)"),
+        ("float[2, K] places", "at = NonZero(active) places = Cast<to = 1>(at)"),
+    ],
+)
+@pytest.mark.filterwarnings("error:Converting a tensor with requires_grad")
+def test_outputs_of_every_kind_are_no_obstacle(tmp_path, outputs, nodes):
+    model = wide_with(outputs, nodes)
+    for options in ({}, {"teacher": wide_with(outputs, nodes)}):
+        result = finetuned(model, **options)
+        assert weights_of(result.model)["w1"].tobytes() != weights_of(model)["w1"].tobytes()
+    assert onnxprune.save_finetuned(result, tmp_path / "tuned.onnx").passed
+    samples = {"x": wide_data(4).arrays["x"]}
+    assert open_session(tmp_path / "tuned.onnx").run(samples)["y"].shape == (4, 3)
+
+
+def test_a_model_with_weights_in_attributes_is_tuned_but_for_these(tmp_path):
+    numbers = ", ".join(str(number / 200) for number in range(128))
+    text = WIDE.replace("<float[16, 8] w1, ", "<int64[2] sizes = {16, 8}, ").replace(
+        "{ hidden", f"{{ flat = Constant<value_floats = [{numbers}]>() w1 = Reshape(flat, sizes) hidden"
+    )
+    model = filled(text)
+    result = finetuned(model)
+    assert "w2" in result.changed
+    assert "flat" not in result.changed
+    assert onnxprune.save_finetuned(result, tmp_path / "tuned.onnx").passed
+
+
+def test_a_model_that_gives_no_float_tensors_has_nothing_to_tune_by():
+    text = WIDE.replace("(float[N, 3] y)", "(seq(float[N, 3]) s, int64[N] best)").replace(
+        " }\n", " s = SequenceConstruct(y) best = ArgMax<axis = 1, keepdims = 0>(y) }\n"
+    )
+    unlabelled = Dataset.from_arrays({"x": wide_data().arrays["x"]})
+    with pytest.raises(ModelError, match=r"nothing to tune by .*'s' not compared.*'best' not compared"):
+        finetuned(filled(text), unlabelled, teacher=filled(text))
+    with pytest.raises(DataError, match="fit none of the outputs"):
+        finetuned(filled(text))
+
+
+def test_what_memory_can_not_hold_is_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr("onnxprune.machine.memory_bytes", lambda: 1000)
+    for tuned in (onnxprune.finetune, onnxprune.prune_gradually):
+        with pytest.raises(ModelError, match=r"tuning needs .* more than this machine's memory"):
+            tuned(filled(WIDE), data="nowhere.npz")

@@ -91,6 +91,7 @@ def choose_label_loss(
             check_classes(labels, value, output, source)
             return LabelLoss(loss, output, _are_probabilities(value))
     shapes = ", ".join(f"{quoted(output)} {list(value.shape)}" for output, value in outputs.items())
+    shapes = shapes or "none is a tensor"
     kind = str(labels.dtype).removeprefix("torch.")
     raise DataError(
         f"{source}: labels are {kind}{list(labels.shape)}, and fit none of the outputs ({shapes})"

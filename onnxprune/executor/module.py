@@ -148,7 +148,8 @@ class OnnxModule(torch.nn.Module):
             also: names of inner values (as the prepared copy names them) to be given too.
 
         Returns:
-            The outputs by name, and what was asked for.
+            The outputs by name, and what was asked for; but for what is no tensor (a sequence, say), which
+            has neither a gradient nor a distance from another.
 
         Raises:
             DataError: an input is missing, or there is none of that name.
@@ -163,10 +164,8 @@ class OnnxModule(torch.nn.Module):
         self._fill(values, inputs)
         keep = frozenset(self._slot(name) for name in also) if also else frozenset()
         run_steps(self._program.steps, values, self._device, keep)
-        found = {name: values[slot] for name, slot in self._output_slots}
-        for name in also:
-            found[name] = values[self._slot(name)]
-        return found
+        wanted = (*self._output_slots, *((name, self._slot(name)) for name in also))
+        return {name: values[slot] for name, slot in wanted if isinstance(values[slot], Tensor)}
 
     def _fill(self, values: list[Any], inputs: Mapping[str, Tensor]) -> None:
         for name in self.inputs:

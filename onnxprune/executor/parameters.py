@@ -99,6 +99,28 @@ def sort_tensors(work: ir.Model, stored_names: Mapping[int, str], shared: Collec
     judge = _Judge(work)
     known = set(stored_names.values())
     found = Tensors()
+    for name, values in _by_stored_name(work, stored_names, known).items():
+        # what is stored once changes everywhere: a weight that is an output too has a copy there
+        reasons = [judge.reason(value) for value in values]
+        if name not in known:
+            reasons = [_UNSTORED if reason in (None, _STATISTIC) else reason for reason in reasons]
+        elif name in shared:
+            reasons = ["several tensors have this name; rename those in subgraphs"]
+        if _STATISTIC in reasons:
+            found.statistics.update(dict.fromkeys(values, name))
+            found.frozen[name] = _STATISTIC
+        elif None in reasons:
+            found.trained.update(dict.fromkeys(values, name))
+        else:
+            found.frozen[name] = str(reasons[0])
+    return found
+
+
+def _by_stored_name(
+    work: ir.Model, stored_names: Mapping[int, str], known: Collection[str]
+) -> dict[str, list[ir.Value]]:
+    """Return the float initializers by their names in the file; by their own where the file has no tensor."""
+    found: dict[str, list[ir.Value]] = {}
     for value in work.graph.initializers.values():
         tensor = value.const_value
         if tensor is None or tensor.dtype not in TRAINED_TYPES:
@@ -106,20 +128,12 @@ def sort_tensors(work: ir.Model, stored_names: Mapping[int, str], shared: Collec
         name = str(value.name)
         if name not in known:  # renamed, so that names of bodies differ
             name = stored_names.get(id(tensor), name)
-        reason = judge.reason(value)
-        if name in shared:
-            reason = "several tensors have this name; rename those in subgraphs"
-        if reason is None:
-            found.trained[value] = name
-        elif reason == _STATISTIC:
-            found.statistics[value] = name
-            found.frozen[name] = reason
-        else:
-            found.frozen[name] = reason
+        found.setdefault(name, []).append(value)
     return found
 
 
 _SINGLE = "a single number: a constant of the formula, for all the file says"
+_UNSTORED = "the file holds no tensor of that name: its numbers are an attribute of a node"
 _STATISTIC = "a running statistic: it moves in training, by no gradient"
 
 

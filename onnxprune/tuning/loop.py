@@ -117,7 +117,12 @@ def tune(
             if examine is not None:
                 examine(parts.probe())
             run = _Run(parts, settings, processes, control)
-            who = identity(model, data, settings, teacher, validation, masks, control)
+            # every weight is read for it, of the original too
+            who = (
+                {}
+                if checkpoint is None
+                else identity(model, data, settings, teacher, validation, masks, control)
+            )
             return run.finish(model, run.go(masks or {}, checkpoint, who, resume, progress))
 
 

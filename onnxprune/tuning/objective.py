@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.data import Dataset
-from onnxprune.errors import DataError, UsageError
+from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.executor.losses import LabelLoss, choose_label_loss
 from onnxprune.messages import quoted
 from onnxprune.tuning.losses import (
@@ -25,6 +25,9 @@ from onnxprune.tuning.losses import (
 from onnxprune.tuning.settings import USUAL_DISTIL, Tuning
 from onnxprune.types import Skipped
 from onnxprune.user_code import is_reference, load_function
+
+#: Reasons that one line of an error has room for.
+_FEW = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class First:
         values: outputs of the model, and the inner values to be matched that it has.
         labels: [samples, ...] or None.
         original: the same of the original, or None.
-        outputs: names of the model's outputs.
+        outputs: names of the model's outputs; those that are no tensors of one shape have no values.
     """
 
     values: Values
@@ -75,12 +78,17 @@ class First:
     original: Values | None
     outputs: tuple[str, ...]
 
+    def output_values(self) -> dict[str, Tensor]:
+        """Return the outputs that have values, by name."""
+        return {name: self.values[name] for name in self.outputs if name in self.values}
+
 
 def decide(settings: Tuning, data: Dataset, first: First) -> Decided:
     """Decide what the loss and the metric of a run are.
 
     Raises:
         UsageError: there is nothing to aim at, or settings contradict each other.
+        ModelError: nothing that the model gives can be compared with the original's.
         DataError: labels fit no output.
     """
     distil = _share_of_original(settings, first)
@@ -90,8 +98,10 @@ def decide(settings: Tuning, data: Dataset, first: First) -> Decided:
     outputs = _targets(settings, first, classified, decided.notes) if distil > 0 else ()
     matched = _matched(settings, first, decided.notes) if distil > 0 else ()
     if distil > 0 and not outputs and not matched:
-        raise UsageError(
-            "no output of the original can be compared with this model's: shapes or names differ"
+        why = "; ".join(f"{quoted(note.name)} {note.reason}" for note in decided.notes[:_FEW])
+        raise ModelError(
+            f"there is nothing to tune by ({why or 'the model has no outputs'}); what is compared are float "
+            "tensors of the same names and shapes"
         )
     decided.objective = Objective(labels, outputs, matched, distil, settings.temperature)
     decided.metric = _metric(labels, classified, outputs, first)
@@ -127,7 +137,7 @@ def _label_loss(settings: Tuning, data: Dataset, first: First) -> LabelLoss | Us
         return UserLoss(settings.loss, load_function(settings.loss))
     if first.labels is None:
         raise DataError(f"{data.source}: loss {settings.loss!r} needs labels (an array called 'label')")
-    outputs = {name: first.values[name] for name in first.outputs}
+    outputs = first.output_values()
     name: Any = None if settings.loss == "auto" else settings.loss
     loss = choose_label_loss(outputs, first.labels, name=name, source=data.source)
     if loss.name == "cross_entropy":
@@ -173,8 +183,7 @@ def _classified(data: Dataset, first: First) -> LabelLoss | None:
     if first.labels is None:
         return None
     try:
-        outputs = {name: first.values[name] for name in first.outputs}
-        return choose_label_loss(outputs, first.labels, source=data.source)
+        return choose_label_loss(first.output_values(), first.labels, source=data.source)
     except DataError:  # labels that only the user's own function understands, or that nobody asked about
         return None
 
@@ -184,9 +193,9 @@ def _targets(
 ) -> tuple[Target, ...]:
     targets = []
     for name in first.outputs:
-        value, original = first.values[name], (first.original or {}).get(name)
+        value, original = first.values.get(name), (first.original or {}).get(name)
         reason = _why_not_compared(value, original)
-        if reason is not None or original is None:
+        if reason is not None or value is None or original is None:
             notes.append(Skipped(name, f"not compared with the original: {reason}"))
             continue
         ready = holds_probabilities(original)
@@ -215,9 +224,11 @@ def _matched(settings: Tuning, first: First, notes: list[Skipped]) -> tuple[Targ
 
 
 def _why_not_compared(value: Tensor | None, original: Tensor | None) -> str | None:
+    if value is None:
+        return "it is no tensor, or its shape depends on the samples"
     if original is None:
         return "the original has no value of that name"
-    if value is None or not (value.is_floating_point() and original.is_floating_point()):
+    if not (value.is_floating_point() and original.is_floating_point()):
         return "it holds no floats"
     if value.shape != original.shape:
         return f"its shape is {list(value.shape)}, in the original {list(original.shape)}"

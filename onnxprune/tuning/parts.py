@@ -115,11 +115,11 @@ class Parts:
         self.evaluate()
         with torch.no_grad():
             once, again = self.module(batch.inputs), self.module(batch.inputs)
-        same = all(torch.equal(once[name], again[name]) for name in self.module.outputs)
+        same = all(torch.equal(value, again[name]) for name, value in once.items())
         outputs = {
-            name: value.float().cpu().numpy()
+            name: value.detach().float().cpu().numpy()  # an output that is a weight asks for its gradient
             for name, value in once.items()
-            if same and isinstance(value, Tensor) and value.is_floating_point()
+            if same and value.is_floating_point()
         }
         places = np.resize(np.arange(min(count, len(data))), count)
         return Probe({name: array[places] for name, array in data.arrays.items()}, outputs)
@@ -155,11 +155,15 @@ class Parts:
 
     def _decide(self) -> Decided:
         """Run the first samples, to see what the outputs are like."""
+        with torch.no_grad():  # all of it: an output that is a weight would bring its gradient along
+            return self._decided()
+
+    def _decided(self) -> Decided:
         values, originals, labels = [], [], []
         wanted, teacher = self._settings.match, self._teacher
         self.module.eval()
         for batch in self.batches.first(_FIRST_SAMPLES):
-            with torch.no_grad(), self._autocast():
+            with self._autocast():
                 found = self.module(batch.inputs, also=[n for n in wanted if self.module.has(n)])
             values.append(self.batches.counting(found, batch))
             if teacher is not None:
@@ -292,11 +296,15 @@ def notes_on_batches(batches: Batches) -> list[Skipped]:
 
 
 def _joined(parts: Sequence[Values]) -> Values:
-    """Put values of several batches together."""
-    return {
-        name: torch.cat([part[name] for part in parts]) if value.dim() else value
-        for name, value in parts[0].items()
-    }
+    """Put values of several batches together; leave out those whose shape depends on the samples."""
+    joined = {}
+    for name, value in parts[0].items():
+        pieces = [part[name] for part in parts if name in part]
+        if not value.dim():
+            joined[name] = value
+        elif {piece.shape[1:] for piece in pieces} == {value.shape[1:]}:
+            joined[name] = torch.cat(pieces)
+    return joined
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -176,6 +176,47 @@ def test_constants_of_constant_nodes_train_under_the_name_of_the_output():
     assert by_runtime(model, {"x": np.ones((1, 2), np.float32)})[0].tolist() == [[8.0, 12.0]]
 
 
+@pytest.mark.parametrize("returned", ["w", "Identity", "Transpose"])
+def test_an_output_that_is_a_weight_follows_what_is_trained(returned):
+    output, copy = ("w", "") if returned == "w" else ("out", f"out = {returned}(w)")
+    model = _text(f"""g (float[n, 2] x) => (float[n, 2] y, float[2, 2] {output})
+    <float[2, 2] w = {{0.5, 1.7, 2.2, 3.1}}> {{ {copy} y = MatMul(x, w) }}""")
+    module = OnnxModule(model)
+    assert list(module.trained) == ["w"]
+    assert not module.frozen
+    with torch.no_grad():
+        module.trained["w"].mul_(2)
+        found = module({"x": torch.ones(1, 2)})
+    replace_weights(model, module.values())
+    expected = by_runtime(model, {"x": np.ones((1, 2), np.float32)})
+    for name, array in zip(module.outputs, expected, strict=True):
+        np.testing.assert_allclose(found[name].detach().numpy(), array, rtol=1e-6)
+
+
+def test_numbers_that_are_attributes_of_a_node_do_not_train():
+    model = _text("""g (float[n, 2] x) => (float[n, 2] y) <float[2, 2] v = {0.1, 0.2, 0.3, 0.4}> {
+        w = Constant <value_floats = [0.5, 1.5]> ()
+        mean = Constant <value_floats = [0.0, 0.1]> ()
+        variance = Constant <value_floats = [1.0, 1.1]> ()
+        a = MatMul(x, v)
+        y = BatchNormalization(a, w, w, mean, variance)
+    }""")
+    module = OnnxModule(model)
+    assert list(module.trained) == list(module.values()) == ["v"]
+    assert {module.frozen[name] for name in ("w", "mean", "variance")} == {
+        "the file holds no tensor of that name: its numbers are an attribute of a node"
+    }
+
+
+def test_outputs_that_are_no_tensors_are_left_out():
+    model = _text("""g (float[n, 2] x) => (float[n, 2] y, seq(float[n, 2]) s) {
+        y = Relu(x) s = SequenceConstruct(x, y)
+    }""")
+    module = OnnxModule(model)
+    assert module.outputs == ("y", "s")
+    assert list(module({"x": torch.ones(1, 2)}, also=["s"])) == ["y"]
+
+
 def test_defaults_of_inputs_can_be_given_anew():
     model = _text("""g (float[n] x, float s) => (float[n] y) <float s = {2.0}> { y = Mul(x, s) }""")
     module = OnnxModule(model)

@@ -356,6 +356,13 @@ def test_a_checkpoint_of_another_run_is_refused_in_one_line(tmp_path, changed, n
         run()
 
 
+def test_weights_are_read_for_a_digest_only_where_there_is_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("onnxprune.tuning.loop.identity", lambda *_: pytest.fail("digested"))
+    tune(classifier(), three_classes(), SHORT)
+    with pytest.raises(pytest.fail.Exception, match="digested"):
+        tune(classifier(), three_classes(), SHORT, checkpoint=tmp_path / "state")
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     folder = tmp_path / "run"
     tune(classifier(), three_classes(), SHORT, checkpoint=folder)
