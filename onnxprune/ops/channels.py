@@ -205,8 +205,14 @@ class Channels:
 
         A constant without labels takes them over; otherwise the two are equated. Labels that meet an
         untracked axis are frozen, with the reason.
+
+        Raises:
+            ValueError: there are more positions than labels, or fewer: no runtime takes such a node.
         """
         axis %= self.rank(ref)
+        positions = self.shape(ref)[axis]
+        if labels is not None and positions not in (1, len(labels)):
+            raise ValueError(f"{positions} numbers meet {len(labels)} channels")
         if isinstance(ref, Use) and self.block_at(ref, axis) is None and self.shape(ref)[axis] > 1:
             self.put(ref, (axis,), labels)
             return

@@ -22,7 +22,10 @@ def same_along(array: FloatArray, axis: int) -> FloatArray:
 
 
 def along(array: FloatArray | None, axis: int, count: int) -> FloatArray:
-    """Return float64 ``[count]``: the constants along one axis, NaN where they vary, along others too."""
+    """Return float64 ``[count]``: the constants along one axis, NaN where they vary, along others too.
+
+    All are NaN where there are more or fewer: such a model does not run, and that is told elsewhere.
+    """
     if array is None:
         return np.full(count, np.nan)
     if array.ndim == 0:
@@ -30,7 +33,8 @@ def along(array: FloatArray | None, axis: int, count: int) -> FloatArray:
     axis %= array.ndim
     for other in set(range(array.ndim)) - {axis}:
         array = same_along(array, other)
-    return np.broadcast_to(array.reshape(-1), (count,))
+    flat = array.reshape(-1)
+    return np.broadcast_to(flat if flat.size in (1, count) else np.array([np.nan]), (count,))
 
 
 def sum_rows(weight: Array, x: FloatArray, bias: FloatArray) -> FloatArray | None:

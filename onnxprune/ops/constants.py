@@ -83,7 +83,8 @@ class Constants:
     def _visit(self, node: ir.Node) -> None:
         if node in self._statistics:
             return  # its results change with the channels that it looks at together
-        if any(output.name and self.channels.shapes.shape(output) is None for output in node.outputs):
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
+        if any(self.channels.shapes.shape(value) is None for value in values):
             return
         if self._makes_weight(node):
             self._weights.add(node.outputs[0])

@@ -18,6 +18,7 @@ from onnxprune.errors import DataError, ModelError
 from onnxprune.inspection import inspect_model
 from onnxprune.model.io import load
 from onnxprune.model.prepare import prepare
+from onnxprune.ops.constant_arrays import along
 from onnxprune.ops.sums import Sums
 
 
@@ -200,3 +201,29 @@ def test_a_constant_whose_output_has_no_name(given, tmp_path):
     nodes = [FOREIGN, helper.make_node("Constant", [], [""], **given), helper.make_node("Relu", ["x"], ["y"])]
     proto = foreign(graph(nodes, [info("y", 2, 4), info("q", 2, 4)]))
     assert len(prepare(load(saved(proto, tmp_path)))[0].graph) == 2
+
+
+def test_a_product_of_what_has_no_known_shape(tmp_path):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]
+    tensors, inputs = [tensor("w", random(4, 4))], [info("x", "n")]
+    proto = helper.make_model(
+        graph(nodes, [info("y", 3, 4)], tensors, inputs),
+        opset_imports=[helper.make_opsetid("", 21)], ir_version=10,
+    )  # fmt: skip
+    analysis = analyze(load(saved(proto, tmp_path)))
+    assert any("the shape of h is not known" in note.reason for note in analysis.unknown)
+
+
+def test_a_bias_of_another_length_than_there_are_channels(tmp_path):
+    proto = small_models.residual_net()
+    conv = next(node for node in proto.graph.node if node.op_type == "Conv")
+    proto.graph.initializer.append(tensor("short", random(3)))
+    conv.input[2] = "short"
+    analysis = analyze(load(saved(proto, tmp_path)))
+    (note,) = (note for note in analysis.unknown if note.name == conv.name)
+    assert "3 numbers meet" in note.reason
+
+
+def test_fewer_constants_than_channels_are_none():
+    assert np.isnan(along(np.zeros(4), -1, 8)).all()
+    assert (along(np.zeros(1), -1, 8) == 0).all()
