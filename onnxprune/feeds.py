@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.machine import memory_bytes
 from onnxprune.messages import quoted
 from onnxprune.model.inputs import graph_inputs
@@ -65,7 +65,10 @@ class _Sizes:
         if value.shape is not None:
             return tuple(value.shape)
         if self._inferred is None:
-            self._inferred = concretise(self._model, self._given)
+            try:
+                self._inferred = concretise(self._model, self._given)
+            except OnnxPruneError:  # sizes that don't fit each other, which who runs the model will say
+                self._inferred = Shapes({}, 0)
         return self._inferred.shape(value)
 
 

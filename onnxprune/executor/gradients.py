@@ -29,7 +29,7 @@ from onnxprune.calibration.activations import USUAL, Running, feeds_by_batch
 from onnxprune.data import Dataset
 from onnxprune.errors import DataError
 from onnxprune.executor.losses import LabelLoss, OwnLoss, check_classes, choose_label_loss
-from onnxprune.executor.module import OnnxModule
+from onnxprune.executor.module import OnnxModule, only_tensors
 from onnxprune.messages import quoted
 from onnxprune.model.float32 import in_float32
 
@@ -192,7 +192,7 @@ class Differentiable:
         return _Judge.of(outputs, where, self._data, wish)
 
     def _run(self, feeds: Mapping[str, Array], ones: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        outputs: dict[str, Tensor] = self._module({**_tensors(feeds), **ones})
+        outputs = only_tensors(self._module({**_tensors(feeds), **ones}))
         for name, output in outputs.items():
             if output.is_floating_point() and not bool(torch.isfinite(output).all()):
                 raise DataError(f"{self._data.source}: output {quoted(name)} is not finite on this data")

@@ -32,6 +32,11 @@ PRECISIONS = {
 }
 
 
+def only_tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Leave out what has neither a gradient nor a distance from another: sequences, say."""
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
 class OnnxModule(torch.nn.Module):
     """Runs a model in torch, with gradients.
 
@@ -148,8 +153,8 @@ class OnnxModule(torch.nn.Module):
             also: names of inner values (as the prepared copy names them) to be given too.
 
         Returns:
-            The outputs by name, and what was asked for; but for what is no tensor (a sequence, say), which
-            has neither a gradient nor a distance from another.
+            The outputs by name, and what was asked for. What is no tensor in the model is none here: see
+            `only_tensors`.
 
         Raises:
             DataError: an input is missing, or there is none of that name.
@@ -164,8 +169,10 @@ class OnnxModule(torch.nn.Module):
         self._fill(values, inputs)
         keep = frozenset(self._slot(name) for name in also) if also else frozenset()
         run_steps(self._program.steps, values, self._device, keep)
-        wanted = (*self._output_slots, *((name, self._slot(name)) for name in also))
-        return {name: values[slot] for name, slot in wanted if isinstance(values[slot], Tensor)}
+        found = {name: values[slot] for name, slot in self._output_slots}
+        for name in also:
+            found[name] = values[self._slot(name)]
+        return found
 
     def _fill(self, values: list[Any], inputs: Mapping[str, Tensor]) -> None:
         for name in self.inputs:

@@ -250,7 +250,10 @@ def check_data(settings: GateSettings, data: Dataset, metric: str) -> tuple[str,
     """
     found = find_metric(metric)
     if data.labels is None and isinstance(found, Metric) and found.against == "labels":
-        raise DataError(f"{data.source}: metric {metric!r} needs labels, an array called 'label'")
+        raise DataError(
+            f"{data.source}: metric {metric!r} needs labels, an array called 'label'; "
+            "agreement and cosine need none"
+        )
     asked = [name for name in _BY_SEGMENT if name in settings.asked()]
     if not asked:
         return ()

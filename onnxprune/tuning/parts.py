@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from onnxprune.calibration.activations import inputs_of
 from onnxprune.data import Dataset, fixed_batch
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.executor.module import OnnxModule
+from onnxprune.executor.module import OnnxModule, only_tensors
 from onnxprune.model.digest import structure_digest, weights_digest
 from onnxprune.model.stored import put_numbers, stored_values
 from onnxprune.tuning.batches import Batch, Batches
@@ -101,7 +101,7 @@ class Parts:
         inner = self.objective.inner
         run = self._together if self._together is not None and self._synchronizes else self.module
         with self._autocast():
-            values: Values = run(batch.inputs, also=inner)
+            values: Values = only_tensors(run(batch.inputs, also=inner))
         return values, self._of_original(batch, inner) if self.objective.needs_teacher else None
 
     def unsynchronized(self) -> AbstractContextManager[None]:
@@ -114,7 +114,7 @@ class Parts:
         data, count = self.batches.data, len(next(iter(batch.inputs.values())))
         self.evaluate()
         with torch.no_grad():
-            once, again = self.module(batch.inputs), self.module(batch.inputs)
+            once, again = (only_tensors(self.module(batch.inputs)) for _ in range(2))
         same = all(torch.equal(value, again[name]) for name, value in once.items())
         outputs = {
             name: value.detach().float().cpu().numpy()  # an output that is a weight asks for its gradient
@@ -145,8 +145,7 @@ class Parts:
         if self._teacher is None:
             return None
         with torch.no_grad(), self._autocast():
-            found: Values = self._teacher(batch.inputs, also=inner)
-            return found
+            return only_tensors(self._teacher(batch.inputs, also=inner))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._settings.precision == "float32":
@@ -165,7 +164,7 @@ class Parts:
         for batch in self.batches.first(_FIRST_SAMPLES):
             with self._autocast():
                 found = self.module(batch.inputs, also=[n for n in wanted if self.module.has(n)])
-            values.append(self.batches.counting(found, batch))
+            values.append(self.batches.counting(only_tensors(found), batch))
             if teacher is not None:
                 given = self._of_original(batch, [n for n in wanted if teacher.has(n)])
                 originals.append(self.batches.counting(given or {}, batch))

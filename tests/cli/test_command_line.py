@@ -192,7 +192,7 @@ def test_a_bug_is_one_line_and_shows_a_traceback_to_who_asks(monkeypatch, run):
         ("it has no rank", "m.onnx: it has no rank"),
         ("nothing to remove: 3 groups stay whole (a.b: frozen)", None),
         ("m.onnx: is damaged", "m.onnx: is damaged"),
-        ("data/calib.npz: holds no arrays", "data/calib.npz: holds no arrays"),
+        ("data/calib.npz: holds no arrays", "data/calib.npz: holds no arrays (for m.onnx)"),
     ],
 )
 def test_an_error_says_which_file_it_is_about(monkeypatch, run, message, shown):

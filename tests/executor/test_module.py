@@ -18,7 +18,7 @@ from onnx import parser
 from small_models import attention, mlp, residual_net
 
 from onnxprune.errors import DataError, ModelError, UsageError
-from onnxprune.executor.module import OnnxModule
+from onnxprune.executor.module import OnnxModule, only_tensors
 from onnxprune.model.prepare import prepare
 from onnxprune.rewrite.mask import replace_weights
 
@@ -208,13 +208,15 @@ def test_numbers_that_are_attributes_of_a_node_do_not_train():
     }
 
 
-def test_outputs_that_are_no_tensors_are_left_out():
+def test_outputs_that_are_no_tensors_are_given_and_can_be_left_out():
     model = _text("""g (float[n, 2] x) => (float[n, 2] y, seq(float[n, 2]) s) {
         y = Relu(x) s = SequenceConstruct(x, y)
     }""")
     module = OnnxModule(model)
     assert module.outputs == ("y", "s")
-    assert list(module({"x": torch.ones(1, 2)}, also=["s"])) == ["y"]
+    found = module({"x": torch.ones(1, 2)}, also=["s"])
+    assert [value.tolist() for value in found["s"]] == [[[1, 1]], [[1, 1]]]
+    assert list(only_tensors(found)) == ["y"]
 
 
 def test_defaults_of_inputs_can_be_given_anew():

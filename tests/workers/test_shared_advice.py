@@ -35,6 +35,7 @@ def known(advice) -> dict[str, tuple[object, ...]]:
     }
 
 
+@pytest.mark.long
 def test_workers_of_a_cluster_find_the_same(two_workers, model):
     told = []
     data = data_for(model)
