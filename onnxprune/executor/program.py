@@ -271,11 +271,12 @@ class _Builder:
         )
         try:
             run = entry.build(static)
+            folded = self._folded(node, entry, run)
         except NoMeaning as error:
             raise ModelError(
                 f"no torch meaning yet for {node.op_type} {quoted(node.name)}: {error}"
             ) from error
-        if self._folded(node, entry, run):
+        if folded:
             return None
         return Step(
             node,

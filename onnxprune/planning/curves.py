@@ -222,7 +222,7 @@ def _ask(source: Source, data: Dataset, setting: Setting, folder: Path) -> tuple
     outputs = folder / "outputs"
     outputs.mkdir()
     running = setting.running
-    feeds = feeds_by_batch(model, data, batch=running.batch)  # checks that the data fits, before a session
+    feeds = feeds_by_batch(source.given, data, batch=running.batch)  # checks the data, before a session
     references, unfit = record(
         open_session(model, threads=running.threads), feeds, outputs, data.source, setting.output
     )

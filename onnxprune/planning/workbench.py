@@ -33,7 +33,13 @@ from onnxprune.workers.models import ModelName
 
 
 class Maker(Protocol):
-    """What makes the models of trials."""
+    """What makes the models of trials.
+
+    Attributes:
+        given: the original, whose types samples have.
+    """
+
+    given: ir.Model
 
     @property
     def model(self) -> ir.Model:
@@ -52,6 +58,7 @@ class Cutter:
     """
 
     def __init__(self, analysis: Analysis, sums: Sums) -> None:
+        self.given = analysis.given
         self._analysis = analysis
         self._sums = sums
 
@@ -81,6 +88,7 @@ class Masker:
     """Models in which weights of one tensor are zero."""
 
     def __init__(self, model: ir.Model) -> None:
+        self.given = model
         self._model = model
 
     @property
@@ -119,7 +127,7 @@ class Workbench:
     def __init__(self, maker: Maker, question: Question) -> None:
         self._maker = maker
         self._question = question
-        self._original = maker.model
+        self._given = maker.given
 
     def __call__(self, trial: Trial) -> Outcome:
         """Return what a trial finds; one whose model can't be run, or is not finite, fails with a reason."""
@@ -135,7 +143,7 @@ class Workbench:
 
     def _judge(self, session: Session) -> tuple[float, float | None]:
         judged = _Judged(self._question)
-        batches = feeds_by_batch(self._original, self._question.data, batch=self._question.running.batch)
+        batches = feeds_by_batch(self._given, self._question.data, batch=self._question.running.batch)
         for number, (_, feeds) in enumerate(batches):
             check_stop()
             results = session.run(feeds, self._question.loss.outputs)

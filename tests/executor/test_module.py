@@ -308,3 +308,9 @@ def test_an_accelerator_computes_the_same(make):
             for name, parameter in module.trained.items():
                 wanted = here.trained[name].grad.numpy()
                 assert relative_error(parameter.grad.cpu().numpy(), wanted) < 1e-4
+
+
+def test_a_table_of_texts_has_no_meaning_and_that_is_said():
+    model = _text("""g (int64[n] i) => (string[n] y) <string[2] t = {"a", "b"}> { y = Gather(t, i) }""")
+    with pytest.raises(ModelError, match="no torch meaning yet for Gather"):
+        OnnxModule(model)

@@ -40,7 +40,7 @@ def mutate_values(values: Any, rng: random.Random, changes: int) -> Any:
     for _ in range(changes):
         holders = list(_holders(changed))
         if not holders:
-            return rng.choice(_VALUES)
+            return copy.deepcopy(rng.choice(_VALUES))
         holder = rng.choice(holders)
         keys: list[Any] = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
         other = rng.choice(holders)
@@ -62,7 +62,7 @@ def mutate_values(values: Any, rng: random.Random, changes: int) -> Any:
         elif kind == 3 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
             holder[key] = rng.choice([-holder[key], holder[key] + 1, holder[key] * 1000, holder[key] / 2])
         else:
-            holder[key] = rng.choice(_VALUES)
+            holder[key] = copy.deepcopy(rng.choice(_VALUES))  # which later changes may change
     return changed
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import random
 import signal
 import time
 
 import pytest
 
-from fuzzing import loop
+from fuzzing import loop, plain
 from fuzzing.inputs import KINDS, Kind
 from onnxprune.errors import DataError
 
@@ -106,3 +108,10 @@ def test_a_child_that_died_is_replaced(monkeypatch):
 
 def test_shares_of_kinds():
     assert sum(kind.share for kind in KINDS.values()) == pytest.approx(1)
+
+
+def test_a_mutant_changes_nothing_that_the_next_one_is_made_of():
+    before = copy.deepcopy(plain._VALUES)
+    for number in range(300):
+        plain.mutate_values({"a": [1], "b": {"c": []}}, random.Random(number), 12)  # noqa: S311 # not a secret
+    assert before == plain._VALUES

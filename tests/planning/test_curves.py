@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import small_models
 from cutting import graph
 
 import onnxprune
@@ -351,3 +352,20 @@ def test_a_group_without_any_trial_stays_whole(file, monkeypatch):
     assert len(groups["a_w"].removed) == 0
     assert groups["a_w"].skipped == "no trial without some of its channels could be measured"
     assert len(groups["b_w"].removed) > 0
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+@pytest.mark.parametrize("pattern", ["channels", "unstructured"])
+def test_samples_are_of_the_types_that_the_model_takes(dtype, pattern):
+    proto = small_models.mlp()
+    for tensor in proto.graph.initializer:
+        tensor.CopyFrom(
+            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(dtype), tensor.name)
+        )
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    x = np.random.default_rng(0).standard_normal((16, 16)).astype(dtype)
+    found = onnxprune.measure_sensitivity(
+        ir.from_proto(proto), data=Dataset.from_arrays({"x": x}), pattern=pattern, amounts=(0.5,), align=1
+    )
+    assert set(found.curves) >= ({"fc1", "fc2"} if pattern == "channels" else {"fc1.weight"})
