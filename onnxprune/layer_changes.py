@@ -352,7 +352,7 @@ def _reasons(analysis: Analysis, layers: Sequence[_Layer], skipped: Sequence[Ski
     said: dict[str | _Weight, dict[str, int]] = defaultdict(dict)
     for number, skip in enumerate(skipped):
         for key in (skip.name, *weights.get(skip.name, ())):
-            if len(said[key]) < _MOST_REASONS:
+            if len(said[key]) <= _MOST_REASONS:  # one more, to know that there are others
                 said[key].setdefault(skip.reason, number)
     reasons = {}
     for place, layer in enumerate(layers):
@@ -361,7 +361,8 @@ def _reasons(analysis: Analysis, layers: Sequence[_Layer], skipped: Sequence[Ski
             keys += [tensor, (tensor, axis), (tensor, None)]
         own = [pair for key in keys for pair in said.get(key, {}).items()]
         told = sorted(own, key=lambda pair: pair[1])
-        reasons[place] = list(dict.fromkeys(reason for reason, _ in told))[:_MOST_REASONS]
+        unique = list(dict.fromkeys(reason for reason, _ in told))
+        reasons[place] = unique[:_MOST_REASONS] + ["and others"] * (len(unique) > _MOST_REASONS)
     return reasons
 
 

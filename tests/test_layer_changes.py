@@ -360,3 +360,10 @@ def test_what_lost_channels_has_no_reason_to_be_left_alone():
     found = reasons({"stem": "because", "fc.weight": "it is the output"}, pruned(before))
     assert found["stem_node"] is None
     assert found["y_node"] == "it is the output"  # its inputs are fewer, its outputs are all there
+
+
+def test_of_many_reasons_some_are_told_and_that_there_are_others():
+    before = small_models.mlp()
+    skipped = [Skip(name="fc2_node", reason=f"reason {number}") for number in range(20)]
+    told = layer_changes(as_ir(before), as_ir(before), skipped)[1].reason
+    assert told == "; ".join([*(f"reason {number}" for number in range(8)), "and others"])
