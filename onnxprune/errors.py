@@ -29,11 +29,19 @@ import importlib.util
 from collections.abc import Sequence
 from typing import ClassVar
 
+from onnxprune.messages import visible
+
 
 class OnnxPruneError(Exception):
-    """Root of every error that the user can act upon. The message is a single line."""
+    """Root of every error that the user can act upon. The message is a single line.
+
+    Whatever a file has put into it (names of nodes, most of all) is harmless to a terminal.
+    """
 
     exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible(message, len(message)))
 
 
 class ModelError(OnnxPruneError):
@@ -107,7 +115,7 @@ class LimitMissed(OnnxPruneError):
     def __init__(self, message: str, reached: float | None = None, reasons: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.reached = reached
-        self.reasons = tuple(reasons)
+        self.reasons = tuple(visible(reason, len(reason)) for reason in reasons)
 
 
 class NothingToPrune(OnnxPruneError):
@@ -121,7 +129,7 @@ class NothingToPrune(OnnxPruneError):
 
     def __init__(self, message: str, reasons: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.reasons = tuple(reasons)
+        self.reasons = tuple(visible(reason, len(reason)) for reason in reasons)
 
 
 def require_extra(what: str, extra: str, *packages: str) -> None:

@@ -33,7 +33,10 @@ def visible(text: str | os.PathLike[str] | bytes, longest: int = TEXT_LIMIT) -> 
     ``longest`` characters.
     """
     plain = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else os.fspath(text)
-    shown = without_commands("".join(_escape(character) for character in plain[:longest]))
+    shown = plain[:longest]
+    if not shown.isprintable():
+        shown = "".join(_escape(character) for character in shown)
+    shown = without_commands(shown)
     return shown if len(plain) <= longest else f"{shown}..."
 
 

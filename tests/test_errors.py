@@ -56,3 +56,15 @@ def test_reasons_are_kept():
     assert str(error) == "nothing"
     assert error.reasons == ("a: frozen", "b: frozen")
     assert NothingToPrune("nothing").reasons == ()
+
+
+@pytest.mark.parametrize("hostile", ["a\x1b[31mb", "a\nb", "a\0b", "a\u202eb", "a\ud800b"])
+def test_what_a_file_puts_into_a_message_is_harmless(hostile):
+    failure = NothingToPrune(f"group {hostile} stays", [f"{hostile}: no channel is dead"])
+    assert all(text.isprintable() and text.encode() for text in (str(failure), *failure.reasons))
+    assert str(type(failure)(str(failure))) == str(failure)  # as when it comes back from a worker
+
+
+def test_a_message_is_repeated_whole():
+    text = "größe: " + "x" * 5000
+    assert str(OnnxPruneError(text)) == text

@@ -14,8 +14,9 @@ SOURCES = {"onnxprune": ROOT / "onnxprune", "onnxprune_cli": ROOT / "cli"}
 #: From the lowest layer to the highest. A part may import parts of lower layers and of its own;
 #: only the stages (the widest layer) do not import each other.
 LAYERS = (
+    ("messages",),
     ("errors",),
-    ("cholesky", "data", "data_files", "machine", "messages", "npz", "outlines", "patterns", "reading",
+    ("cholesky", "data", "data_files", "machine", "npz", "outlines", "patterns", "reading",
      "record", "registry", "resident", "schedule", "spill", "types", "user_code"),
     ("containment",),
     ("model",),
@@ -39,7 +40,7 @@ LAYERS = (
     ("onnxprune_cli",),
 )  # fmt: skip
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
-STAGES = LAYERS[7]
+STAGES = LAYERS[8]
 
 #: Packages that only some parts, or packages within one, may import.
 CONFINED = {

@@ -285,6 +285,15 @@ def test_refusals_are_one_line(residual, options, error, message):
     assert "\n" not in str(failure.value)
 
 
+def test_a_small_matrix_that_many_products_share_stays_in_float():
+    lines = "  ".join(f"v{n + 1} = MatMul(v{n}, W)" for n in range(8))
+    text = f"g (float[4, 4] v0) => (float[4, 4] v8) <float[4, 4] W = {{{', '.join('1' * 16)}}}> {{ {lines} }}"
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    with pytest.raises(NothingToPrune, match="8 products with 16 weights between them") as failure:
+        quantize(ir.from_proto(proto), form="dynamic")
+    assert len(failure.value.reasons) == 8
+
+
 @pytest.mark.long
 def test_a_quantized_model_is_not_quantized_again(residual, tmp_path):
     for computing in ("integer", "float"):

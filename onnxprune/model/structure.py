@@ -350,8 +350,9 @@ def _check_input_type(value: onnx.ValueInfoProto) -> None:
 
 
 def _check_outputs(body: onnx.GraphProto | onnx.FunctionProto, names: set[str]) -> None:
-    for output in body.output:
-        name = output if isinstance(output, str) else output.name
+    given = [output.name if isinstance(output, onnx.ValueInfoProto) else output for output in body.output]
+    _check_text(given)
+    for name in given:
         if name not in names:
             raise ModelError(f"output {quoted(name)} is produced by nothing; the model is incomplete")
 

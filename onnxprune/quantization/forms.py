@@ -19,24 +19,18 @@ from onnx_ir.passes import common as passes
 
 from onnxprune.machine import processor
 from onnxprune.model.io import EXTERNAL, SOURCE, load, save
-from onnxprune.model.names import add_constant
 from onnxprune.model.serialize import recall, remember
 from onnxprune.model.skeleton import without_tensors
-from onnxprune.model.stored import stored_values, tensor_of
+from onnxprune.model.stored import stored_values
 from onnxprune.quantization.compact import compact
 from onnxprune.quantization.layers import Layer, with_followers
 from onnxprune.quantization.preparing import restore_interface
+from onnxprune.quantization.products import InFourBits, InIntegers, Product, replace_products
 from onnxprune.quantization.stored_weights import store_in_int8
-from onnxprune.quantization.streamed_weights import in_halves, packed_in_four_bits
-from onnxprune.runtime.quantizer import (
-    convert_float16,
-    quantize_dynamic,
-    quantize_static,
-)
+from onnxprune.quantization.streamed_weights import in_halves
+from onnxprune.runtime.quantizer import convert_float16, quantize_static
 
 Feeds = Mapping[str, npt.NDArray[Any]]
-
-_CONTRIB = "com.microsoft"
 
 
 def in_int8(
@@ -76,7 +70,7 @@ def in_int8(
 
 def in_dynamic(work: ir.Model, layers: Sequence[str], *, per_channel: bool = True) -> ir.Model:
     """Return a model whose matrix products find the range of their input in each run; see `in_int8`."""
-    return _made(work, lambda plain, out: quantize_dynamic(plain, out, nodes=layers, per_channel=per_channel))
+    return _of_products(work, layers, InIntegers(per_channel))
 
 
 def in_four_bits(work: ir.Model, layers: Sequence[str], *, block_size: int) -> ir.Model:
@@ -84,31 +78,7 @@ def in_four_bits(work: ir.Model, layers: Sequence[str], *, block_size: int) -> i
 
     As ONNX Runtime's MatMulNBitsQuantizer writes it, symmetric.
     """
-    made = work.clone()
-    graph, wanted = made.graph, set(layers)
-    graph.opset_imports[_CONTRIB] = 1
-    packed: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
-    for node in list(graph):
-        weight = node.inputs[1] if str(node.name) in wanted else None
-        if weight is None:
-            continue
-        if weight not in packed:
-            names = (f"{weight.name}_Q4", f"{weight.name}_scales")
-            tensors = packed_in_four_bits(tensor_of(weight), block_size, names)
-            first, second = (add_constant(graph, t, n) for t, n in zip(tensors, names, strict=True))
-            packed[weight] = first, second
-        rows, columns = tensor_of(weight).shape.numpy()
-        sizes = {"K": int(rows), "N": int(columns), "bits": 4, "block_size": block_size}
-        product = ir.node(
-            "MatMulNBits", [node.inputs[0], *packed[weight]], sizes, domain=_CONTRIB, name=f"{node.name}_Q4"
-        )
-        old, new = node.outputs[0], product.outputs[0]
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        ir.convenience.replace_nodes_and_values(graph, node, [node], [product], [old], [new])
-    passes.RemoveUnusedNodesPass()(made)
-    made = compact(made, _kept_names(work))
-    restore_interface(made, work)
-    return made
+    return _of_products(work, layers, InFourBits(block_size))
 
 
 def in_float16(work: ir.Model, keep_float: Sequence[str]) -> ir.Model:
@@ -157,6 +127,16 @@ def saturates() -> bool:
 
 def _kept_names(work: ir.Model) -> frozenset[str]:
     return frozenset([*stored_values(work), *(str(node.name) for node in work.graph)])
+
+
+def _of_products(work: ir.Model, layers: Sequence[str], form: Product) -> ir.Model:
+    """Return a model whose matrix products have another form, in its shortest one."""
+    made = work.clone()
+    replace_products(made.graph, layers, form)
+    passes.RemoveUnusedNodesPass()(made)
+    made = compact(made, _kept_names(work))
+    restore_interface(made, work)
+    return made
 
 
 def _made(work: ir.Model, make: Callable[[Path, Path], None]) -> ir.Model:

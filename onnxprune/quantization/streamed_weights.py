@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.model.external import PIECE_BYTES
 from onnxprune.model.streaming import in_bands, made, read_pieces
 from onnxprune.runtime.four_bits import four_bits
 
@@ -22,9 +23,6 @@ LARGEST_INT8 = 127
 #: The largest and the smallest magnitude of float16; the converter of ONNX Runtime lets no number leave them.
 LARGEST_HALF = 65504.0
 _SMALLEST_HALF = 5.96e-08
-
-#: Columns that are packed at a time.
-_COLUMN_BYTES = 1 << 23
 
 Array = npt.NDArray[Any]
 
@@ -53,21 +51,58 @@ def packed_in_four_bits(
     """Return a matrix [summed, outputs] as MatMulNBits reads it, and its scales, under these names."""
     rows, columns = (int(size) for size in tensor.shape.numpy())
     blocks = -(-rows // block_size)
-    shapes = (columns, blocks, block_size // 2), (columns, blocks)
-    types = ir.DataType.UINT8, ir.DataType.FLOAT
-    packed, scales = (
-        made(partial(_columns, tensor, block_size, part), tensor, dtype=dtype, shape=shape, name=name)
-        for part, (dtype, shape, name) in enumerate(zip(types, shapes, names, strict=True))
+    packing = _Packing(tensor, block_size)
+    packed = made(
+        packing.packed,
+        tensor,
+        dtype=ir.DataType.UINT8,
+        shape=(columns, blocks, block_size // 2),
+        name=names[0],
     )
+    scales = made(packing.scales, tensor, dtype=ir.DataType.FLOAT, shape=(columns, blocks), name=names[1])
     return packed, scales
 
 
-def _columns(tensor: ir.TensorProtocol, block_size: int, part: int) -> Iterator[Array]:
-    """Yield the packed numbers (0) or the scales (1) of a matrix, some columns at a time."""
-    matrix = np.asarray(tensor.numpy())
-    step = max(8, _COLUMN_BYTES // max(1, 32 * len(matrix)) * 8)
-    for start in range(0, matrix.shape[1], step):
-        yield four_bits(matrix[:, start : start + step], block_size)[part].reshape(-1)
+class _Packing:
+    """Rounds a matrix to 4 bits, some rows at a time.
+
+    The result, an eighth of it, is made as a whole: its order is that of the columns. Numbers and scales come
+    of the same work. Who reads the numbers, and then the scales, has it done once.
+    """
+
+    def __init__(self, tensor: ir.TensorProtocol, block_size: int) -> None:
+        self._tensor, self._block_size = tensor, block_size
+        self._scales: Array | None = None
+
+    def packed(self) -> Iterator[Array]:
+        """Yield the numbers."""
+        numbers, self._scales = self._rounded()
+        yield from _pieces(numbers)
+
+    def scales(self) -> Iterator[Array]:
+        """Yield the scales, which are not kept any longer."""
+        known, self._scales = self._scales, None
+        yield from _pieces(self._rounded()[1] if known is None else known)
+
+    def _rounded(self) -> tuple[Array, Array]:
+        size = self._block_size
+        rows, columns = (int(length) for length in self._tensor.shape.numpy())
+        blocks = -(-rows // size)
+        numbers = np.empty((columns, blocks, size // 2), dtype=np.uint8)
+        scales = np.empty((columns, blocks), dtype=np.float32)
+        start = 0
+        for band in in_bands(read_pieces(self._tensor), columns * size, 4):
+            part = four_bits(band.reshape(-1, columns), size)
+            stop = start + part[0].shape[1]
+            numbers[:, start:stop], scales[:, start:stop] = part
+            start = stop
+        return numbers, scales
+
+
+def _pieces(array: Array) -> Iterator[Array]:
+    flat = array.reshape(-1)
+    step = PIECE_BYTES // array.itemsize
+    return (flat[start : start + step] for start in range(0, flat.size, step))
 
 
 def in_int8(tensor: ir.TensorProtocol, axis: int | None) -> tuple[ir.TensorProtocol, npt.NDArray[np.float32]]:

@@ -38,6 +38,9 @@ _TITLES = {
 #: Matrices with fewer weights gain little from 4 bits.
 LARGE = 1 << 14
 
+#: Bytes that a product in integers takes at least beyond one in float: it is five nodes.
+_PRODUCT_BYTES = 100
+
 #: Operators on lists and optional values.
 _LISTS = frozenset((
     "ConcatFromSequence", "Optional", "OptionalGetElement", "SequenceAt", "SequenceConstruct",
@@ -131,13 +134,19 @@ def _dynamic(
             f"{layer.name}: {layer.op_type} pays in integers only with ranges from data" for layer in layers
         ]
         raise NothingToPrune("the model has no MatMul with a stored weight: choose the form int8", reasons)
+    saved = 3 * sum({layer.weight: layer.size for layer in products}.values())
+    if saved < _PRODUCT_BYTES * len(products):
+        why = "its nodes would take more than {} weights save"
+        reasons = [f"{layer.name}: {why.format(layer.size)}" for layer in products]
+        told = f"{len(products)} products with {saved // 3} weights between them"
+        raise NothingToPrune(f"{told}: in integers they would take more room than in float", reasons)
     if data is not None and judge is not None:
         settings = replace(wish.settings, computing="dynamic")
         return _int8(work, layers, data, judge, replace(wish, settings=settings))
     model = in_dynamic(work, [layer.name for layer in products], per_channel=wish.settings.per_channel)
-    others = [layer for layer in layers if layer not in products]
+    others = [layer for layer in layers if not is_product(layer)]
     store_in(model, work, others, per_channel=wish.settings.per_channel)
-    places = {layer.name: INTEGER if layer in products else STORED for layer in layers}
+    places = {layer.name: INTEGER if is_product(layer) else STORED for layer in layers}
     return Made(model, _TITLES["dynamic"], _rows(layers, places, wish, {}, {}, {}))
 
 
@@ -145,10 +154,11 @@ def _four_bits(
     work: ir.Model, layers: Sequence[Layer], data: Dataset | None, judge: Judge | None, wish: Wish
 ) -> Made:
     """Large MatMul in 4 bits; other layers are stored in 8 bits."""
-    large = [
-        layer for layer in layers
-        if is_product(layer) and layer.size >= LARGE
-    ]  # fmt: skip
+
+    def is_large(layer: Layer) -> bool:
+        return is_product(layer) and layer.size >= LARGE
+
+    large = [layer for layer in layers if is_large(layer)]
     if not large:
         reasons = [
             f"{layer.name}: a {layer.op_type} with {layer.size} weights; 4 bits are for MatMul with {LARGE}"
@@ -156,10 +166,10 @@ def _four_bits(
         ]
         raise NothingToPrune("the model has no large MatMul: choose another form", reasons)
     model = in_four_bits(work, [layer.name for layer in large], block_size=wish.block_size)
-    others = [layer for layer in layers if layer not in large]
+    others = [layer for layer in layers if not is_large(layer)]
     store_in(model, work, others, per_channel=wish.settings.per_channel)
     steps = _judged(model, judge, "int4")
-    places = {layer.name: "4 bits" if layer in large else STORED for layer in layers}
+    places = {layer.name: "4 bits" if is_large(layer) else STORED for layer in layers}
     rows = _rows(layers, places, wish, _errors(work, model, others, data, wish), {}, {})
     return Made(model, "int4 weights of large matrix products", rows, steps)
 

@@ -74,29 +74,6 @@ def quantize_static(
         _run("static", model_path, out_path, options, timeout_seconds)
 
 
-def quantize_dynamic(
-    model_path: str | Path,
-    out_path: str | Path,
-    *,
-    nodes: Sequence[str],
-    per_channel: bool = True,
-    timeout_seconds: float | None = None,
-) -> None:
-    """Write a model whose products take int8 weights, and find the range of their other operand in each run.
-
-    Args:
-        model_path: a file whose nodes have names.
-        out_path: the new file.
-        nodes: names of the nodes to quantize.
-        per_channel: a scale for each output channel of a weight, not one for all.
-        timeout_seconds: after which the work is stopped; None for no limit.
-
-    Raises:
-        RuntimeFailure: ONNX Runtime can't quantize the model, or it takes too long.
-    """
-    _run("dynamic", model_path, out_path, {"nodes": list(nodes), "per_channel": per_channel}, timeout_seconds)
-
-
 def convert_float16(
     model_path: str | Path,
     out_path: str | Path,

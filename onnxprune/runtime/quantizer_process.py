@@ -74,23 +74,6 @@ def _static(task: Task) -> None:
     )
 
 
-def _dynamic(task: Task) -> None:
-    from onnxruntime import quantization
-    from onnxruntime.quantization.onnx_model import ONNXModel
-
-    # it would transpose the weights of every Gemm, and name them anew, whether that is quantized or not
-    ONNXModel.replace_gemm_with_matmul = lambda _: None
-    quantization.quantize_dynamic(
-        task["model"],
-        task["out"],
-        per_channel=task["per_channel"],
-        weight_type=quantization.QuantType.QInt8,
-        nodes_to_quantize=task["nodes"],
-        use_external_data_format=task["large"],
-        extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True},
-    )
-
-
 def _float16(task: Task) -> None:
     import onnx
     import onnx_ir as ir
@@ -118,7 +101,6 @@ def _float16(task: Task) -> None:
 
 _TASKS: dict[str, Callable[[Task], None]] = {
     "static": _static,
-    "dynamic": _dynamic,
     "float16": _float16,
 }
 

@@ -18,6 +18,9 @@ from onnxprune.types import BoolArray, Check
 from onnxprune.verification.optimized import canonical
 from onnxprune.verification.zeros import count_zeros, nonzero
 
+#: Weights that are compared at a time, and the outputs that they are of.
+_TILE, _TILE_OUTPUTS = 1 << 17, 64
+
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
@@ -55,12 +58,29 @@ def check_zeros_kept(model: ir.Model, original: ir.Model) -> Check:
         if now is None or now.shape != kept.shape:
             detail = f"{quoted(weight.name)} has {count} zeros, and there is no such weight any more"
             return Check(name, False, detail)
-        lost = int(np.count_nonzero(now & ~kept))
+        lost = _lost(now, kept)
         if lost:
             detail = f"{quoted(weight.name)}, used by {weight.consumer}: {lost} of {count} zeros are lost"
             return Check(name, False, detail)
         zeros += count
     return Check(name, True, f"all {zeros} zeros of {len(before)} weights are there")
+
+
+def _lost(now: BoolArray, before: BoolArray) -> int:
+    """Count what is kept now and was not before, bool [output, summed, rest] both.
+
+    In tiles: the arrays may be large, and lie in memory in different orders.
+    """
+    width = _TILE // max(1, before[:1, :1].size)
+    return sum(
+        int(np.count_nonzero(now[part, along] > before[part, along]))
+        for part in _slices(len(before), _TILE_OUTPUTS)
+        for along in _slices(before.shape[1], max(1, width // _TILE_OUTPUTS))
+    )
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, length, step))
 
 
 def check_patterns_kept(model: ir.Model, original: ir.Model) -> Check | None:

@@ -171,7 +171,7 @@ def test_an_error_is_one_line_and_a_status(monkeypatch, run, error, status, as_j
 def test_a_message_cannot_move_the_cursor_or_add_lines(monkeypatch, run):
     raising(monkeypatch, errors.ModelError("m.onnx: node '\x1b[2J\u202e\x07' is odd\nerror: all is well"))
     ran = run("inspect", "m.onnx")
-    assert ran.error == "m.onnx: node '\\x1b[2J\\u202e\\x07' is odd"
+    assert ran.error == "m.onnx: node '\\x1b[2J\\u202e\\x07' is odd\\nerror: all is well"
 
 
 def test_a_bug_is_one_line_and_shows_a_traceback_to_who_asks(monkeypatch, run):

@@ -227,3 +227,19 @@ def test_a_bias_of_another_length_than_there_are_channels(tmp_path):
 def test_fewer_constants_than_channels_are_none():
     assert np.isnan(along(np.zeros(4), -1, 8)).all()
     assert (along(np.zeros(1), -1, 8) == 0).all()
+
+
+def test_an_output_of_a_function_whose_name_is_no_text(tmp_path):
+    function = helper.make_function(
+        "own", "f", ["a"], ["resultant"], [helper.make_node("Relu", ["a"], ["resultant"])],
+        [helper.make_opsetid("", 21)],
+    )  # fmt: skip
+    proto = helper.make_model(
+        graph([helper.make_node("f", ["x"], ["y"], domain="own")], [info("y", 2, 4)]),
+        functions=[function], opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("own", 1)],
+        ir_version=10,
+    )  # fmt: skip
+    path = saved(proto, tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"resultant", b"result\xfe\xff\xfd", 1))  # declared, not made
+    with pytest.raises(ModelError, match="not UTF-8"):
+        load(path)
