@@ -37,6 +37,10 @@ METRIC = "cross_entropy or mse (default with labels, as they are); divergence (d
 @options.cache()
 @options.jobs()
 @options.scheduler()
+@option(
+    "--time-limit", type=click.FloatRange(min=0, min_open=True), default=None, metavar="SECONDS",
+    help="Leave out trials that are left after so long; with --cache, another run goes on from there.",
+)  # fmt: skip
 @option("--plot", type=options.FILE, metavar="FILE", help="Draw the curves: .svg, .png or .pdf.")
 @options.input_shapes()
 @options.runs_on_data()

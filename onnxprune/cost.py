@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.body_shapes import branches, has_bodies
+from onnxprune.model.prepare import prepare
 from onnxprune.ops.channels import Channels, Use
 from onnxprune.ops.control import body_runs
 from onnxprune.ops.kept import Kept
@@ -33,6 +34,20 @@ def cost_of(
     kept = kept or nothing_cut(channels)
     params, size_bytes = _weights(graph, kept, gone)
     return Cost(params, _macs(graph, channels, kept, gone), size_bytes)
+
+
+def cost_of_model(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Cost:
+    """Count a model as it is, for which its channels need not be known.
+
+    Args:
+        model: not changed.
+        input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
+
+    Raises:
+        UsageError, ModelError: an input shape is missing or does not fit.
+    """
+    work, shapes = prepare(model, input_shapes)
+    return cost_of(work.graph, Channels(shapes))
 
 
 def nothing_cut(channels: Channels) -> Kept:

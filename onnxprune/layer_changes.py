@@ -22,6 +22,7 @@ from onnxprune.model.functions import without_functions
 from onnxprune.model.nodes import nodes_in
 from onnxprune.model.prepare import prepare
 from onnxprune.model.shapes import Shapes
+from onnxprune.ops.constant_views import ZeroPoint
 from onnxprune.ops.control import body_runs
 from onnxprune.ops.packed import is_packed_product, nonzero_weight
 from onnxprune.ops.registry import rule_for
@@ -93,13 +94,14 @@ def layer_changes(
     Raises:
         ModelError, UsageError: an input shape is missing or does not fit.
     """
-    analysis = analyze(before, input_shapes=input_shapes)
+    analysis = analyze(before, input_shapes=input_shapes) if skipped else None
+    work, shapes = prepare(before, input_shapes) if analysis is None else (analysis.model, analysis.shapes)
     names = {value.name for value in after.graph.inputs}
-    same = {name: sizes for name, sizes in analysis.shapes.input_shapes.items() if name in names}
-    old = _layers(before, analysis.model, analysis.shapes)
+    same = {name: sizes for name, sizes in shapes.input_shapes.items() if name in names}
+    old = _layers(before, work, shapes)
     new = _layers(after, *prepare(after, same))
     partners = _matched(old, new)
-    reasons = _reasons(analysis, old, skipped)
+    reasons = {} if analysis is None else _reasons(analysis, old, skipped)
     return tuple(
         _record(layer, partners.get(place), reasons.get(place, [])) for place, layer in enumerate(old)
     )
@@ -139,6 +141,7 @@ def _layers(given: ir.Model, work: ir.Model, shapes: Shapes) -> list[_Layer]:
     for weight in locate_weights(work)[0]:
         weights[weight.node].append(weight)
     layers = []
+    zeros: dict[tuple[ir.Value, ZeroPoint | None], int] = {}  # many layers may share a weight
     for node, runs in _with_runs(work.graph, shapes):
         if node not in weights and not is_packed_product(node):
             continue
@@ -147,7 +150,11 @@ def _layers(given: ir.Model, work: ir.Model, shapes: Shapes) -> list[_Layer]:
         if is_packed_product(node):
             _read_packed(layer)
         for weight in weights[node]:
-            _read(layer, weight)
+            key = weight.stored, weight.zero_point
+            if key not in zeros:
+                kept = nonzero(weight.tensor, weight.zero_point)
+                zeros[key] = kept.size - int(np.count_nonzero(kept))
+            _read(layer, weight, zeros[key])
         layer.macs = _macs(node, shapes, runs)
         layers.append(layer)
     return layers
@@ -197,11 +204,10 @@ def _read_packed(layer: _Layer) -> None:
     layer.zeros = 0 if kept is None else kept.size - int(np.count_nonzero(kept))
 
 
-def _read(layer: _Layer, weight: FoundWeight) -> None:
-    kept = nonzero(weight.tensor, weight.zero_point)
+def _read(layer: _Layer, weight: FoundWeight, zeros: int) -> None:
     layer.tensors[weight.use.tensor] = weight.use.output_axis
-    layer.params += kept.size
-    layer.zeros += kept.size - int(np.count_nonzero(kept))
+    layer.params += weight.tensor.size
+    layer.zeros += zeros
     layer.bits = max(layer.bits, weight.tensor.dtype.bitwidth)
 
 
@@ -348,7 +354,7 @@ def _likeness(old: Sequence[_Layer], new: Sequence[_Layer]) -> npt.NDArray[np.fl
 
 def _reasons(analysis: Analysis, layers: Sequence[_Layer], skipped: Sequence[Skip]) -> dict[int, list[str]]:
     """Return why layers were left alone, by their places, each reason once, and not more than a few."""
-    weights = _weights_by_name(analysis) if skipped else {}
+    weights = _weights_by_name(analysis)
     said: dict[str | _Weight, dict[str, int]] = defaultdict(dict)
     for number, skip in enumerate(skipped):
         for key in (skip.name, *weights.get(skip.name, ())):

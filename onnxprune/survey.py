@@ -66,6 +66,7 @@ def measure_sensitivity(
     batch: int = BATCH,
     memory_limit: int = LIMIT_BYTES,
     threads: int = 1,
+    time_limit: float | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Sensitivity:
     """Remove from one group at a time, at several amounts, and measure what that costs.
@@ -95,6 +96,9 @@ def measure_sensitivity(
         batch: samples of one run, where the model's first axis is symbolic.
         memory_limit: bytes that scores from data may keep at once, beside the model and the data.
         threads: of ONNX Runtime; 0 for one per core.
+        time_limit: seconds of trials after which those that are left are left out, which the report lists;
+            every group has one trial before any has two. None for no limit. With a cache, another run goes
+            on from there.
         progress: called after every trial with the share that is done, in (0, 1].
 
     Raises:
@@ -111,7 +115,7 @@ def measure_sensitivity(
     if pattern == "layers":
         raise UsageError("branches are not measured one by one: prune --pattern layers shows their scores")
     running = running_of(batch, memory_limit, threads, jobs, scheduler)
-    setting = trial_setting(cache, running, metric, output)
+    setting = trial_setting(cache, running, metric, output, time_limit)
     path, given = (None, model) if isinstance(model, ir.Model) else (Path(model), load(model))
     admit(given)
     samples = samples_of(data, given, seed, input_shapes)
@@ -192,7 +196,7 @@ def _try_channels(job: _Job) -> _Tried:
             candidates, job.amounts, job.data, job.setting, path=job.path, progress=watch.progress
         )
     reasons = [(group, reason_to_skip(group, candidates.options)) for group in candidates.groups]
-    tried = {trial.subject for trial, _ in measured.trials}
+    tried = {trial.subject for trial, _ in measured.trials} | {entry.name for entry in measured.skipped}
     skipped = [Skipped(group.name, reason) for group, reason in reasons if reason is not None]
     skipped += [
         Skipped(group.name, f"its {group.size} channels can't become fewer at these amounts")

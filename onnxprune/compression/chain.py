@@ -20,7 +20,7 @@ from onnxprune.compression.stages import (
 )
 from onnxprune.errors import NothingToPrune
 from onnxprune.model.digest import files_digest
-from onnxprune.plans import load_plan
+from onnxprune.plans import has_masks
 from onnxprune.recipe.schema import Stage
 from onnxprune.record import StageRecord
 from onnxprune.report.as_json import as_json
@@ -81,7 +81,7 @@ def following(start: Start, result: Result) -> Start:
     model, plan = result.folder / MODEL_FILE, result.folder / PLAN_FOLDER
     if not model.exists():  # there was nothing to do
         return start
-    zeros = plan if plan.exists() and load_plan(plan).masks else start.zeros
+    zeros = plan if has_masks(plan) else start.zeros
     return Start(model, files_digest(model), zeros)
 
 

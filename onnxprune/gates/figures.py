@@ -9,8 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy.typing as npt
 
-from onnxprune.analyze import analyze
-from onnxprune.cost import cost_of
+from onnxprune.cost import cost_of_model
 from onnxprune.errors import DataError
 from onnxprune.gates.evidence import Evidence, JudgedAccuracy, JudgedLatency, JudgedSubset
 from onnxprune.gates.settings import GateSettings
@@ -57,8 +56,7 @@ def model_record(
         UsageError: an input shape is missing or does not fit.
     """
     model = load(path)
-    analysis = analyze(model, input_shapes=input_shapes)
-    cost = cost_of(analysis.model.graph, analysis.channels)
+    cost = cost_of_model(model, input_shapes)
     return ModelRecord(
         name=name,
         sha256=files_digest(path),

@@ -7,7 +7,10 @@ taken from its cache.
 
 from __future__ import annotations
 
+import math
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -48,6 +51,7 @@ class Setting:
         metric: the loss; None for what the labels allow, or the divergence without labels.
         output: the only output to look at; None for all.
         cache: folder for what was found; None for none.
+        time_limit: seconds after which no result of a trial is waited for; None for no limit.
         running: batches and threads of every model, and who runs them.
     """
 
@@ -55,6 +59,7 @@ class Setting:
     output: str | None = None
     cache: Path | None = None
     running: Running = USUAL
+    time_limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +134,19 @@ def trial_setting(
     running: Running,
     metric: str | None = None,
     output: str | None = None,
+    time_limit: float | None = None,
 ) -> Setting:
     """Return how trials are run, as users say it.
 
     Raises:
-        UsageError: an unknown metric.
+        UsageError: an unknown metric, or no time.
     """
+    if time_limit is not None and not time_limit > 0:
+        raise UsageError(f"time_limit is a number of seconds above 0, not {time_limit}")
     if metric is not None and metric not in LOSSES:
         hint = did_you_mean(metric, LOSSES)
         raise UsageError(f"unknown metric {metric!r}{hint}; known: {', '.join(LOSSES)}")
-    return Setting(metric, output, None if cache is None else Path(cache), running)
+    return Setting(metric, output, None if cache is None else Path(cache), running, time_limit)
 
 
 def check_amounts(amounts: Sequence[float]) -> None:
@@ -191,6 +199,10 @@ def run_trials(
             cache.store(keys[number], outcome, {"subject": trial.subject, "removed": trial.removed})
 
     left = [number for number in range(1, len(plan)) if number not in found]
+    stop = math.inf
+    if setting.time_limit is not None:
+        stop = time.monotonic() + setting.time_limit
+        left = _one_of_each_first(left, plan)
     if left or 0 not in found:
         with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
             question, unfit = _ask(source, data, setting, Path(folder))
@@ -202,9 +214,24 @@ def run_trials(
                     keep(left[place], outcome)
                     if progress is not None:
                         progress(done / len(left))
-    outcomes = [found[number] for number in range(1, len(plan))]
-    failed = _failed(trials, outcomes)
-    return Measured(found[0], tuple(zip(trials, outcomes, strict=True)), (*notes, *failed))
+                    if time.monotonic() >= stop:
+                        break
+    pairs = [(plan[number], found[number]) for number in range(1, len(plan)) if number in found]
+    missed = [plan[number] for number in range(1, len(plan)) if number not in found]
+    return Measured(found[0], tuple(pairs), (*notes, *_failed(pairs), *_missed(missed, setting)))
+
+
+def _one_of_each_first(left: Sequence[int], plan: Sequence[Trial]) -> list[int]:
+    """Return the numbers of trials in an order in which every subject has its turn before one has two.
+
+    So that, when the time is over, as many subjects as possible were tried.
+    """
+    turns: Counter[str] = Counter()
+    keyed = []
+    for number in left:
+        keyed.append((turns[plan[number].subject], number))
+        turns[plan[number].subject] += 1
+    return [number for _, number in sorted(keyed)]
 
 
 def _describe(source: Source, data: Dataset, setting: Setting) -> str:
@@ -260,9 +287,17 @@ def _damaged(path: str) -> Skipped:
     return Skipped(path, "this entry of the cache is damaged: it was ignored, and measured again")
 
 
-def _failed(trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> list[Skipped]:
+def _failed(found: Sequence[tuple[Trial, Outcome]]) -> list[Skipped]:
     return [
         Skipped(trial.subject, f"without {trial.removed} of {trial.size}: {outcome.failure}")
-        for trial, outcome in zip(trials, outcomes, strict=True)
+        for trial, outcome in found
         if outcome.failure is not None
+    ]
+
+
+def _missed(trials: Sequence[Trial], setting: Setting) -> list[Skipped]:
+    counts = Counter(trial.subject for trial in trials)
+    return [
+        Skipped(subject, f"{count} of its trials left out: the {setting.time_limit:g} s were over")
+        for subject, count in counts.items()
     ]

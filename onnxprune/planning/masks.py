@@ -12,14 +12,13 @@ import onnx_ir as ir
 from onnxprune.allocate.masks import SCOPES, check_amount, choose_masks, select_weights
 from onnxprune.allocate.options import SENSITIVITY
 from onnxprune.calibration.activations import USUAL, Running
-from onnxprune.cost import cost_of
+from onnxprune.cost import cost_of_model
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPrune, UsageError
 from onnxprune.model.digest import TensorDigests, structure_digest, weights_digest
 from onnxprune.model.outline import outline_of
-from onnxprune.model.prepare import prepare, written_out
+from onnxprune.model.prepare import written_out
 from onnxprune.model.stored import stored_values, tensor_of
-from onnxprune.ops.channels import Channels
 from onnxprune.ops.weights import find_weights
 from onnxprune.outlines import Outline
 from onnxprune.patterns import parse_pattern
@@ -144,7 +143,7 @@ def gather_weights(
             ranking=ranking,
             measured=measured,
             gone=gone or {},
-            cost=_cost(model, recipe.get("input_shapes")),
+            cost=cost_of_model(model, recipe.get("input_shapes")),
             graph=outline_of(written_out(given or model).graph),
             structure_digest=structure_digest(given or model),
             given=given or model,
@@ -392,9 +391,3 @@ def _trials(
     measured = measure_masks(model, masks_at, (*AMOUNTS, *_BEYOND), data, setting, progress=watch.progress)
     watch.sections["sensitivity"] = curve_rows(measured)
     return measured
-
-
-def _cost(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None) -> Cost:
-    """The cost of a model that is not analysed for channels."""
-    work, shapes = prepare(model, input_shapes)
-    return cost_of(work.graph, Channels(shapes))

@@ -44,6 +44,7 @@ from onnxprune.types import (
 )
 
 SCHEMA = 1
+_MASKS = "masks.safetensors"
 _LARGEST_JSON_BYTES = 256 << 20
 
 #: That safetensors allows.
@@ -140,7 +141,7 @@ def save_plan(plan: Plan, folder: str | Path, *, together: Together | None = Non
             text = json.dumps(_as_json(plan), indent=1, allow_nan=False)
             (new.temporary / "plan.json").write_bytes(text.encode())
             if plan.masks:
-                with (new.temporary / "masks.safetensors").open("wb") as stream:
+                with (new.temporary / _MASKS).open("wb") as stream:
                     _write_masks(plan.masks, stream)
             if plan.graph is not None:
                 (new.temporary / "graph.json").write_bytes(graph_file.to_text(plan.graph).encode())
@@ -186,6 +187,11 @@ def load_plan(folder: str | Path) -> Plan:
         skipped=tuple(Skipped(entry.name, entry.reason) for entry in file.skipped),
         graph=_load_graph(source / "graph.json"),
     )
+
+
+def has_masks(folder: str | Path) -> bool:
+    """Tell whether a plan that `save_plan` wrote sets weights to zero, without reading all of it."""
+    return (Path(folder) / _MASKS).is_file()
 
 
 def _load_graph(path: Path) -> Outline | None:
@@ -295,7 +301,7 @@ def _write_masks(masks: Mapping[str, Mask], stream: IO[bytes]) -> None:
 def _load_masks(source: Path, entries: Mapping[str, _MaskEntry]) -> dict[str, Mask]:
     if not entries:
         return {}
-    path = source / "masks.safetensors"
+    path = source / _MASKS
     where = visible(path)
     counts = {name: (math.prod(entry.shape) + 7) // 8 for name, entry in entries.items()}
     with opened(path, PlanError) as stream:

@@ -54,8 +54,7 @@ def trace_zeros(weights: Sequence[WeightZeros], optimized: ir.Model) -> list[Sur
         if search is None:
             search = _Search(optimized)
             partners = _by_order(files, search.located)
-        kept = _canonical(weight)
-        left = counted.zeros if search.has(kept) else search.compare(kept, partners.get(id(weight)))
+        left = counted.zeros if search.has(weight) else search.compare(weight, partners.get(id(weight)))
         results.append(Survival(counted.zeros, left))
     return results
 
@@ -92,13 +91,14 @@ class _Search:
 
     def __init__(self, model: ir.Model) -> None:
         self.located, _ = locate_weights(model)
+        self._known: dict[tuple[object, ...], bytes] = {}
         self.digests: set[bytes] = set()
         packed = (nonzero_weight(node) for node in all_nodes(model) if is_packed_product(node))
         self.digests |= {_digest(matrix[:, :, None]) for matrix in packed if matrix is not None}
         known = set()
         for weight in self.located:
             known.add(weight.stored)
-            self.digests.add(_digest(_canonical(weight)))
+            self.digests.add(self._digest(weight))
         for values in stored_values(model).values():
             for value in values:
                 if value not in known and len(tensor_of(value).shape) == 2:
@@ -107,21 +107,31 @@ class _Search:
                     )  # read by an operator that is not known: either way round
                     self.digests |= {_digest(matrix[:, :, None]), _digest(matrix.T[:, :, None])}
 
-    def has(self, kept: BoolArray) -> bool:
-        return _digest(kept) in self.digests
+    def has(self, weight: FoundWeight) -> bool:
+        """Tell whether a constant has its zeros where a weight has them."""
+        return self._digest(weight) in self.digests
 
-    def compare(self, kept: BoolArray, partner: FoundWeight | None) -> int | None:
+    def _digest(self, weight: FoundWeight) -> bytes:
+        """Return a digest of where a weight is not zero, made once for all nodes that read it alike."""
+        use = weight.use
+        key = weight.stored, weight.zero_point, use.output_axis, use.summed_axis
+        if key not in self._known:
+            self._known[key] = _digest(_canonical(weight))
+        return self._known[key]
+
+    def compare(self, weight: FoundWeight, partner: FoundWeight | None) -> int | None:
         """Return how many zeros are left in the weight at the same place, or in one that has it as a part."""
+        kept = _canonical(weight)
         if partner is not None:
             other = _canonical(partner)
             if other.shape == kept.shape:
                 return int(np.count_nonzero(~kept & ~other))
         outputs = kept.shape[0]
-        for weight in self.located:
-            shape = _canonical_shape(weight)
+        for other_weight in self.located:
+            shape = _canonical_shape(other_weight)
             if shape[0] <= outputs or shape[1:] != kept.shape[1:]:
                 continue
-            joined = _canonical(weight)
+            joined = _canonical(other_weight)
             for start in range(0, shape[0] - outputs + 1, outputs):  # query, key and value side by side
                 if np.array_equal(joined[start : start + outputs], kept):
                     return int(kept.size - np.count_nonzero(kept))

@@ -131,9 +131,12 @@ def count_zeros(
     if declared is not None and declared.kind == "N:M":
         patterns = [declared, *(pattern for pattern in patterns if pattern != declared)]
     counted = []
+    before: FoundWeight | None = None
     for weight in weights:
-        problems: list[str] = []
-        kept = nonzero(weight.tensor, weight.zero_point, problems)
+        if before is None or weight.stored is not before.stored or weight.zero_point != before.zero_point:
+            problems: list[str] = []
+            kept = nonzero(weight.tensor, weight.zero_point, problems)
+        before = weight  # many nodes in a row may read one weight
         seen(weight, kept)
         zeros = kept.size - int(np.count_nonzero(kept))
         pattern = _pattern_of(kept, zeros, weight, patterns)

@@ -369,3 +369,44 @@ def test_samples_are_of_the_types_that_the_model_takes(dtype, pattern):
         ir.from_proto(proto), data=Dataset.from_arrays({"x": x}), pattern=pattern, amounts=(0.5,), align=1
     )
     assert set(found.curves) >= ({"fc1", "fc2"} if pattern == "channels" else {"fc1.weight"})
+
+
+class Clock:
+    """A clock on which every look takes a second."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def left_out(sensitivity):
+    return {skip.name: skip.reason for skip in sensitivity.report.skipped if skip.name in ("a_w", "b_w")}
+
+
+def test_when_the_time_is_over_every_group_was_tried_once_before_any_twice(file, monkeypatch, tmp_path):
+    amounts = [0.25, 0.5, 0.75]
+    monkeypatch.setattr(curves, "time", Clock())
+    result = onnxprune.measure_sensitivity(
+        file, data=dataset(), amounts=amounts, time_limit=2, cache=tmp_path / "cache"
+    )
+    assert [row["group"] for row in found(result)] == ["a_w", "b_w"]
+    assert left_out(result) == dict.fromkeys(("a_w", "b_w"), "2 of its trials left out: the 2 s were over")
+    monkeypatch.undo()
+    later = onnxprune.measure_sensitivity(file, data=dataset(), amounts=amounts, cache=tmp_path / "cache")
+    assert later.report.sections["setting"]["from_cache"] == 2
+    assert [row["group"] for row in found(later)] == ["a_w"] * 3 + ["b_w"] * 3
+
+
+def test_a_group_that_was_not_reached_is_said_to_be_left_out(file, monkeypatch):
+    monkeypatch.setattr(curves, "time", Clock())
+    result = onnxprune.measure_sensitivity(file, data=dataset(), amounts=[0.5], time_limit=1)
+    assert list(result.curves) == ["a_w"]
+    assert left_out(result) == {"b_w": "1 of its trials left out: the 1 s were over"}
+
+
+def test_no_time_is_refused(file):
+    with pytest.raises(UsageError, match="time_limit is a number of seconds above 0, not 0"):
+        onnxprune.measure_sensitivity(file, data=dataset(), time_limit=0)
