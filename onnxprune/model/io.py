@@ -97,15 +97,20 @@ def check(path: str | os.PathLike[str]) -> None:
     Raises:
         ModelError: as `load`.
     """
-    key = os.path.realpath(path)
-    known = _CHECKED.get(key)
-    if known is not None and known == _standing(file for file, *_ in known):
+    if _checked_files(path):
         return
     with _named(Path(path)):
         parsed = parse(Path(path))
         if parsed.found.misused is not None:
             raise parsed.found.misused
-    _note_checked(key, parsed.files)
+    _note_checked(os.path.realpath(path), parsed.files)
+
+
+def _checked_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Return the files of a model that was found in order and has not changed since; none of others."""
+    known = _CHECKED.get(os.path.realpath(path), ())
+    unchanged = known == _standing(file for file, *_ in known)
+    return tuple(Path(file) for file, *_ in known) if unchanged else ()
 
 
 #: How the files of models stood when they were found to be in order: path, and what tells versions apart.
@@ -156,6 +161,9 @@ def model_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     Raises:
         ModelError: the model can't be read, or a data file is missing or unsafe.
     """
+    known = _checked_files(path)
+    if known:
+        return known
     with _named(Path(path)):
         return parse(Path(path)).files
 
