@@ -36,17 +36,20 @@ def cost_of(
     return Cost(params, _macs(graph, channels, kept, gone), size_bytes)
 
 
-def cost_of_model(model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Cost:
+def cost_of_model(
+    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None, *, in_place: bool = False
+) -> Cost:
     """Count a model as it is, for which its channels need not be known.
 
     Args:
         model: not changed.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
+        in_place: nobody needs the model afterwards: it is changed, not copied.
 
     Raises:
         UsageError, ModelError: an input shape is missing or does not fit.
     """
-    work, shapes = prepare(model, input_shapes)
+    work, shapes = prepare(model, input_shapes, in_place=in_place)
     return cost_of(work.graph, Channels(shapes))
 
 

@@ -219,7 +219,7 @@ class Work:
             files = {str(path.relative_to(self.place)): sha256_of(path) for path in _files(self.place)}
             done = {"key": self._key, "files": files, "about": dict(about)}
             done["check"] = key_of(done)
-            write_whole(self.place / _DONE, (json.dumps(done, indent=1) + "\n").encode())
+            write_whole(self.place / _DONE, (json.dumps(done) + "\n").encode())
             for folder in {path.parent for path in _files(self.place)}:
                 flush_folder(folder)
             if self._target.exists():  # --fresh made it anew

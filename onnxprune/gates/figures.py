@@ -56,7 +56,8 @@ def model_record(
         UsageError: an input shape is missing or does not fit.
     """
     model = load(path)
-    cost = cost_of_model(model, input_shapes)
+    sparsity = share_of_zeros(model)[0]
+    cost = cost_of_model(model, input_shapes, in_place=True)
     return ModelRecord(
         name=name,
         sha256=files_digest(path),
@@ -64,7 +65,7 @@ def model_record(
         macs=cost.macs,
         size_bytes=sum(file.stat().st_size for file in model_files(path)),
         zstd_bytes=zstd_size_bytes(path),
-        sparsity=share_of_zeros(model)[0],
+        sparsity=sparsity,
     )
 
 

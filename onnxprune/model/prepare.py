@@ -39,18 +39,19 @@ logging.getLogger("onnx_ir").setLevel(logging.ERROR)
 
 
 def prepare(
-    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None
+    model: ir.Model, input_shapes: Mapping[str, Sequence[int]] | None = None, *, in_place: bool = False
 ) -> tuple[ir.Model, Shapes]:
     """Return a working copy of a model and the sizes of all its values. Tensors are shared, not copied.
 
     Args:
         model: not changed.
         input_shapes: concrete shapes by input name, for inputs with symbolic axes.
+        in_place: nobody needs the model afterwards: it is changed, not copied.
 
     Raises:
         UsageError, ModelError: see `concretise`.
     """
-    work = written_out(model)
+    work = written_out(model, in_place=in_place)
     _unshare_dequantized(work.graph)
     join_pieces(work.graph)
     leave_out_zero_states(work.graph)
@@ -63,13 +64,15 @@ def prepare(
     return work, shapes
 
 
-def written_out(model: ir.Model) -> ir.Model:
+def written_out(model: ir.Model, *, in_place: bool = False) -> ir.Model:
     """Return a copy without calls of functions, in which every constant is an initializer of the main graph.
 
     Its nodes and values have names of their own, and Identity nodes are gone. This is the first part of
     `prepare`: nothing is computed yet, so every stored tensor is there, and every value that depends on it.
+    With ``in_place`` the model itself is changed.
     """
-    work = copy_of(without_functions(model))
+    plain = without_functions(model)
+    work = plain if in_place else copy_of(plain)
     number_nodes(work)
     name_values_apart(work)
     name_nodes(work.graph)

@@ -29,6 +29,7 @@ from onnxprune.model.mask_store import MaskStore
 from onnxprune.model.together import Together
 from onnxprune.outlines import Outline
 from onnxprune.plans import graph_file
+from onnxprune.plans.lines import in_lines
 from onnxprune.reading import contents, opened, parse_json
 from onnxprune.types import (
     BranchKind,
@@ -138,7 +139,7 @@ def save_plan(plan: Plan, folder: str | Path, *, together: Together | None = Non
         together = together or stack.enter_context(Together())
         new = together.begin(NewFolder(target, check_plan_target))
         with output_errors(target):
-            text = json.dumps(_as_json(plan), indent=1, allow_nan=False)
+            text = in_lines(_as_json(plan))
             (new.temporary / "plan.json").write_bytes(text.encode())
             if plan.masks:
                 with (new.temporary / _MASKS).open("wb") as stream:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from onnxprune.outlines import Outline, OutlinedNode, OutlinedTensor, OutlinedValue
+from onnxprune.plans.lines import in_lines
 
 SCHEMA = 1
 
@@ -87,21 +86,7 @@ def _value(value: _Value) -> OutlinedValue:
 
 def to_text(outline: Outline) -> str:
     """Return the contents of ``graph.json``."""
-    graph = _plain(outline)
-    tensors = (f"{json.dumps(name)}: {json.dumps(tensor)}" for name, tensor in graph["tensors"].items())
-    parts = [
-        f'"schema": {SCHEMA}',
-        f'"inputs": {_lines(map(json.dumps, graph["inputs"]), "[]")}',
-        f'"outputs": {_lines(map(json.dumps, graph["outputs"]), "[]")}',
-        f'"tensors": {_lines(tensors, "{}")}',
-        f'"nodes": {_lines(map(json.dumps, graph["nodes"]), "[]")}',
-    ]
-    return "{\n " + ",\n ".join(parts) + "\n}\n"
-
-
-def _lines(entries: Iterable[str], brackets: str) -> str:
-    inside = ",\n  ".join(entries)
-    return f"{brackets[0]}\n  {inside}\n {brackets[1]}" if inside else brackets
+    return in_lines({"schema": SCHEMA, **_plain(outline)})
 
 
 def _plain(outline: Outline) -> dict[str, Any]:
