@@ -453,3 +453,21 @@ def test_another_process_takes_over_what_was_found(tmp_path: Path, monkeypatch: 
     path.touch()
     with pytest.raises(TypeError):  # it would be read again
         io.check(path)
+
+
+def test_the_files_of_a_model_are_looked_for_again_once_one_of_them_has_changed(tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    onnx.save(model_files.mlp(1), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    io.load(path)
+    parsed = []
+    monkeypatch.setattr(io, "parse", lambda *given, real=io.parse: parsed.append(given) or real(*given))
+    assert io.model_files(path) == (path, tmp_path / "w.bin")
+    assert not parsed
+    (tmp_path / "w.bin").rename(tmp_path / "v.bin")
+    (tmp_path / "w.bin").symlink_to(tmp_path / "v.bin")
+    assert io.model_files(path) == (path, tmp_path / "v.bin")  # a link within the folder
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(ModelError, match=r"w\.bin"):
+        io.model_files(path)
+    onnx.save(model_files.mlp(1), path, save_as_external_data=True, location="u.bin", size_threshold=0)
+    assert io.model_files(path) == (path, tmp_path / "u.bin")
