@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
+from onnxprune.model import streaming
 from onnxprune.model.external import FileTensor
 from onnxprune.model.io import load, save
 from onnxprune.model.streaming import MadeTensor
-from onnxprune.quantization import streamed_weights
 from onnxprune.quantization.forms import in_float16, in_four_bits, with_stored_int8
 from onnxprune.quantization.layers import find_layers
 from onnxprune.quantization.preparing import prepared
@@ -69,7 +69,7 @@ def bytes_of(model: ir.Model) -> dict[str, tuple[object, ...]]:
 def test_models_in_files_become_what_models_in_memory_become(
     tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streamed_weights, "_COLUMN_BYTES", 1 << 12)
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 1 << 12)  # so that there are several
     results = []
     for external in (False, True):
         work = prepared(load(written(tmp_path, external=external)))
@@ -89,7 +89,10 @@ def test_models_in_files_become_what_models_in_memory_become(
     assert [str(node) for node in streamed.graph] == [str(node) for node in in_memory.graph]
 
 
-def test_four_bits_are_those_of_the_runtimes_own_tool(tmp_path: Path) -> None:
+def test_four_bits_are_those_of_the_runtimes_own_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 1 << 12)
     quantizer = pytest.importorskip("onnxruntime.quantization.matmul_nbits_quantizer")
     path = written(tmp_path, external=False)
     config = quantizer.DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True)
