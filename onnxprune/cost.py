@@ -42,7 +42,7 @@ def cost_of_model(
     """Count a model as it is, for which its channels need not be known.
 
     Args:
-        model: not changed.
+        model: not changed, unless ``in_place``.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
         in_place: nobody needs the model afterwards: it is changed, not copied.
 

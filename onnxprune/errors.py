@@ -32,6 +32,11 @@ from typing import ClassVar
 from onnxprune.messages import visible
 
 
+def _plain(text: str) -> str:
+    """Return the whole of a text, harmless to a terminal."""
+    return visible(text, len(text))
+
+
 class OnnxPruneError(Exception):
     """Root of every error that the user can act upon. The message is a single line.
 
@@ -41,7 +46,7 @@ class OnnxPruneError(Exception):
     exit_status: ClassVar[int] = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(visible(message, len(message)))
+        super().__init__(_plain(message))
 
 
 class ModelError(OnnxPruneError):
@@ -115,7 +120,7 @@ class LimitMissed(OnnxPruneError):
     def __init__(self, message: str, reached: float | None = None, reasons: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.reached = reached
-        self.reasons = tuple(visible(reason, len(reason)) for reason in reasons)
+        self.reasons = tuple(map(_plain, reasons))
 
 
 class NothingToPrune(OnnxPruneError):
@@ -129,7 +134,7 @@ class NothingToPrune(OnnxPruneError):
 
     def __init__(self, message: str, reasons: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.reasons = tuple(visible(reason, len(reason)) for reason in reasons)
+        self.reasons = tuple(map(_plain, reasons))
 
 
 def require_extra(what: str, extra: str, *packages: str) -> None:

@@ -12,8 +12,8 @@ from onnxprune.family import Family, Missed, Saved
 from onnxprune.measure.accuracy import AccuracyResult, validate
 from onnxprune.measure.intervals import Estimate
 from onnxprune.measure.latency import LatencyResult, benchmark_each
-from onnxprune.model.io import load, model_files
-from onnxprune.model.size import zstd_size_bytes
+from onnxprune.model.io import load
+from onnxprune.model.size import files_bytes, zstd_size_bytes
 from onnxprune.planning.watch import Watch
 from onnxprune.report.family import ORIGINAL, Judged, family_report
 from onnxprune.runtime import DEFAULT, Execution, open_session
@@ -124,7 +124,7 @@ def _first_rows(family: Family, saved: Sequence[Saved], paths: Sequence[Path]) -
             "reached_ratio": reached["ratio"] if number and reached else None,
             "params": costs["parameters"][when],
             "macs": costs["MACs"][when],
-            "size_bytes": sum(file.stat().st_size for file in model_files(path)),
+            "size_bytes": files_bytes(path),
             "zstd_bytes": zstd_size_bytes(path),
             "latency_ratio": None,
             "verdict": None,

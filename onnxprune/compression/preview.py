@@ -8,7 +8,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.analyze import analyze
 from onnxprune.compression.chain import following, storage_of
 from onnxprune.compression.folder import Result, RunFolder
 from onnxprune.compression.outputs import Outputs
@@ -19,7 +18,7 @@ from onnxprune.compression.stages import (
     options_of_prune,
 )
 from onnxprune.compression.told import Told
-from onnxprune.cost import cost_of
+from onnxprune.cost import cost_of_model
 from onnxprune.errors import NothingToPrune, RecipeError
 from onnxprune.model.digest import files_digest
 from onnxprune.model.io import load
@@ -66,7 +65,7 @@ def preview(
     folder = RunFolder(Path(wanted.run.folder))
     job = Job(wanted, original, files_digest(original), folder.cache, told)
     model = load(original)
-    rows = [_row("original", "", _cost(model))]
+    rows = [_row("original", "", cost_of_model(model))]
     start: Start | None = Start(original, job.original_digest)
     for name, options in zip(wanted.stage_names, wanted.stages, strict=True):
         told.step(f"predicting {name}")
@@ -74,7 +73,7 @@ def preview(
         if start is not None and earlier is not None:
             start = following(start, earlier)
             model = load(start.model)
-            rows.append(_row(name, "is there already", _cost(model)))
+            rows.append(_row(name, "is there already", cost_of_model(model)))
         else:
             start = None  # what comes after it can't be there either
             model, cost, what = _predicted(job, model, options)
@@ -109,17 +108,12 @@ def _predicted(job: Job, model: ir.Model, options: Stage) -> tuple[ir.Model, Cos
         elif isinstance(options, Apply):
             model = apply_plan(model, load_plan(options.plan), recover="none").model
     except NothingToPrune as error:
-        return model, _cost(model), f"would find nothing: {error}"
-    cost = _cost(model)
+        return model, cost_of_model(model), f"would find nothing: {error}"
+    cost = cost_of_model(model)
     if isinstance(options, Quantize):
         size = round(cost.params * _BYTES[options.form])
         return model, Cost(cost.params, cost.macs, size), "would run; bytes of weights alone"
     return model, cost, "would run"
-
-
-def _cost(model: ir.Model) -> Cost:
-    analysis = analyze(model)
-    return cost_of(analysis.model.graph, analysis.channels)
 
 
 def _row(name: str, what: str, cost: Cost) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from onnxprune.gates.judge import verdict_of
 from onnxprune.layer_changes import layer_changes
 from onnxprune.machine import graphics, memory_bytes, processor
 from onnxprune.model.digest import files_digest, sha256_of
-from onnxprune.model.io import load, model_files
+from onnxprune.model.io import load
+from onnxprune.model.size import files_bytes
 from onnxprune.recipe.load import LoadedRecipe
 from onnxprune.recipe.schema import Apply
 from onnxprune.record import (
@@ -139,7 +140,7 @@ def _files(run: Run) -> Iterator[FileRecord]:
             role=role,
             path=name,
             sha256=files_digest(path),
-            size_bytes=sum(file.stat().st_size for file in model_files(path)),
+            size_bytes=files_bytes(path),
         )
     for stage in recipe.stages:
         if isinstance(stage, Apply):

@@ -24,7 +24,7 @@ from onnxprune.gates.settings import GateSettings, check_data, check_settings
 from onnxprune.messages import visible
 from onnxprune.model.atomic import check_room
 from onnxprune.model.digest import files_digest
-from onnxprune.model.io import model_files
+from onnxprune.model.size import files_bytes
 from onnxprune.recipe.load import LoadedRecipe, load_recipe
 from onnxprune.record import Record, read_record
 
@@ -99,8 +99,7 @@ def compress(
     folder = RunFolder(Path(loaded.recipe.run.folder), resume=resume, fresh=fresh)
     with folder.locked():
         original, imported = import_original(loaded.recipe, folder, told)
-        size = sum(file.stat().st_size for file in model_files(original))
-        check_room(outputs.paths[0], size // _AT_MOST_TIMES_SMALLER)
+        check_room(outputs.paths[0], files_bytes(original) // _AT_MOST_TIMES_SMALLER)
         digest = files_digest(original)
         job = Job(loaded.recipe, original, digest, folder.cache, told)
         if data.evaluation is not None:

@@ -15,7 +15,8 @@ from onnxprune.folders.agreement import Lost, check_agree, keeps_cache, what_is_
 from onnxprune.folders.contents import Contents, check_apart, look_into
 from onnxprune.model.atomic import check_new_folder, output_errors
 from onnxprune.model.inputs import graph_inputs
-from onnxprune.model.io import load, model_files
+from onnxprune.model.io import load
+from onnxprune.model.size import files_bytes
 from onnxprune.model.together import Together, new_folder
 from onnxprune.pipeline import options_of_prune, prune, save_pruned
 from onnxprune.plans import save_plan
@@ -206,7 +207,7 @@ def _row(name: str, report: Report, before: Path, after: Path) -> dict[str, Any]
 
 
 def _bytes(model: Path) -> int:
-    return sum(file.stat().st_size for file in model_files(model))
+    return files_bytes(model)
 
 
 def _nothing(left: Mapping[PurePath, NothingToPrune]) -> NothingToPrune:

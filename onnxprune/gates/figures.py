@@ -23,8 +23,8 @@ from onnxprune.measure.metrics import Metric, find_metric
 from onnxprune.measure.turns import ratio_of
 from onnxprune.messages import visible
 from onnxprune.model.digest import files_digest
-from onnxprune.model.io import load, model_files
-from onnxprune.model.size import zstd_size_bytes
+from onnxprune.model.io import load
+from onnxprune.model.size import files_bytes, zstd_size_bytes
 from onnxprune.model.stored import all_nodes
 from onnxprune.record import (
     AccuracyRecord,
@@ -63,7 +63,7 @@ def model_record(
         sha256=files_digest(path),
         params=cost.params,
         macs=cost.macs,
-        size_bytes=sum(file.stat().st_size for file in model_files(path)),
+        size_bytes=files_bytes(path),
         zstd_bytes=zstd_size_bytes(path),
         sparsity=sparsity,
     )

@@ -44,7 +44,7 @@ def prepare(
     """Return a working copy of a model and the sizes of all its values. Tensors are shared, not copied.
 
     Args:
-        model: not changed.
+        model: not changed, unless ``in_place``.
         input_shapes: concrete shapes by input name, for inputs with symbolic axes.
         in_place: nobody needs the model afterwards: it is changed, not copied.
 

@@ -27,6 +27,15 @@ def _bytes(tensor: ir.TensorProtocol) -> int:
     return tensor.nbytes
 
 
+def files_bytes(path: str | os.PathLike[str]) -> int:
+    """Return the bytes of a model file and of its data files.
+
+    Raises:
+        ModelError: the model can't be read.
+    """
+    return sum(file.stat().st_size for file in model_files(path))
+
+
 def zstd_size_bytes(path: str | os.PathLike[str], level: int = 3) -> int:
     """Return the bytes that zstd would store for a model file and its data files, each compressed by itself.
 

@@ -51,8 +51,8 @@ class Setting:
         metric: the loss; None for what the labels allow, or the divergence without labels.
         output: the only output to look at; None for all.
         cache: folder for what was found; None for none.
-        time_limit: seconds after which no result of a trial is waited for; None for no limit.
         running: batches and threads of every model, and who runs them.
+        time_limit: seconds after which no result of a trial is waited for; None for no limit.
     """
 
     metric: str | None = None
@@ -85,7 +85,7 @@ class Measured:
 
     Attributes:
         whole: the loss of the model as it is.
-        trials: all of them with what they found, in the order of the plan.
+        trials: those that were run (all, without a time limit) and what they found, in the plan's order.
         skipped: what was left out of the measurement, with reasons.
     """
 
@@ -166,7 +166,7 @@ def run_trials(
     setting: Setting,
     progress: Callable[[float], None] | None = None,
 ) -> Measured:
-    """Run all trials, but for those that the cache knows.
+    """Run all trials, but for those that the cache knows, and those that a time limit leaves out.
 
     Args:
         source: the model.

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxprune.model.names import Names, add_constant
 from onnxprune.model.stored import tensor_of
+from onnxprune.quantization.stored_weights import add_rounded
 from onnxprune.quantization.streamed_weights import in_int8, packed_in_four_bits
 
 _CONTRIB = "com.microsoft"
@@ -45,7 +46,7 @@ def replace_products(graph: ir.Graph, layers: Collection[str], form: Product) ->
         if taken is None or value is None:
             continue
         if value not in weights:
-            alone = all(user in chosen for user, _ in value.uses())
+            alone = all(user in chosen and index == 1 for user, index in value.uses())
             weights[value] = form.weight(graph, value, names, alone=alone)
         made = form.nodes(node, taken, weights[value], names)
         old, new = node.outputs[0], made[-1].outputs[0]
@@ -98,12 +99,9 @@ class InIntegers:
 
     def weight(self, graph: ir.Graph, value: ir.Value, names: Names, *, alone: bool) -> Weight:
         """See `Product`."""
-        name = str(value.name)
         rounded, scale = in_int8(tensor_of(value), 1 if self._per_channel else None)
-        if alone:
-            graph.initializers.pop(name)
-        stored = add_constant(graph, rounded, name if alone else names.fresh(f"{name}_int8"))
-        called = names.fresh(f"{name}_scale")
+        stored = add_rounded(graph, value, rounded, names, alone=alone)
+        called = names.fresh(f"{value.name}_scale")
         return stored, add_constant(
             graph, ir.Tensor(scale.reshape(-1 if self._per_channel else ()), name=called), called
         )

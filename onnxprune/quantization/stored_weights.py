@@ -63,16 +63,22 @@ def store_in_int8(model: ir.Model, layers: Collection[Layer], *, per_channel: bo
     return done
 
 
+def add_rounded(
+    graph: ir.Graph, value: ir.Value, rounded: ir.TensorProtocol, names: Names, *, alone: bool
+) -> ir.Value:
+    """Register a weight in int8: under its own name if nothing else reads the floats, beside them if so."""
+    name = str(value.name)
+    if alone:
+        graph.initializers.pop(name)
+    return add_constant(graph, rounded, name if alone else names.fresh(f"{name}_int8"))
+
+
 def _restored(graph: ir.Graph, node: ir.Node, value: ir.Value, axis: int | None, names: Names) -> ir.Value:
     """Put Cast and Mul between a weight, which becomes int8, and the node; return what they compute."""
     name = str(value.name)
     quantized, scale = in_int8(tensor_of(value), axis)
-    users = [(user, index) for user, index in value.uses() if user is not node]
-    if users:  # something else reads the floats
-        stored = add_constant(graph, quantized, names.fresh(f"{name}_int8"))
-    else:
-        graph.initializers.pop(name)
-        stored = add_constant(graph, quantized, name)
+    alone = all((user, index) == (node, 1) for user, index in value.uses())
+    stored = add_rounded(graph, value, quantized, names, alone=alone)
     scale_name = names.fresh(f"{name}_scale")
     factor = add_constant(graph, ir.Tensor(scale, name=scale_name), scale_name)
     cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value})

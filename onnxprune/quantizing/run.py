@@ -14,9 +14,9 @@ from onnxprune.calibration.noise import notes_on_noise
 from onnxprune.data import DataReader, Dataset
 from onnxprune.errors import ModelError, NothingToPrune, PlanError, UsageError
 from onnxprune.messages import quoted
-from onnxprune.model.io import load, model_files
+from onnxprune.model.io import load
 from onnxprune.model.nonfinite import find_nonfinite_among
-from onnxprune.model.size import tensor_bytes
+from onnxprune.model.size import files_bytes, tensor_bytes
 from onnxprune.ops.weights import locate_weights
 from onnxprune.pipeline import save_examined
 from onnxprune.planning.watch import Watch
@@ -187,7 +187,7 @@ def save_quantized(
     sizes: list[int] = []
 
     def examine(temporary: Path) -> Sequence[Check]:
-        sizes.append(_file_bytes(temporary))
+        sizes.append(files_bytes(temporary))
         checks = list(verify(temporary, against=against).checks)
         if all(check.passed for check in checks):
             written = load(temporary)
@@ -205,14 +205,10 @@ def save_quantized(
     )
     size: dict[str, Any] = {"file_bytes": sizes[-1]}
     if against is not None:
-        before = _file_bytes(Path(against))
+        before = files_bytes(against)
         size = {"file_bytes_before": before, **size, "times_smaller": round(before / sizes[-1], 2)}
     sections = {**report.sections, "size": {**report.sections.get("size", {}), **size}}
     return replace(report, sections=sections)
-
-
-def _file_bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in model_files(path))
 
 
 def _loaded(model: Model) -> ir.Model:

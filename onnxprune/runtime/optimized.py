@@ -9,7 +9,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from onnxprune.errors import RuntimeFailure
-from onnxprune.model.io import model_files
+from onnxprune.model.size import files_bytes
 from onnxprune.runtime.execution import Execution
 from onnxprune.runtime.library import ERRORS, label_of, onnxruntime, reason
 from onnxprune.runtime.opening import create, prepare, session_options
@@ -89,5 +89,5 @@ def _weight_bytes(model: ir.Model | str | Path) -> int:
         size_bytes = Path(model).stat().st_size
         if size_bytes >= _ONE_FILE_BYTES:
             return size_bytes
-        return sum(file.stat().st_size for file in model_files(Path(model)))
+        return files_bytes(Path(model))
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)

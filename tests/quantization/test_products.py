@@ -16,6 +16,10 @@ from onnxprune.quantization.products import InFourBits, InIntegers, replace_prod
 
 
 def three_products(read_elsewhere: bool = False) -> ir.Model:
+    return ir.from_proto(three_products_proto(read_elsewhere))
+
+
+def three_products_proto(read_elsewhere: bool = False) -> onnx.ModelProto:
     """x @ A and x @ B, which read the same, and their sum @ B: A and B are [16, 16]."""
     rng = np.random.default_rng(1)
     a, b = (rng.standard_normal((16, 16)).astype(np.float32) for _ in "ab")
@@ -30,7 +34,7 @@ def three_products(read_elsewhere: bool = False) -> ir.Model:
     )
     for number, node in enumerate(model.graph.node):
         node.name = f"node_{number}"
-    return ir.from_proto(model)
+    return model
 
 
 PRODUCTS = ["node_0", "node_1", "node_3"]
@@ -82,6 +86,21 @@ def test_floats_that_something_else_reads_stay():
     replace_products(model.graph, ["node_0", "node_1", "node_4"], InIntegers(per_channel=True))
     types = {name: value.const_value.dtype.name for name, value in model.graph.initializers.items()}
     assert types == {"A": "INT8", "B": "FLOAT", "A_scale": "FLOAT", "B_int8": "INT8", "B_scale": "FLOAT"}
+
+
+def test_a_weight_that_is_the_other_operand_of_a_product_keeps_its_floats():
+    text = (
+        "g (float[16, 16] x) => (float[16, 16] y) { xa = MatMul(x, A)  ab = MatMul(A, B)  y = Add(xa, ab) }"
+    )
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    proto.graph.initializer.extend(three_products_proto().graph.initializer)
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"node_{number}"
+    model = ir.from_proto(proto)
+    replace_products(model.graph, ["node_0", "node_1"], InIntegers(per_channel=True))
+    types = {name: value.const_value.dtype.name for name, value in model.graph.initializers.items()}
+    assert types == {"A": "FLOAT", "B": "INT8", "A_int8": "INT8", "A_scale": "FLOAT", "B_scale": "FLOAT"}
+    onnx.checker.check_model(ir.to_proto(model))
 
 
 def test_products_that_are_not_named_stay(tmp_path):
