@@ -154,14 +154,9 @@ def _evidence(
 
 
 def _sizes(paths: list[Path]) -> list[dict[str, int]]:
-    from onnxprune.model.io import model_files
-    from onnxprune.model.size import zstd_size_bytes
+    from onnxprune.model.size import files_bytes, zstd_size_bytes
 
-    plain = [sum(file.stat().st_size for file in model_files(path)) for path in paths]
-    return [
-        {"size_bytes": size, "zstd_bytes": zstd_size_bytes(path)}
-        for size, path in zip(plain, paths, strict=True)
-    ]
+    return [{"size_bytes": files_bytes(path), "zstd_bytes": zstd_size_bytes(path)} for path in paths]
 
 
 def _layers(

@@ -15,7 +15,7 @@ from onnxprune.ops.weights import locate_weights
 from onnxprune.quantization.forms import with_stored_int8
 from onnxprune.quantization.layers import find_layers
 from onnxprune.quantization.preparing import prepared
-from onnxprune.quantization.stored_weights import symmetric
+from onnxprune.quantization.stored_weights import store_in_int8, symmetric
 from onnxprune.runtime import open_session, save_optimized
 
 
@@ -95,3 +95,14 @@ def test_a_weight_that_two_layers_share_is_stored_once():
     assert sum(node.op_type == "Cast" for node in made.graph) == len({layer.weight for layer in layers})
     x = np.ones((2, 16), np.float32)
     assert open_session(made).run({"x": x})["second"].shape[0] == 2
+
+
+def test_a_weight_times_itself_keeps_its_floats():
+    text = "g (float[8, 8] x) => (float[8, 8] y) { square = MatMul(A, A)  y = Add(x, square) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(8, dtype=np.float32), "A"))
+    proto.graph.node[0].name = "square"
+    model = ir.from_proto(proto)
+    assert store_in_int8(model, find_layers(model)[0]) == ["square"]
+    assert {"A", "A_int8"} <= set(model.graph.initializers)
+    onnx.checker.check_model(ir.to_proto(model))
