@@ -136,20 +136,19 @@ def _evidence(
 ) -> Evidence:
     """Return what the gates are judged by; the models are counted only where one asks for that."""
     from onnxprune.gates.evidence import Evidence
-    from onnxprune.gates.figures import judge_latency, model_record, what_it_uses
+    from onnxprune.gates.figures import count_models, judge_latency
     from onnxprune.gates.settings import ON_MEMORY, ON_TIME
     from onnxprune.record import MemoryRecord
 
     key = 0 if len(paths) == 1 else 1
     counted = any(name not in (*ON_TIME, *ON_MEMORY) for name in asked.asked())
     return Evidence(
-        models=tuple(model_record(str(path), path, input_shapes) for path in paths) if counted else (),
+        **(count_models(((str(path), path) for path in paths), input_shapes) if counted else {"models": ()}),
         memory=tuple(
             MemoryRecord(name=str(path), **found) for path, found in zip(paths, memories, strict=False)
         ),
         judged_latency=judge_latency(times, key, result, asked.confidence),
         confidence=asked.confidence,
-        **(what_it_uses(paths[-1]) if counted else {}),
     )
 
 

@@ -124,10 +124,10 @@ def _weights(graph: ir.Graph, kept: Kept, gone: Set[ir.Node]) -> tuple[int, int]
 def weight_cost(value: ir.Value, kept: Kept, gone: Set[ir.Node] = frozenset()) -> tuple[int, int]:
     """Return the parameters and the bytes of a weight; a tied one that is cut in two ways counts twice."""
     tensor = value.const_value
-    if tensor is None or (value.uses() and all(node in gone for node, _ in value.uses())):
+    if tensor is None or (gone and value.uses() and all(node in gone for node, _ in value.uses())):
         return 0, 0
     versions: dict[tuple[object, ...], int] = {}
-    for node, index in value.uses():
+    for node, index in value.uses() if kept.cuts else ():
         if node in gone:
             continue
         use = Use(node, index)

@@ -7,7 +7,7 @@ left by structure: in the order in which they run, each with one of its kind tha
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -76,17 +76,19 @@ def layer_changes(
     skipped: Sequence[Skip],
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    in_place: bool = False,
 ) -> tuple[LayerRecord, ...]:
     """Return every layer with weights of a model, and what another one made from it has left of it.
 
     Args:
-        before: the original; not changed.
+        before: the original; not changed, unless ``in_place``.
         after: pruned, quantized (with QuantizeLinear around the layers or in their operators, or with
-            MatMulNBits), in float16, or without some of the layers; not changed.
+            MatMulNBits), in float16, or without some of the layers; likewise.
         skipped: what the stages between them left alone: names of layers, weights, channel groups or
             branches of the original, with the reason. What is named otherwise is passed over.
         input_shapes: concrete shapes by input name for symbolic axes; sensible sizes are tried otherwise.
             Both models are looked at with the same ones.
+        in_place: nobody needs the models afterwards: they are changed, not copied.
 
     Returns:
         The layers of the original in its order. A tied weight counts for each layer that uses it.
@@ -94,12 +96,16 @@ def layer_changes(
     Raises:
         ModelError, UsageError: an input shape is missing or does not fit.
     """
+    own = [_own_names(model) for model in (before, after)]
     analysis = analyze(before, input_shapes=input_shapes) if skipped else None
-    work, shapes = prepare(before, input_shapes) if analysis is None else (analysis.model, analysis.shapes)
+    if analysis is None:
+        work, shapes = prepare(before, input_shapes, in_place=in_place)
+    else:
+        work, shapes = analysis.model, analysis.shapes
     names = {value.name for value in after.graph.inputs}
     same = {name: sizes for name, sizes in shapes.input_shapes.items() if name in names}
-    old = _layers(before, work, shapes)
-    new = _layers(after, *prepare(after, same))
+    old = _layers(own[0], work, shapes)
+    new = _layers(own[1], *prepare(after, same, in_place=in_place))
     partners = _matched(old, new)
     reasons = {} if analysis is None else _reasons(analysis, old, skipped)
     return tuple(
@@ -128,15 +134,20 @@ def _record(old: _Layer, new: _Layer | None, reasons: Sequence[str]) -> LayerRec
 # --- layers -------------------------------------------------------------------------------------------------
 
 
-def _layers(given: ir.Model, work: ir.Model, shapes: Shapes) -> list[_Layer]:
+def _own_names(model: ir.Model) -> Set[str | None]:
+    """Return the names that nodes of a model have to themselves."""
+    counts = Counter(node.name for node in nodes_in(without_functions(model).graph))
+    return {name for name, count in counts.items() if count == 1}
+
+
+def _layers(own_names: Set[str | None], work: ir.Model, shapes: Shapes) -> list[_Layer]:
     """Return the layers of a model in the order in which they run.
 
     Args:
-        given: the model, for the names that its nodes have of their own.
+        own_names: of the model as it was given.
         work: its working copy.
         shapes: of the working copy.
     """
-    own_names = Counter(node.name for node in nodes_in(without_functions(given).graph))
     weights: dict[ir.Node, list[FoundWeight]] = defaultdict(list)
     for weight in locate_weights(work)[0]:
         weights[weight.node].append(weight)
@@ -145,7 +156,7 @@ def _layers(given: ir.Model, work: ir.Model, shapes: Shapes) -> list[_Layer]:
     for node, runs in _with_runs(work.graph, shapes):
         if node not in weights and not is_packed_product(node):
             continue
-        name = str(node.name) if own_names[node.name] == 1 else str(node.outputs[0].name)
+        name = str(node.name) if node.name in own_names else str(node.outputs[0].name)
         layer = _Layer(node, name, _family(node), *_sizes(node, weights[node]))
         if is_packed_product(node):
             _read_packed(layer)

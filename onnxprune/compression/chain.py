@@ -24,6 +24,7 @@ from onnxprune.plans import has_masks
 from onnxprune.recipe.schema import Stage
 from onnxprune.record import StageRecord
 from onnxprune.report.as_json import as_json
+from onnxprune.types import Check
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,20 @@ class Chain:
     plans: Mapping[str, Path]
 
     @property
+    def last(self) -> str:
+        """The name of the last stage that changed the model."""
+        return list(self.models)[-1]
+
+    @property
     def final(self) -> Path:
-        """The file that the last stage gave."""
-        return list(self.models.values())[-1]
+        """The file that it gave."""
+        return self.models[self.last]
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """The checks that this file passed."""
+        made = next(stage.checks for stage in self.stages if stage.name == self.last)
+        return tuple(Check(check.name, check.passed, check.detail) for check in made)
 
 
 def run_stages(job: Job, folder: RunFolder) -> Chain:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxprune.compression.chain import Chain
 from onnxprune.errors import OutputError
 from onnxprune.messages import quoted, visible
 from onnxprune.model.atomic import check_target
+from onnxprune.model.digest import sha256_of
 from onnxprune.model.io import load, model_files
 from onnxprune.model.together import Together
 from onnxprune.pipeline import save_examined
@@ -89,22 +91,15 @@ class Outputs:
                     )
 
     def place(
-        self,
-        final: Path,
-        original: Path,
-        plans: Mapping[str, Path],
-        recorded: Callable[[Placed], Record],
-        *,
-        accepted: bool,
+        self, chain: Chain, original: Path, recorded: Callable[[Placed], Record], *, accepted: bool
     ) -> tuple[Record, dict[str, Path]]:
         """Write the compressed model, its plans and reports; plans and baseline only if it was accepted.
 
         All of them appear together, or none does, once the model has passed its checks; the model comes last.
 
         Args:
-            final: what the last stage gave.
+            chain: what the stages gave.
             original: what interface and size are compared with.
-            plans: folders by the name of the stage.
             recorded: makes the record of the run.
             accepted: every gate was passed; if not, the model gets a name that says so.
 
@@ -121,17 +116,18 @@ class Outputs:
         records: list[Record] = []
 
         def examine(temporary: Path) -> Sequence[Check]:
-            checks = verify(temporary, against=original).checks
+            same = sha256_of(temporary) == chain.digests[chain.last]  # it has no data file either
+            checks = verify(temporary, against=original, known=chain.checks if same else ()).checks
             if all(check.passed for check in checks):
                 records.append(recorded(Placed(target, temporary, checks)))
             return checks
 
         written = {"model" if accepted else "rejected model": target}
-        wanted = {} if self.recipe.plan is None or not accepted else plans
+        wanted = {} if self.recipe.plan is None or not accepted else chain.plans
 
         def place_others(together: Together) -> None:
             for stage, folder in wanted.items():
-                place = plan_target(Path(str(self.recipe.plan)), stage, alone=len(plans) == 1)
+                place = plan_target(Path(str(self.recipe.plan)), stage, alone=len(chain.plans) == 1)
                 save_plan(load_plan(folder), place, together=together)
                 written[f"plan of {quoted(stage)}"] = place
 
@@ -141,7 +137,7 @@ class Outputs:
                 written["accepted"] = Path(self.recipe.accepted)
                 together.write(written["accepted"], records[0].to_text().encode())
 
-        save_examined(load(final), target, Report("compressed"), examine, once_passed=place_others)
+        save_examined(load(chain.final), target, Report("compressed"), examine, once_passed=place_others)
         return records[0], written
 
 

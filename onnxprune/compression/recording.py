@@ -105,7 +105,7 @@ def record_of(run: Run) -> Record:
         accuracy=evidence.accuracy,
         latency=evidence.latency,
         memory=evidence.memory,
-        layers=layer_changes(load(run.job.original), load(run.chain.final), skipped),
+        layers=layer_changes(load(run.job.original), load(run.chain.final), skipped, in_place=True),
         skipped=skipped,
         sensitivity=tuple(curves(run.chain.stages)),
         pareto=trade_off(evidence.models),

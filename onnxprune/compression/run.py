@@ -119,7 +119,7 @@ def compress(
                 Run(loaded, started, job, chain, evidence, gates, earlier, placed, accepted, notes)
             )
 
-        record, written = outputs.place(chain.final, original, chain.plans, recorded, accepted=accepted)
+        record, written = outputs.place(chain, original, recorded, accepted=accepted)
     return CompressResult(record, accepted, Path(record.output), written, notes)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnxprune.cost import cost_of_model
 from onnxprune.errors import DataError
@@ -35,6 +36,7 @@ from onnxprune.record import (
     SubsetRecord,
 )
 from onnxprune.runtime import Execution
+from onnxprune.types import Skipped
 from onnxprune.verification.zeros import share_of_zeros
 
 ALL = "all samples"
@@ -46,35 +48,44 @@ Feeds: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Kind: TypeAlias = Literal["all", "segment", "boundary"]
 
 
-def model_record(
-    name: str, path: str | Path, input_shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> ModelRecord:
-    """Return what can be counted of a model file.
+def count_models(
+    models: Iterable[tuple[str, str | Path]], input_shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Any]:
+    """Return all that can be counted of model files, by the names that it has in `Evidence`.
+
+    That is ``models``, and of the last one ``operators``, ``opset``, ``ir_version`` and ``unknown_weights``.
+    Bodies and functions count; calls of a model's own functions are no operators.
+
+    Args:
+        models: names and files, the final model last.
+        input_shapes: sizes for symbolic axes.
 
     Raises:
-        ModelError: it can't be read.
+        ModelError: one can't be read.
         UsageError: an input shape is missing or does not fit.
     """
-    model = load(path)
-    sparsity = share_of_zeros(model)[0]
-    cost = cost_of_model(model, input_shapes, in_place=True)
-    return ModelRecord(
-        name=name,
-        sha256=files_digest(path),
-        params=cost.params,
-        macs=cost.macs,
-        size_bytes=files_bytes(path),
-        zstd_bytes=zstd_size_bytes(path),
-        sparsity=sparsity,
-    )
+    records: list[ModelRecord] = []
+    uses: dict[str, Any] = {}
+    for name, path in models:
+        model = load(path)
+        sparsity, unknown = share_of_zeros(model)
+        uses = _what_it_uses(model, unknown)
+        cost = cost_of_model(model, input_shapes, in_place=True)
+        records.append(
+            ModelRecord(
+                name=name,
+                sha256=files_digest(path),
+                params=cost.params,
+                macs=cost.macs,
+                size_bytes=files_bytes(path),
+                zstd_bytes=zstd_size_bytes(path),
+                sparsity=sparsity,
+            )
+        )
+    return {"models": tuple(records), **uses}
 
 
-def what_it_uses(path: str | Path) -> dict[str, Any]:
-    """Return ``operators``, ``opset``, ``ir_version`` and ``unknown_weights`` of a file, as in `Evidence`.
-
-    Bodies and functions count; calls of the model's own functions are no operators.
-    """
-    model = load(path)
+def _what_it_uses(model: ir.Model, unknown: Sequence[Skipped]) -> dict[str, Any]:
     imports = [model.graph.opset_imports, *(function.opset_imports for function in model.functions.values())]
     names = {
         node.op_type if node.domain in _ONNX_DOMAINS else f"{node.domain}:{node.op_type}"
@@ -82,7 +93,6 @@ def what_it_uses(path: str | Path) -> dict[str, Any]:
         if node.op_identifier() not in model.functions
     }
     versions = [versions.get(domain) or 0 for versions in imports for domain in _ONNX_DOMAINS]
-    unknown = share_of_zeros(model)[1]
     return {
         "operators": tuple(sorted(names)),
         "opset": max(versions),

@@ -15,13 +15,12 @@ from onnxprune.errors import UsageError
 from onnxprune.gates.evidence import Evidence, JudgedAccuracy
 from onnxprune.gates.figures import (
     accuracy_record,
+    count_models,
     interval,
     judge_accuracy,
     judge_latency,
     latency_record,
     memory_record,
-    model_record,
-    what_it_uses,
 )
 from onnxprune.gates.settings import ON_MEMORY, GateSettings, check_data, check_settings
 from onnxprune.measure import intervals
@@ -93,7 +92,8 @@ def gather_evidence(
     files = {name: Path(path) for name, path in paths.items()}
     original = next(iter(files.values()))
     say("counting")
-    records = {name: model_record(name, path, input_shapes) for name, path in files.items()}
+    counted = count_models(files.items(), input_shapes)
+    records = {record.name: record for record in counted["models"]}
     final = list(files)[-1]
     last = records[final].sha256
     results: dict[str, AccuracyResult] = {}
@@ -123,15 +123,15 @@ def gather_evidence(
         memories = [memory_record(name, files[name], execution, feeds) for name in (next(iter(files)), final)]
     keys = dict(zip(distinct, timed.others, strict=True))
     times = timed.beside(keys[last])
+    measured = {"models": _with_measurements(records, results, timed, keys, seed)}
     return Evidence(
-        models=_with_measurements(records, results, timed, keys, seed),
+        **(counted | measured),
         accuracy=accuracy_record(results[last]) if results else None,
         latency=latency_record(times, evaluation is not None),
         memory=tuple(memories),
         judged_accuracy=judged,
         judged_latency=judge_latency(timed, keys[last], times, settings.confidence),
         confidence=settings.confidence,
-        **what_it_uses(files[final]),
     )
 
 

@@ -165,7 +165,10 @@ def model_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     if known:
         return known
     with _named(Path(path)):
-        return parse(Path(path)).files
+        parsed = parse(Path(path))
+    if parsed.found.misused is None and len(parsed.files) == 1:  # others may be reached by links
+        _note_checked(os.path.realpath(path), parsed.files)
+    return parsed.files
 
 
 def save(

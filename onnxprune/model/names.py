@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxprune.model.nodes import nodes_in
+from onnxprune.model.nodes import graphs_in, nodes_in
 
 
 class Names:
@@ -22,9 +22,9 @@ class Names:
         self._taken = {value.name for value in graph.inputs} | set(graph.initializers)
         for node in nodes_in(graph):
             self._taken.update(value.name for value in node.outputs)
-        for subgraph in graph.subgraphs():
-            self._taken.update(value.name for value in subgraph.inputs)
-            self._taken.update(subgraph.initializers)
+            for body in graphs_in(node):
+                self._taken.update(value.name for value in body.inputs)
+                self._taken.update(body.initializers)
 
     def fresh(self, wanted: str) -> str:
         """Take ``wanted``, or that with a number behind it."""

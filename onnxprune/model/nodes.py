@@ -15,11 +15,11 @@ _GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
 
 def graphs_in(holder: ir.Node | ir.Function) -> tuple[ir.Graph, ...]:
     """Return the graphs that a node, or a function as a default, has as attributes, in their order."""
-    attributes = holder.attributes
+    attributes = holder.attributes.data  # past the wrapper, which looks every name up again
     if not attributes:
         return ()
     found: list[ir.Graph] = []
-    for attribute in attributes.data.values():  # past the wrapper, which looks every name up again
+    for attribute in attributes.values():
         kind = attribute.type
         if kind is _GRAPH:
             if not attribute.is_ref() and attribute.value is not None:
@@ -36,8 +36,9 @@ def nodes_in(graph: ir.Graph | ir.Function | Iterable[ir.Node]) -> Iterator[ir.N
     """
     for node in graph:
         yield node
-        for body in graphs_in(node):
-            yield from nodes_in(body)
+        if node.attributes.data:
+            for body in graphs_in(node):
+                yield from nodes_in(body)
 
 
 def reads_of(node: ir.Node) -> list[ir.Value]:

@@ -56,14 +56,14 @@ class Operators:
             if self.shapes.setdefault(tensor.name, shape) != shape:
                 self.shapes[tensor.name] = ()
 
-    def check(self, node: onnx.NodeProto, domain: str, version: int, what: str) -> None:
+    def check(self, node: onnx.NodeProto, domain: str, version: int, what: object) -> None:
         """Check a node that is no call of a function of the model.
 
         Args:
             node: its attributes have been checked to hold what they say they hold.
             domain: of its operator; the standard one is an empty string.
             version: of that domain's operator set.
-            what: how messages call the node.
+            what: how messages call the node, once it is turned into text.
 
         Raises:
             ModelError: without the model's name in front; the operator does not exist, or not like this.
@@ -87,7 +87,7 @@ class Operators:
         if node.op_type in _WINDOWED and not domain:
             self._check_window(node, what)
 
-    def _check_window(self, node: onnx.NodeProto, what: str) -> None:
+    def _check_window(self, node: onnx.NodeProto, what: object) -> None:
         """Check what a convolution or pooling looks at, beside the weight if that is stored."""
         given = {attribute.name: attribute for attribute in node.attribute if not attribute.ref_attr_name}
         for name in ("strides", "dilations", "kernel_shape"):
@@ -110,7 +110,7 @@ class Operators:
             raise _wrong_window(what, "kernel_shape", node.op_type)
 
 
-def _check_form(node: onnx.NodeProto, domain: str, version: int, what: str) -> None:
+def _check_form(node: onnx.NodeProto, domain: str, version: int, what: object) -> None:
     try:
         schema = onnx.defs.get_schema(node.op_type, version, domain)
     except onnx.defs.SchemaError:
@@ -128,7 +128,7 @@ def _check_form(node: onnx.NodeProto, domain: str, version: int, what: str) -> N
     _check_attributes(node, schema, what)
 
 
-def _check_inputs(node: onnx.NodeProto, schema: onnx.defs.OpSchema, what: str) -> None:
+def _check_inputs(node: onnx.NodeProto, schema: onnx.defs.OpSchema, what: object) -> None:
     if not schema.min_input <= len(node.input) <= schema.max_input:
         raise ModelError(
             f"{what} has {len(node.input)} inputs, which a {node.op_type} never has; export the model again"
@@ -142,7 +142,7 @@ def _check_inputs(node: onnx.NodeProto, schema: onnx.defs.OpSchema, what: str) -
             )
 
 
-def _check_attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, what: str) -> None:
+def _check_attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema, what: object) -> None:
     known = schema.attributes
     for attribute in node.attribute:
         expected = known.get(attribute.name)
@@ -176,7 +176,7 @@ _WINDOWED = {
 _LONGEST_STEP = (1 << 31) - 1
 
 
-def _wrong_window(what: str, name: str, op_type: str) -> ModelError:
+def _wrong_window(what: object, name: str, op_type: str) -> ModelError:
     return ModelError(
         f"{what} has a {quoted(name)} that no {op_type} of its weight and inputs can have; "
         "export the model again"
@@ -197,7 +197,7 @@ def _floats(node: onnx.NodeProto, **defaults: float) -> dict[str, float]:
     return {name: float(given.get(name, default)) for name, default in defaults.items()}
 
 
-def _check_normal(node: onnx.NodeProto, what: str) -> None:
+def _check_normal(node: onnx.NodeProto, what: object) -> None:
     numbers = _floats(node, mean=0.0, scale=1.0)
     if not all(map(math.isfinite, numbers.values())) or numbers["scale"] <= 0:
         raise ModelError(
@@ -206,7 +206,7 @@ def _check_normal(node: onnx.NodeProto, what: str) -> None:
         )
 
 
-def _check_uniform(node: onnx.NodeProto, what: str) -> None:
+def _check_uniform(node: onnx.NodeProto, what: object) -> None:
     numbers = _floats(node, low=0.0, high=1.0)
     if not all(map(math.isfinite, numbers.values())) or numbers["low"] > numbers["high"]:
         raise ModelError(
@@ -215,7 +215,7 @@ def _check_uniform(node: onnx.NodeProto, what: str) -> None:
         )
 
 
-_VALUES: dict[str, Callable[[onnx.NodeProto, str], None]] = {
+_VALUES: dict[str, Callable[[onnx.NodeProto, object], None]] = {
     "RandomNormal": _check_normal,
     "RandomNormalLike": _check_normal,
     "RandomUniform": _check_uniform,

@@ -105,6 +105,8 @@ def input_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Return concrete shapes for every graph input, for which the graph's shapes can be inferred.
 
+    The graph is only looked at where there is a choice.
+
     Args:
         model: the model; not changed.
         overrides: shapes by input name, which win over the guesses for symbolic axes.
@@ -113,7 +115,8 @@ def input_shapes(
         UsageError: an override names no input, has the wrong rank, or contradicts a static axis.
         ModelError: an input has no rank and no override.
     """
-    return concretise(model, overrides).input_shapes
+    first, *others = islice(candidate_shapes(model, overrides or {}), 2)
+    return concretise(model, overrides).input_shapes if others else first
 
 
 def concretise(model: ir.Model, overrides: Mapping[str, Sequence[int]] | None = None) -> Shapes:

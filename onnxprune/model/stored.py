@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.model.nodes import nodes_in
+from onnxprune.model.places import bodies
 
 _ONNX_DOMAINS = ("", "ai.onnx")
 
@@ -87,9 +88,8 @@ def stored_values(model: ir.Model) -> dict[str, list[ir.Value]]:
     A name has several values where the bodies of an If, or functions, use it each for their own.
     """
     found: dict[str, list[ir.Value]] = {}
-    graphs = [*model.graphs(), *(graph for body in model.functions.values() for graph in body.subgraphs())]
-    for graph in graphs:
-        for value in graph.initializers.values():
+    for body in bodies(model):
+        for value in () if isinstance(body, ir.Function) else body.initializers.values():
             if value.const_value is not None:
                 found.setdefault(str(value.name), []).append(value)
     for node in all_nodes(model):

@@ -112,6 +112,16 @@ class _Task:
     calls: Counter[FunctionId] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _NodeName:
+    """How messages call a node; hardly any node is ever called."""
+
+    node: onnx.NodeProto
+
+    def __str__(self) -> str:
+        return f"node {quoted(self.node.name or next(iter(self.node.output), ''))}"
+
+
 class _Walk:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.found = Found()
@@ -193,13 +203,12 @@ class _Walk:
         return {*inputs, *initializers}
 
     def _check_node(self, node: onnx.NodeProto, task: _Task, available: set[str], names: set[str]) -> None:
-        what = f"node {quoted(node.name or next(iter(node.output), ''))}"
+        what = _NodeName(node)
         _check_text((node.name, node.op_type, node.domain, node.overload, node.doc_string))
         if not node.op_type:
             raise ModelError(f"{what} has no operator; the file is damaged")
-        if any(
-            entry.configuration_id not in self.devices for entry in getattr(node, "device_configurations", ())
-        ):
+        devices = getattr(node, "device_configurations", ())
+        if devices and any(entry.configuration_id not in self.devices for entry in devices):
             raise ModelError(f"{what} names a configuration of devices that the model does not have")
         domain = _plain(node.domain)
         if domain not in task.opsets:
@@ -210,7 +219,7 @@ class _Walk:
         if node.op_type == "EPContext":
             raise ModelError(f"{what} holds a compiled EPContext; start from the model it was compiled from")
         for name in node.input:
-            if not name or name in available:
+            if name in available or not name:
                 continue
             if name in names:
                 self.found.sorted = False
@@ -328,7 +337,7 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto], what: str) -> Mapping[st
 
 def _check_text(texts: Iterable[str]) -> None:
     """Refuse names that are not UTF-8: protobuf hands them out as bytes."""
-    if any(isinstance(text, bytes) for text in texts):
+    if bytes in map(type, texts):
         raise ModelError("has names that are not UTF-8 text; the file is damaged")
 
 
@@ -357,7 +366,7 @@ def _check_outputs(body: onnx.GraphProto | onnx.FunctionProto, names: set[str]) 
             raise ModelError(f"output {quoted(name)} is produced by nothing; the model is incomplete")
 
 
-def _check_attribute(attribute: onnx.AttributeProto, what: str) -> None:
+def _check_attribute(attribute: onnx.AttributeProto, what: object) -> None:
     """Check that an attribute has one value, of the type it names; name the type where old files don't."""
     values = [entry.name for entry, _ in attribute.ListFields() if entry.name not in _DESCRIPTIONS]
     if attribute.type == onnx.AttributeProto.UNDEFINED and len(values) == 1:

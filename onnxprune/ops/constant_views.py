@@ -112,17 +112,23 @@ def computed_constants(model: ir.Model) -> set[ir.Value]:
     """Return the values that are computed from constants alone, without looking into bodies and functions."""
     constants: set[ir.Value] = set()
     for node in all_nodes(model):
-        if node.op_type.startswith("Random") or node.op_identifier() in model.functions:
-            continue
-        if not node.inputs and node.op_type != "Constant":
-            continue
-        bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        if any(attribute.type in bodies for attribute in node.attributes.values()):
-            continue
-        sources = (source for source in node.inputs if source is not None)
-        if all(source in constants or stored_tensor(source) is not None for source in sources):
-            constants.update(node.outputs)
+        for source in node.inputs:
+            if source is not None and source not in constants and stored_tensor(source) is None:
+                break
+        else:
+            if _is_pure(node, model):
+                constants.update(node.outputs)
     return constants
+
+
+def _is_pure(node: ir.Node, model: ir.Model) -> bool:
+    """Tell whether what comes out depends on what goes in alone, as far as that can be seen from outside."""
+    if not node.inputs:
+        return node.op_type == "Constant"
+    if node.op_type.startswith("Random") or node.op_identifier() in model.functions:
+        return False
+    bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return all(attribute.type not in bodies for attribute in node.attributes.values())
 
 
 def constant_numbers(value: ir.Value | None) -> list[int] | None:

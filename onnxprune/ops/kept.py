@@ -22,6 +22,9 @@ class Kept:
         removed: bool ``[labels.count]``, True for each label that goes.
         copies: the node of the copy for each node of the analysed graph; empty if nothing is written.
         names: the names taken in the copy.
+
+    Attributes:
+        cuts: anything goes at all.
     """
 
     def __init__(
@@ -37,13 +40,13 @@ class Kept:
         self._names = names
         self._masks: dict[Ref, dict[int, BoolArray]] = {}
         self._by_labels: dict[int, list[BoolArray | None]] = {}  # None: the axis stays whole
-        self._cuts = bool(removed.any())
+        self.cuts = bool(removed.any())
 
     # --- reading --------------------------------------------------------------------------------------------
 
     def masks(self, ref: Ref) -> dict[int, BoolArray]:
         """Return bool ``[dim]`` for every axis that loses positions, True = kept."""
-        if not self._cuts:
+        if not self.cuts:
             return {}
         known = self._masks.get(ref)
         if known is None:

@@ -39,11 +39,11 @@ class MatMul(OpRule):
         """Either operand, if it is a matrix: the sum runs over rows of b and columns of a."""
         found = []
         a, b = node.inputs
-        if b is not None and rank_of(b) >= 2:
-            *_, rows, columns = self.stored_axes(node, 1, rank_of(b))
+        if b is not None and (rank := rank_of(b)) >= 2:
+            *_, rows, columns = self.stored_axes(node, 1, rank)
             found.append(WeightInput(1, summed_axis=rows, output_axis=columns))
-        if a is not None and rank_of(a) >= 2:
-            *_, rows, columns = self.stored_axes(node, 0, rank_of(a))
+        if a is not None and (rank := rank_of(a)) >= 2:
+            *_, rows, columns = self.stored_axes(node, 0, rank)
             found.append(WeightInput(0, summed_axis=columns, output_axis=rows))
         return tuple(found)
 

@@ -137,16 +137,20 @@ def gather_weights(
         with watch.stage("sensitivity"):
             measured = _trials(model, uses, recipe, data, seed, watch, setting, ranking)
     with watch.stage("digest"):
+        given = given or model
+        plain = written_out(given)
+        graph = outline_of(plain.graph)
+        counted = plain if given is model else model  # the former is needed no more
         return GatheredWeights(
             model=model,
             uses=uses,
             ranking=ranking,
             measured=measured,
             gone=gone or {},
-            cost=cost_of_model(model, recipe.get("input_shapes")),
-            graph=outline_of(written_out(given or model).graph),
-            structure_digest=structure_digest(given or model),
-            given=given or model,
+            cost=cost_of_model(counted, recipe.get("input_shapes"), in_place=counted is plain),
+            graph=graph,
+            structure_digest=structure_digest(given),
+            given=given,
             digests=TensorDigests(),
             unreachable=[*unreachable, *spared],
             data=data,

@@ -17,6 +17,7 @@ from onnxprune.model.external import FileTensor
 from onnxprune.model.functions import without_functions
 from onnxprune.model.inputs import graph_inputs
 from onnxprune.model.io import SOURCE, SPARSE, load
+from onnxprune.model.places import bodies
 from onnxprune.model.serialize import recall
 from onnxprune.model.skeleton import hollow, skeleton
 from onnxprune.model.stored import all_nodes, stored_values, tensor_of
@@ -143,18 +144,10 @@ def check_unused(model: ir.Model, original: ir.Model | None) -> Check:
 
 
 def _unused(model: ir.Model) -> Iterator[str]:
-    for graph in model.graphs():
-        for name, value in graph.initializers.items():
+    for body in bodies(model):
+        for name, value in () if isinstance(body, ir.Function) else body.initializers.items():
             if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
                 yield name
-
-
-def tensor_bytes(model: ir.Model) -> int:
-    """Return the bytes of all stored tensors, as dense arrays."""
-    tensors = {
-        id(tensor_of(value)): tensor_of(value) for values in stored_values(model).values() for value in values
-    }
-    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def file_bytes(model: ir.Model) -> int:
@@ -162,16 +155,22 @@ def file_bytes(model: ir.Model) -> int:
     return sum(Path(name).stat().st_size for name in recall(model, SOURCE) or ())
 
 
-def check_size(model: ir.Model, original: ir.Model | None) -> Check:
-    """Check that data files hold nothing but tensors, and that the files did not grow."""
+def check_size(model: ir.Model, original: ir.Model | None, tensors: Sequence[int]) -> Check:
+    """Check that data files hold nothing but tensors, and that the files did not grow.
+
+    Args:
+        model: from a file.
+        original: likewise.
+        tensors: bytes of all tensors of the one, and of the other where there is one.
+    """
     detail = _why_wasteful(model)
     if detail is not None:
         return Check("file size", False, detail)
     size = file_bytes(model)
     if original is None:
-        return Check("file size", True, f"{size} bytes on disk; {tensor_bytes(model)} bytes of tensors")
+        return Check("file size", True, f"{size} bytes on disk; {tensors[0]} bytes of tensors")
     # An original that stores its tensors sparsely may be smaller than the same model stored densely.
-    before = max(file_bytes(original), tensor_bytes(original))
+    before = max(file_bytes(original), tensors[1])
     if original.functions and not model.functions:  # each call has become the nodes of its function
         before += skeleton(without_functions(original)).proto.ByteSize()
     nameless = sum(not node.name for node in all_nodes(original)) - sum(

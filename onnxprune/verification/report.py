@@ -16,7 +16,9 @@ from onnxprune import runtime
 from onnxprune.errors import OnnxPruneError
 from onnxprune.messages import one_line
 from onnxprune.model.io import EXTERNAL, SPARSE, load, save
+from onnxprune.model.nodes import nodes_in
 from onnxprune.model.serialize import recall
+from onnxprune.model.size import tensor_bytes
 from onnxprune.ops.weights import FoundWeight, locate_weights
 from onnxprune.patterns import REWRITING_SCORES, Pattern, parse_pattern
 from onnxprune.types import Check, Plan, Report, Skipped
@@ -26,7 +28,6 @@ from onnxprune.verification.container import (
     check_size,
     check_unused,
     file_bytes,
-    tensor_bytes,
 )
 from onnxprune.verification.optimized import Survival, check_survival, trace_zeros
 from onnxprune.verification.plan import (
@@ -47,6 +48,9 @@ _LONGEST_REASON = 400  # paths are long
 #: From this size on, a file that holds its weights itself is copied for libraries that read it into memory.
 _INLINE_BYTES = 1 << 28
 
+#: Checks that other libraries make of a file, whatever it is compared with.
+_OF_OTHERS = (_CHECKER, _SURVIVAL, _FINITE) = ("onnx checker", "zeros survive ONNX Runtime", "outputs finite")
+
 #: Below this, ONNX Runtime is given a model in memory; from here on it writes weights to a file of their own.
 _IN_MEMORY_BYTES = 1 << 30
 
@@ -61,6 +65,7 @@ def verify(
     seeds: Sequence[int] = (0, 1, 2),
     threads: int = 1,
     runtime_limit_bytes: int | None = None,
+    known: Sequence[Check] = (),
 ) -> Report:
     """Check that a saved file is what it claims to be. Nothing that the file gets wrong raises.
 
@@ -81,11 +86,14 @@ def verify(
         threads: of ONNX Runtime.
         runtime_limit_bytes: leave out what needs ONNX Runtime, and say so, where tensors take more than this:
             it holds them in memory, all other checks read them piece by piece.
+        known: checks of a file of the same bytes: what onnx's checker and ONNX Runtime had no objection to
+            is not given to them again.
 
     Raises:
         UsageError: the plan's pattern is unknown.
     """
-    checking = _Checking(Path(path), None if against is None else Path(against), plan)
+    passed = {check.name: check for check in known if check.passed and check.name in _OF_OTHERS}
+    checking = _Checking(Path(path), None if against is None else Path(against), plan, passed)
     if checking.load():
         with checking.read_in_place():
             checking.look_at_file()
@@ -94,7 +102,7 @@ def verify(
                 return checking.report()
             if optimize:
                 checking.look_at_optimized()
-            checking.run("outputs finite", lambda: checking.finite(input_shapes, seeds, threads))
+            checking.run(_FINITE, lambda: checking.finite(input_shapes, seeds, threads))
     return checking.report()
 
 
@@ -105,7 +113,9 @@ class _Checking:
     path: Path
     against: Path | None
     plan: Plan | None
+    known: Mapping[str, Check]
     models: list[ir.Model] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)  # bytes of the tensors of each
     weights: list[FoundWeight] = field(default_factory=list)
     zeros: list[WeightZeros] = field(default_factory=list)
     survivals: list[Survival | None] = field(default_factory=list)
@@ -131,8 +141,9 @@ class _Checking:
     def run(self, name: str, step: Callable[[], Check | None]) -> bool:
         """Make one check; what the file gets wrong in it is a failed check."""
         start = time.perf_counter()
+        check = self.known.get(name)
         try:
-            check = step()
+            check = check or step()
         except OnnxPruneError as error:
             check = Check(name, False, one_line(error, _LONGEST_REASON))
         self.seconds[name] = time.perf_counter() - start
@@ -147,9 +158,11 @@ class _Checking:
         return True
 
     def _load(self, what: str, path: Path) -> Check:
-        self.models.append(load(path))
-        nodes = sum(1 for _ in self.models[-1].graph.all_nodes())
-        return Check(what, True, f"{nodes} nodes, {tensor_bytes(self.models[-1])} bytes of tensors")
+        model = load(path)
+        self.models.append(model)
+        self.sizes.append(tensor_bytes(model))
+        nodes = sum(1 for _ in nodes_in(model.graph))
+        return Check(what, True, f"{nodes} nodes, {self.sizes[-1]} bytes of tensors")
 
     @contextmanager
     def read_in_place(self) -> Iterator[None]:
@@ -158,7 +171,7 @@ class _Checking:
         They would parse the file into memory, and copy that.
         """
         inline = not recall(self.model, EXTERNAL) and not recall(self.model, SPARSE)
-        if not inline or tensor_bytes(self.model) < _INLINE_BYTES:
+        if not inline or self.sizes[0] < _INLINE_BYTES:
             yield
             return
         with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
@@ -171,11 +184,11 @@ class _Checking:
 
     def look_at_file(self) -> None:
         original = self.original
-        self.run("onnx checker", lambda: check_checker(self.given[0], self.against))
+        self.run(_CHECKER, lambda: check_checker(self.given[0], self.against))
         if original is not None:
             self.run("interface", lambda: check_interface(self.model, original))
         self.run("no unused weights", lambda: check_unused(self.model, original))
-        self.run("file size", lambda: check_size(self.model, original))
+        self.run("file size", lambda: check_size(self.model, original, self.sizes))
         self.run("weights", self._count)
 
     def _count(self) -> None:
@@ -227,7 +240,7 @@ class _Checking:
         self.run("form of the weights", lambda: check_form(self.model, original))
 
     def too_large(self, limit_bytes: int | None) -> bool:
-        size = tensor_bytes(self.model)
+        size = self.sizes[0]
         if limit_bytes is None or size <= limit_bytes:
             return False
         reason = (
@@ -239,12 +252,12 @@ class _Checking:
     def look_at_optimized(self) -> None:
         """Let ONNX Runtime write what it makes of the file, and look for the zeros in that."""
         with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-            self.run("zeros survive ONNX Runtime", lambda: self._survive(Path(folder) / "optimized.onnx"))
+            self.run(_SURVIVAL, lambda: self._survive(Path(folder) / "optimized.onnx"))
 
     def _survive(self, scratch: Path) -> Check:
         if not any(weight.zeros for weight in self.zeros):
             return check_survival(self.zeros, [None] * len(self.zeros))
-        size = tensor_bytes(self.model)
+        size = self.sizes[0]
         how = "optimized graph"
         path, model = self.given
         if recall(model, EXTERNAL) and not recall(model, SPARSE) and size >= LARGE_BYTES:
@@ -273,7 +286,7 @@ class _Checking:
             sections["file"] = {
                 "path": str(self.path),
                 "size_bytes": file_bytes(self.model),
-                "tensor_bytes": tensor_bytes(self.model),
+                "tensor_bytes": self.sizes[0],
                 "weights": sum(weight.size for weight in self.zeros),
                 "zeros": sum(weight.zeros for weight in self.zeros),
             }

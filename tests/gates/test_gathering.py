@@ -14,7 +14,7 @@ from small_models import mlp, residual_net
 from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.gates import gathering
 from onnxprune.gates.evidence import Evidence
-from onnxprune.gates.figures import model_record, what_it_uses
+from onnxprune.gates.figures import count_models
 from onnxprune.gates.gathering import gather_evidence
 from onnxprune.gates.judge import judge
 from onnxprune.gates.settings import GateSettings
@@ -215,13 +215,19 @@ class TestWhatItUses:
         opsets = [helper.make_opsetid(*pair) for pair in (("", 17), ("local", 1), ("com.microsoft", 1))]
         model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=9)
         onnx.save(model, tmp_path / "m.onnx")
-        found = what_it_uses(tmp_path / "m.onnx")
+        found = count_models([("m", tmp_path / "m.onnx")])
+        del found["models"]
         assert found == {
             "operators": ("If", "Tanh", "com.microsoft:Gelu"),
             "opset": 17,
             "ir_version": 9,
             "unknown_weights": (),
         }
+
+
+def counted(path):
+    (record,) = count_models([("m", path)])["models"]
+    return record
 
 
 class TestModelRecord:
@@ -232,7 +238,7 @@ class TestModelRecord:
             model, tmp_path / "outside.onnx", save_as_external_data=True, location="outside.data",
             size_threshold=0,
         )  # fmt: skip
-        inline, outside = (model_record("m", tmp_path / f"{name}.onnx") for name in ("inline", "outside"))
+        inline, outside = (counted(tmp_path / f"{name}.onnx") for name in ("inline", "outside"))
         data = (tmp_path / "outside.data").stat().st_size
         assert outside.size_bytes == (tmp_path / "outside.onnx").stat().st_size + data
         assert outside.zstd_bytes > 0.8 * inline.zstd_bytes
@@ -242,10 +248,10 @@ class TestModelRecord:
     def test_the_hash_covers_external_data(self, tmp_path):
         path = tmp_path / "m.onnx"
         onnx.save(mlp(), path, save_as_external_data=True, location="m.data", size_threshold=0)
-        before = model_record("m", path).sha256
+        before = counted(path).sha256
         with (tmp_path / "m.data").open("r+b") as stream:
             stream.write(b"\x01")
-        assert model_record("m", path).sha256 != before
+        assert counted(path).sha256 != before
 
     def test_a_tied_weight_counts_once(self, tmp_path):
         model = residual_net()
@@ -259,7 +265,7 @@ class TestModelRecord:
             node.input[:] = [tied.get(name, name) for name in node.input]
         onnx.save(model, tmp_path / "m.onnx")
         sizes = {"stem": 16 * 27, "others": 3 * 16 * 16 * 9, "fc": 160}
-        assert model_record("m", tmp_path / "m.onnx").sparsity == pytest.approx(8 * 144 / sum(sizes.values()))
+        assert counted(tmp_path / "m.onnx").sparsity == pytest.approx(8 * 144 / sum(sizes.values()))
 
     def test_quantized_zeros_are_zero_points(self, tmp_path):
         weight = np.full((4, 6), 7, np.uint8)
@@ -280,7 +286,7 @@ class TestModelRecord:
             helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8),
             tmp_path / "q.onnx",
         )
-        assert model_record("q", tmp_path / "q.onnx").sparsity == pytest.approx(8 / 24)
+        assert counted(tmp_path / "q.onnx").sparsity == pytest.approx(8 / 24)
 
     @pytest.mark.parametrize("computed", [False, True])
     def test_packed_zeros_are_told_or_said_to_be_unknown(self, tmp_path, computed):
@@ -299,6 +305,6 @@ class TestModelRecord:
         opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
         path = tmp_path / "n.onnx"
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
-        assert model_record("n", path).sparsity == (0 if computed else 0.5)
-        unknown = what_it_uses(path)["unknown_weights"]
+        assert counted(path).sparsity == (0 if computed else 0.5)
+        unknown = count_models([("n", path)])["unknown_weights"]
         assert (len(unknown) == 1) == computed
