@@ -211,10 +211,9 @@ class _Pair:
         self.sessions: list[Session] = []
         self.large: list[ir.Model] = models if all(map(_is_large, models)) else []
         if not self.large:
-            self.sessions = [
-                open_session(model, optimize="none", prepack=False, label=label)
-                for model, label in zip(models, _LABELS, strict=True)
-            ]
+            with ThreadPoolExecutor(2) as pool:  # the runtime leaves Python alone while it opens, too
+                opened = pool.map(_open, models, _LABELS)
+                self.sessions = list(opened)
 
     def run(self, trials: Sequence[_Trial]) -> list[_Outcome]:
         """Run both models on the input of every trial, and compare all outputs."""
@@ -232,6 +231,10 @@ class _Pair:
             jobs = [(session, feed) for session in self.sessions for feed in feeds]
             answers = list(pool.map(lambda job: _answer(*job), jobs))
         return [_outcome(*both) for both in zip(answers[: len(feeds)], answers[len(feeds) :], strict=True)]
+
+
+def _open(model: ir.Model, label: str) -> Session:
+    return open_session(model, optimize="none", prepack=False, label=label)
 
 
 def _drawn(model: ir.Model, trial: _Trial) -> dict[str, np.ndarray]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from onnxprune.allocate.options import SENSITIVITY
 from onnxprune.calibration.noise import is_noise
 from onnxprune.compression.folder import Work
@@ -35,6 +37,7 @@ from onnxprune.recipe.schema import (
     TuningOptions,
 )
 from onnxprune.repruning import apply_plan
+from onnxprune.runtime import admitted
 from onnxprune.scores.weights_by_gradient import GRADIENT_WEIGHT_SCORERS
 from onnxprune.scores.weights_on_data import DATA_WEIGHT_SCORERS
 from onnxprune.tuning import Tuning
@@ -126,6 +129,11 @@ class Task:
         """The file that the stage writes."""
         return self.work.place / MODEL_FILE
 
+    def load(self) -> ir.Model:
+        """Return the model to work on; one that another stage wrote ran already, when it was verified."""
+        model = load(self.start.model)
+        return model if self.start.model == self.job.original else admitted(model)
+
     @property
     def running(self) -> dict[str, Any]:
         """How models are run on data."""
@@ -191,9 +199,7 @@ def run_stage(task: Task) -> Report:
 
 def _cleanup(task: Task) -> Report:
     try:
-        result = prune(
-            load(task.start.model), pattern="dead", input_shapes=task.job.recipe.run.input_shapes or None
-        )
+        result = prune(task.load(), pattern="dead", input_shapes=task.job.recipe.run.input_shapes or None)
     except NothingToPrune as nothing:
         return _nothing_done(task, nothing)
     return _saved(task, result)
@@ -204,7 +210,7 @@ def _prune(task: Task, options: Prune) -> Report:
     given = options_of_prune(options, job)
     try:
         if options.tuning is None:
-            result = prune(load(task.start.model), **given, progress=job.share)
+            result = prune(task.load(), **given, progress=job.share)
         else:
             result = _prune_gradually(task, options.tuning, given)
     except NothingToPrune as nothing:
@@ -253,7 +259,7 @@ def _prune_gradually(task: Task, tuning: GradualOptions, given: Mapping[str, Any
     own = {name: getattr(tuning, name) for name in ("schedule", "initial", "frequency", "freeze")}
     own |= {"rounds": tuning.rounds} if "rounds" not in left else {}
     return prune_gradually(
-        load(task.start.model),
+        task.load(),
         settings=Tuning(**tuning.settings(), seed=task.job.recipe.run.seed),
         warm_up=tuning.pruning_warm_up,
         rewind=tuning.rewind,
@@ -268,7 +274,7 @@ def _prune_gradually(task: Task, tuning: GradualOptions, given: Mapping[str, Any
 
 def _apply(task: Task, options: Apply) -> Report:
     result = apply_plan(
-        load(task.start.model),
+        task.load(),
         load_plan(options.plan),
         data=task.job.samples(options.data),
         recover=options.recover,

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.dims import Dim
 from onnxprune.model.shapes import Shapes
 from onnxprune.ops.labels import LabelArray, Labels, looked_up
 from onnxprune.types import Skipped
@@ -117,15 +118,18 @@ class Channels:
 
     def shape(self, ref: Ref | ir.Value) -> tuple[int, ...]:
         """Return the concrete shape. Rules run only where all shapes are known."""
-        value = ref.value if isinstance(ref, Use) else ref
-        shape = self.shapes.shape(value)
-        if shape is None:
-            raise ValueError(f"the shape of {value.name} is not known")
-        return shape
+        return tuple([dim.size for dim in self._dims(ref)])
 
     def rank(self, ref: Ref) -> int:
         """Return the number of axes."""
-        return len(self.shape(ref))
+        return len(self._dims(ref))
+
+    def _dims(self, ref: Ref) -> tuple[Dim, ...]:
+        value = ref.value if isinstance(ref, Use) else ref
+        dims = self.shapes.dims.get(value)
+        if dims is None:
+            raise ValueError(f"the shape of {value.name} is not known")
+        return dims
 
     def constant(self, node: ir.Node, index: int) -> np.ndarray[Any, Any] | None:
         """Return the contents of a small input that is the same for every input of the model, else None."""

@@ -43,6 +43,18 @@ def constant_along(column: IntArray, axis: int) -> bool:
     return bool((column == np.take(column, [0], axis=axis)).all())
 
 
+def _joined(arrays: Sequence[IntArray]) -> tuple[npt.NDArray[np.int64], ...]:
+    """Return the labels ``[..., k]`` of all arrays in one row, and of each the array and the place in it."""
+    if not arrays:
+        return (np.zeros(0, np.int64),) * 3
+    sizes = [labels.size for labels in arrays]
+    number = np.repeat(np.arange(len(arrays)), sizes)
+    start = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
+    columns = np.repeat([labels.shape[-1] for labels in arrays], sizes)
+    flat = np.concatenate([labels.ravel() for labels in arrays]).astype(np.int64)
+    return flat, number, (np.arange(len(flat)) - start) // columns
+
+
 class _Grouping:
     """Labels that stand on the same axes of the same weights compete: they form a channel group."""
 
@@ -52,7 +64,10 @@ class _Grouping:
         self.prefer = prefer
         self.places = self._places()
         self.nodes = {str(node.name): node for node in nodes_in(graph)}
-        self.tagged = {kind: self._marked([channels.tagged(kind)[:, None]]) for kind in _TAGS}
+        tagged = {kind: channels.tagged(kind) for kind in _TAGS}
+        self.tagged = {
+            kind: self._marked([labels[:, None]]) for kind, labels in tagged.items() if len(labels)
+        }
         self.inexact = self._marked([statistic.labels for statistic in channels.statistics])
 
     def _places(self) -> list[tuple[Use, int, IntArray]]:
@@ -139,11 +154,15 @@ class _Grouping:
         generator = np.random.default_rng(0)
         own = generator.integers(1, 2**63, count, dtype=np.uint64)
         signature = np.zeros(count, dtype=np.uint64)
-        distinct = {id(b.labels): b.labels for blocks in self.channels.blocks.values() for b in blocks}
-        for labels in distinct.values():
+        blocks = (block.labels for blocks in self.channels.blocks.values() for block in blocks)
+        distinct = list({id(labels): labels for labels in blocks}.values())
+        flat, number, _ = _joined(distinct)
+        beside = np.unique(number << 32 | flat)  # each label of an array once
+        numbers = generator.integers(1, 2**63, len(distinct), dtype=np.uint64)
+        np.add.at(signature, beside & 0xFFFFFFFF, numbers[beside >> 32])
+        signature[0] = 0
+        for labels in distinct:
             rows = labels.reshape(-1, labels.shape[-1])
-            unique = np.unique(rows)
-            signature[unique[unique > 0]] += generator.integers(1, 2**63, dtype=np.uint64)
             for a, b in combinations(range(rows.shape[1]), 2):
                 pairs = np.unique(rows[:, a].astype(np.int64) << 32 | rows[:, b])
                 first, second = pairs >> 32, pairs & 0xFFFFFFFF
@@ -151,14 +170,9 @@ class _Grouping:
                 np.add.at(signature, first[both], own[second[both]])
                 np.add.at(signature, second[both], own[first[both]])
         first_seen = np.full(count, _NEVER, dtype=np.int64)
-        known: set[int] = set()  # most places share their labels
-        for number, (_, _, labels) in enumerate(self.places):
-            if id(labels) in known:
-                continue
-            known.add(id(labels))
-            unique, first = np.unique(labels, return_index=True)
-            place = (number << 32) + first // labels.shape[1]
-            first_seen[unique] = np.minimum(first_seen[unique], place)
+        seen = {id(labels): labels for _, _, labels in self.places}  # most places share their labels
+        flat, number, row = _joined(list(seen.values()))
+        np.minimum.at(first_seen, flat, number << 32 | row)
         first_seen[0] = _NEVER
         return signature, first_seen
 
@@ -175,12 +189,7 @@ class _Grouping:
         parts: dict[int, list[tuple[int, IntArray]]] = {}  # most places share their labels
         for use, axis, labels in self.places:
             if id(labels) not in parts:
-                groups_here = np.where(labels > 0, group_of[labels], -1)
-                parts[id(labels)] = [
-                    (number, np.where(groups_here == number, channel_of[labels], -1).max(axis=1))
-                    for number in np.unique(groups_here).tolist()
-                    if number >= 0
-                ]
+                parts[id(labels)] = _parts(labels, group_of, channel_of)
             for number, channel_at in parts[id(labels)]:
                 members[number].append(
                     Member(
@@ -210,8 +219,8 @@ class _Grouping:
 
     def _kind(self, labels: IntArray, members: Sequence[Member]) -> Kind:
         kind: Kind
-        for kind in _TAGS:
-            if self.tagged[kind][labels].any():
+        for kind, tagged in self.tagged.items():
+            if tagged[labels].any():
                 return kind
         uses = [Use(self.nodes[member.consumer], 0) for member in members]
         ops = {reader.op_type for use in uses for reader, _ in _readers(use)}
@@ -263,6 +272,19 @@ class _Grouping:
             replace(group, frozen=chosen[number]) if number in chosen else group
             for number, group in enumerate(groups)
         )
+
+
+def _parts(labels: IntArray, group_of: IntArray, channel_of: IntArray) -> list[tuple[int, IntArray]]:
+    """Return the groups that labels ``[dim, k]`` belong to, and for each the channel at every place or -1."""
+    groups_here = group_of[labels]
+    first = int(groups_here[0, 0])
+    if first >= 0 and (groups_here == first).all():
+        return [(first, channel_of[labels].max(axis=1))]
+    return [
+        (number, np.where(groups_here == number, channel_of[labels], -1).max(axis=1))
+        for number in np.unique(groups_here).tolist()
+        if number >= 0
+    ]
 
 
 def _readers(use: Use) -> list[tuple[ir.Node, int]]:

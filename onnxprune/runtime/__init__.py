@@ -3,7 +3,7 @@
 The only part that imports onnxruntime. Its telemetry, its console output and its exceptions stay in here.
 """
 
-from onnxprune.runtime.admission import admit
+from onnxprune.runtime.admission import admit, admitted
 from onnxprune.runtime.execution import DEFAULT, Execution, pinned
 from onnxprune.runtime.kernels import Kernel, time_kernels
 from onnxprune.runtime.library import VERSION
@@ -24,6 +24,7 @@ __all__ = [
     "Session",
     "TensorInfo",
     "admit",
+    "admitted",
     "available_providers",
     "describe_providers",
     "open_session",

@@ -61,7 +61,13 @@ def admit(model: ir.Model, *, to_run: bool = True) -> None:
     problem = _refusal(model)
     if problem is not None:
         raise ModelError(f"{label_of(model)}: ONNX Runtime can't open it: {problem}")
-    model.meta[_ADMITTED] = True  # not of its copies: these are changed
+    admitted(model)  # not its copies: these are changed
+
+
+def admitted(model: ir.Model) -> ir.Model:
+    """Say of a model that it need not be asked about: it ran. Return it."""
+    model.meta[_ADMITTED] = True
+    return model
 
 
 def label_of(model: ir.Model) -> str:

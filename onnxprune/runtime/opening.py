@@ -31,6 +31,8 @@ _LEVELS = {
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 
+_CPU = "CPUExecutionProvider"
+
 
 def open_session(
     model: ir.Model | str | Path,
@@ -96,13 +98,15 @@ def start(
     wanted = dict(execution.options)
     check_options(chosen, wanted)
     source, kept = prepare(model, options, extra_outputs, label)
-    if optimize == "none" and chosen == "CPUExecutionProvider":
+    if optimize == "none" and chosen == _CPU:
         # saves the copy; not where ONNX Runtime rewrites the graph: it permutes tensors under their own name
         for name, value in kept.items():
             options.add_initializer(name, value)
     printed = io.StringIO()
+    # where libraries may be missed, which is printed; not elsewhere: several threads may open sessions
+    caught = contextlib.nullcontext() if chosen == _CPU else contextlib.redirect_stdout(printed)
     try:
-        with contextlib.redirect_stdout(printed):
+        with caught:
             native = create(source, options, chosen, wanted)
             if any(0 in value.shape for value in native.get_inputs()):
                 source, kept = prepare(_with_free_sizes(model), options, extra_outputs, label)
@@ -189,8 +193,8 @@ def create(
     if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
         onnxruntime.preload_dlls()  # finds CUDA libraries that pip installed; prints what it misses
     chosen = [(provider, dict(provider_options))]
-    if provider != "CPUExecutionProvider":
-        chosen.append(("CPUExecutionProvider", {}))
+    if provider != _CPU:
+        chosen.append((_CPU, {}))
     return onnxruntime.InferenceSession(
         source, options, providers=chosen, enable_fallback=0, disabled_optimizers=list(without)
     )

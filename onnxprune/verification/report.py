@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,17 +93,24 @@ def verify(
     Raises:
         UsageError: the plan's pattern is unknown.
     """
-    passed = {check.name: check for check in known if check.passed and check.name in _OF_OTHERS}
-    checking = _Checking(Path(path), None if against is None else Path(against), plan, passed)
+    checking = _Checking(Path(path), None if against is None else Path(against), plan)
+    checking.made = {check.name: check for check in known if check.passed and check.name in _OF_OTHERS}
+
+    def finite() -> Check:
+        return checking.finite(input_shapes, seeds, threads)
+
     if checking.load():
-        with checking.read_in_place():
+        with checking.read_in_place(), ThreadPoolExecutor(2) as pool:
+            if checking.sizes[0] < min(LARGE_BYTES, runtime_limit_bytes or LARGE_BYTES):
+                checking.begin(pool, _FINITE, finite)
+                checking.begin(pool, _CHECKER, checking.validate)
             checking.look_at_file()
             checking.look_at_plan()
             if checking.too_large(runtime_limit_bytes):
                 return checking.report()
             if optimize:
                 checking.look_at_optimized()
-            checking.run(_FINITE, lambda: checking.finite(input_shapes, seeds, threads))
+            checking.run(_FINITE, finite)
     return checking.report()
 
 
@@ -113,13 +121,13 @@ class _Checking:
     path: Path
     against: Path | None
     plan: Plan | None
-    known: Mapping[str, Check]
     models: list[ir.Model] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)  # bytes of the tensors of each
     weights: list[FoundWeight] = field(default_factory=list)
     zeros: list[WeightZeros] = field(default_factory=list)
     survivals: list[Survival | None] = field(default_factory=list)
     declared: Declared | None = None
+    made: dict[str, Check | Future[Check]] = field(default_factory=dict)  # before, or meanwhile
     _copy: tuple[Path, ir.Model] | None = None
     checks: list[Check] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -138,12 +146,17 @@ class _Checking:
         """What other libraries are given."""
         return self._copy or (self.path, self.model)
 
+    def begin(self, pool: ThreadPoolExecutor, name: str, step: Callable[[], Check]) -> None:
+        """Let other libraries make a check while ours go on: they leave Python alone for most of it."""
+        if name not in self.made:
+            self.made[name] = pool.submit(step)
+
     def run(self, name: str, step: Callable[[], Check | None]) -> bool:
         """Make one check; what the file gets wrong in it is a failed check."""
         start = time.perf_counter()
-        check = self.known.get(name)
+        made = self.made.get(name)
         try:
-            check = check or step()
+            check = made.result() if isinstance(made, Future) else made or step()
         except OnnxPruneError as error:
             check = Check(name, False, one_line(error, _LONGEST_REASON))
         self.seconds[name] = time.perf_counter() - start
@@ -184,12 +197,15 @@ class _Checking:
 
     def look_at_file(self) -> None:
         original = self.original
-        self.run(_CHECKER, lambda: check_checker(self.given[0], self.against))
+        self.run(_CHECKER, self.validate)
         if original is not None:
             self.run("interface", lambda: check_interface(self.model, original))
         self.run("no unused weights", lambda: check_unused(self.model, original))
         self.run("file size", lambda: check_size(self.model, original, self.sizes))
         self.run("weights", self._count)
+
+    def validate(self) -> Check:
+        return check_checker(self.given[0], self.against)
 
     def _count(self) -> None:
         self.weights, skipped = locate_weights(self.model)
