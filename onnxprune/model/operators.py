@@ -70,21 +70,22 @@ class Operators:
         """
         if domain not in _KNOWN_DOMAINS:
             return
+        op_type, inputs = node.op_type, node.input
         form = (
             domain,
-            node.op_type,
+            op_type,
             version,
-            tuple(map(bool, node.input)) if len(node.input) < _LONGEST_LIST else None,
+            tuple(map(bool, inputs)) if len(inputs) < _LONGEST_LIST else None,
             len(node.output),
-            tuple((attribute.name, attribute.type) for attribute in node.attribute),
+            tuple([(attribute.name, attribute.type) for attribute in node.attribute]),
         )
         if form not in self._passed:
             _check_form(node, domain, version, what)
             self._passed.add(form)
-        check_values = _VALUES.get(node.op_type)
+        check_values = _VALUES.get(op_type)
         if check_values is not None and not domain:
             check_values(node, what)
-        if node.op_type in _WINDOWED and not domain:
+        if op_type in _WINDOWED and not domain:
             self._check_window(node, what)
 
     def _check_window(self, node: onnx.NodeProto, what: object) -> None:

@@ -204,19 +204,20 @@ class _Walk:
 
     def _check_node(self, node: onnx.NodeProto, task: _Task, available: set[str], names: set[str]) -> None:
         what = _NodeName(node)
-        _check_text((node.name, node.op_type, node.domain, node.overload, node.doc_string))
-        if not node.op_type:
+        op_type, domain, overload = node.op_type, node.domain, node.overload
+        _check_text((node.name, op_type, domain, overload, node.doc_string))
+        if not op_type:
             raise ModelError(f"{what} has no operator; the file is damaged")
         devices = getattr(node, "device_configurations", ())
         if devices and any(entry.configuration_id not in self.devices for entry in devices):
             raise ModelError(f"{what} names a configuration of devices that the model does not have")
-        domain = _plain(node.domain)
+        domain = _plain(domain)
         if domain not in task.opsets:
             raise ModelError(
                 f"{what} uses the operator domain {quoted(node.domain)}, which the model does not import; "
                 "export the model again"
             )
-        if node.op_type == "EPContext":
+        if op_type == "EPContext":
             raise ModelError(f"{what} holds a compiled EPContext; start from the model it was compiled from")
         for name in node.input:
             if name in available or not name:
@@ -236,10 +237,13 @@ class _Walk:
                 )
             seen.add(attribute.name)
             _check_attribute(attribute, what)
-        identity = _identity(node.domain, node.op_type, node.overload)
-        if self.calls and task.calls is not None:
-            task.calls[identity] += 1
-        if identity not in self.calls and self.found.misused is None:
+        called = False
+        if self.calls:
+            identity = domain, op_type, overload
+            called = identity in self.calls
+            if task.calls is not None:
+                task.calls[identity] += 1
+        if not called and self.found.misused is None:
             try:
                 self.operators.check(node, domain, task.opsets[domain], what)
             except ModelError as error:
