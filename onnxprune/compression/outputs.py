@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from onnxprune.compression.chain import Chain
 from onnxprune.errors import OutputError
 from onnxprune.messages import quoted, visible
@@ -21,7 +23,7 @@ from onnxprune.recipe.load import LoadedRecipe
 from onnxprune.record import Record
 from onnxprune.report.forms import FORMS, write_forms
 from onnxprune.types import Check, Report
-from onnxprune.verification import verify
+from onnxprune.verification import verify_and_keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,14 @@ class Placed:
         path: where it is about to be.
         file: where it is until then.
         checks: of that file.
+        before, after: the original and that model, which nobody needs afterwards.
     """
 
     path: Path
     file: Path
     checks: tuple[Check, ...]
+    before: ir.Model
+    after: ir.Model
 
 
 class Outputs:
@@ -53,6 +58,7 @@ class Outputs:
         self.recipe = loaded.recipe.output
         self._inputs = _inputs_of(loaded)
         self._stages = loaded.recipe.stage_names
+        self._input_shapes = loaded.recipe.run.input_shapes or None
 
     @property
     def reports(self) -> dict[str, Path]:
@@ -117,10 +123,15 @@ class Outputs:
 
         def examine(temporary: Path) -> Sequence[Check]:
             same = sha256_of(temporary) == chain.digests[chain.last]  # it has no data file either
-            checks = verify(temporary, against=original, known=chain.checks if same else ()).checks
-            if all(check.passed for check in checks):
-                records.append(recorded(Placed(target, temporary, checks)))
-            return checks
+            report, models = verify_and_keep(
+                temporary,
+                against=original,
+                input_shapes=self._input_shapes,
+                known=chain.checks if same else (),
+            )
+            if all(check.passed for check in report.checks):
+                records.append(recorded(Placed(target, temporary, report.checks, models[1], models[0])))
+            return report.checks
 
         written = {"model" if accepted else "rejected model": target}
         wanted = {} if self.recipe.plan is None or not accepted else chain.plans

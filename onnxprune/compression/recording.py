@@ -24,7 +24,6 @@ from onnxprune.gates.judge import verdict_of
 from onnxprune.layer_changes import layer_changes
 from onnxprune.machine import graphics, memory_bytes, processor
 from onnxprune.model.digest import files_digest, sha256_of
-from onnxprune.model.io import load
 from onnxprune.model.size import files_bytes
 from onnxprune.recipe.load import LoadedRecipe
 from onnxprune.recipe.schema import Apply
@@ -105,7 +104,13 @@ def record_of(run: Run) -> Record:
         accuracy=evidence.accuracy,
         latency=evidence.latency,
         memory=evidence.memory,
-        layers=layer_changes(load(run.job.original), load(run.chain.final), skipped, in_place=True),
+        layers=layer_changes(
+            run.placed.before,
+            run.placed.after,
+            skipped,
+            input_shapes=recipe.run.input_shapes or None,
+            in_place=True,
+        ),
         skipped=skipped,
         sensitivity=tuple(curves(run.chain.stages)),
         pareto=trade_off(evidence.models),

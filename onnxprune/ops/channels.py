@@ -191,6 +191,9 @@ class Channels:
         """Record the labels of axes that have none; None and all-zero labels mean untracked."""
         if labels is None or not axes or not labels.any():
             return
+        if len(axes) == 1 and len(labels) > 1:
+            self.blocks.setdefault(ref, []).append(Block(tuple(axes), labels))
+            return
         order = sorted(range(len(axes)), key=lambda i: axes[i])
         labels = labels.transpose(*order, labels.ndim - 1)
         axes = [axes[i] for i in order]

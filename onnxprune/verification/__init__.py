@@ -1,5 +1,5 @@
 """What a saved file claims to be, checked on the file itself."""
 
-from onnxprune.verification.report import verify
+from onnxprune.verification.report import verify, verify_and_keep
 
-__all__ = ["verify"]
+__all__ = ["verify", "verify_and_keep"]

@@ -66,7 +66,6 @@ def verify(
     seeds: Sequence[int] = (0, 1, 2),
     threads: int = 1,
     runtime_limit_bytes: int | None = None,
-    known: Sequence[Check] = (),
 ) -> Report:
     """Check that a saved file is what it claims to be. Nothing that the file gets wrong raises.
 
@@ -87,11 +86,42 @@ def verify(
         threads: of ONNX Runtime.
         runtime_limit_bytes: leave out what needs ONNX Runtime, and say so, where tensors take more than this:
             it holds them in memory, all other checks read them piece by piece.
-        known: checks of a file of the same bytes: what onnx's checker and ONNX Runtime had no objection to
-            is not given to them again.
 
     Raises:
         UsageError: the plan's pattern is unknown.
+    """
+    report, _ = verify_and_keep(
+        path,
+        against=against,
+        plan=plan,
+        optimize=optimize,
+        input_shapes=input_shapes,
+        seeds=seeds,
+        threads=threads,
+        runtime_limit_bytes=runtime_limit_bytes,
+    )
+    return report
+
+
+def verify_and_keep(
+    path: str | Path,
+    *,
+    against: str | Path | None = None,
+    plan: Plan | None = None,
+    optimize: bool = True,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    threads: int = 1,
+    runtime_limit_bytes: int | None = None,
+    known: Sequence[Check] = (),
+) -> tuple[Report, list[ir.Model]]:
+    """As `verify`, for who has more to do with the models.
+
+    ``known`` are checks of a file of the same bytes: what onnx's checker and ONNX Runtime had no objection to
+    is not given to them again.
+
+    Returns:
+        The report, and the models that could be read: the file, and what it was made from.
     """
     checking = _Checking(Path(path), None if against is None else Path(against), plan)
     checking.made = {check.name: check for check in known if check.passed and check.name in _OF_OTHERS}
@@ -107,11 +137,11 @@ def verify(
             checking.look_at_file()
             checking.look_at_plan()
             if checking.too_large(runtime_limit_bytes):
-                return checking.report()
+                return checking.report(), checking.models
             if optimize:
                 checking.look_at_optimized()
             checking.run(_FINITE, finite)
-    return checking.report()
+    return checking.report(), checking.models
 
 
 @dataclass(slots=True)
