@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Generator
 from typing import Any
@@ -11,6 +12,10 @@ import pytest
 
 from onnxprune.measure import turns
 from onnxprune.workers import host
+
+# For the processes that run tests side by side: threads of BLAS and torch would wait there for each other's
+# cores, which made some tests take five times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: The release that the tests were written with. The last one for Python 3.10 is older.
 _WRITTEN_WITH = (1, 31)

@@ -7,14 +7,18 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import pytest
 import small_models
+from onnx import TensorProto, helper, numpy_helper
 from recipe_projects import RECIPE, Project, make_project
 
 import onnxprune
 from onnxprune.errors import DataError, LimitMissed, NothingToPrune, OutputError, RecipeError, UsageError
 from onnxprune.record import Record, read_record
+from onnxprune.runtime import admission
+from onnxprune.verification import report as verification
 
 PLANS = {f"small.{stage}.plan/{name}" for stage in ("prune", "zeros") for name in ("plan.json", "graph.json")}
 REPORTS = {"report.json", "report.html", "report.md", "report.xml", "accepted.json"}
@@ -333,3 +337,54 @@ def test_what_the_disk_has_no_room_for_is_refused_before_any_work(project, monke
         onnxprune.compress(project.recipe)
     assert project.digests().keys() == INPUTS
     assert not list(project.folder.glob("*.run/results/*"))
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_file_of_the_same_bytes_is_given_to_other_libraries_once(project, monkeypatch, external):
+    given = []
+    for name in ("check_checker", "check_outputs_finite"):
+        real = getattr(verification, name)
+
+        def noted(*args, real=real, **options):
+            given.extend(arg for arg in args[:2] if isinstance(arg, Path))
+            return real(*args, **options)
+
+        monkeypatch.setattr(verification, name, noted)
+    overrides = [f"output.external_data={str(external).lower()}"]
+    record = onnxprune.compress(project.recipe, overrides=overrides).record
+    at_the_end = [p for p in given if p.parent == project.folder and p.name != "model.onnx"]
+    assert len(given) > len(at_the_end)
+    assert len(at_the_end) == (2 if external else 0), given  # the data file has another name there
+    told = [check.name for check in record.checks]
+    assert {"onnx checker", "zeros survive ONNX Runtime", "outputs finite"} < set(told)
+    assert len(told) == len(set(told))
+
+
+def test_runtime_is_asked_about_the_original_alone(project, monkeypatch):
+    asked = []
+    monkeypatch.setattr(admission, "_refusal", lambda model: asked.append(admission.label_of(model)))
+    onnxprune.compress(project.recipe)
+    assert set(asked) == {str(project.folder / "model.onnx")}
+
+
+def test_outputs_are_verified_at_the_sizes_of_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weight = np.random.default_rng(0).standard_normal((28, 8)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "flat"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])],
+        "sevens",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "time", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        [numpy_helper.from_array(np.array([0, 28]), "flat"), numpy_helper.from_array(weight, "w")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), "model.onnx"
+    )
+    values = {
+        "model": {"path": "model.onnx"},
+        "stages": [{"kind": "prune", "pattern": "unstructured", "amount": 0.5}],
+        "run": {"input_shapes": {"x": [2, 7, 4]}, "memory": False, "pairs": 20},
+        "output": {"model": "small.onnx", "external_data": True},
+    }
+    (finite,) = [c for c in onnxprune.compress(values).record.checks if c.name == "outputs finite"]
+    assert finite.detail.startswith("on 4 random inputs")

@@ -455,6 +455,21 @@ def test_another_process_takes_over_what_was_found(tmp_path: Path, monkeypatch: 
         io.check(path)
 
 
+def test_a_single_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    onnx.save(model_files.mlp(1), path)
+    parsed = []
+    monkeypatch.setattr(io, "parse", lambda *given, real=io.parse: parsed.append(given) or real(*given))
+    assert io.model_files(path) == io.model_files(path) == (path,)
+    assert len(parsed) == 1
+    misused = model_files.mlp(1)
+    misused.graph.node[0].attribute.append(onnx.helper.make_attribute("nonsense", 1))
+    onnx.save(misused, path)
+    assert io.model_files(path) == (path,)
+    with pytest.raises(ModelError, match="nonsense"):
+        io.check(path)
+
+
 def test_the_files_of_a_model_are_looked_for_again_once_one_of_them_has_changed(tmp_path, monkeypatch):
     path = tmp_path / "m.onnx"
     onnx.save(model_files.mlp(1), path, save_as_external_data=True, location="w.bin", size_threshold=0)

@@ -37,6 +37,7 @@ def test_a_model_that_fits_together_passes_and_is_asked_once(monkeypatch: pytest
     admit(taken)
     with pytest.raises(ModelError, match="asked again"):
         admit(taken.clone())  # a copy is there to be changed
+    admit(admission.admitted(taken.clone()))
 
 
 def test_types_that_do_not_fit_are_refused_by_the_path_that_was_given(tmp_path: Path) -> None:

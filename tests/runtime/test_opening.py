@@ -2,6 +2,7 @@ import gc
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import runtime
 from onnxprune.errors import ModelError, RuntimeFailure, UsageError
-from onnxprune.runtime import library, open_session, optimized, save_optimized
+from onnxprune.runtime import library, open_session, opening, optimized, save_optimized
 
 FLOAT = TensorProto.FLOAT
 
@@ -389,3 +390,14 @@ def test_a_large_tensor_that_nobody_reads_beside_a_branch():
     session = open_session(model, optimize="none", prepack=False)
     result = session.run({"x": np.array([1, -2], np.float32), "c": np.array(True)})
     np.testing.assert_array_equal(result["y"], [-1, 2])
+
+
+def test_nothing_is_done_to_the_output_of_a_process_where_several_threads_may_open(monkeypatch):
+    printed_to = []
+    create = opening.create
+    monkeypatch.setattr(opening, "create", lambda *given: printed_to.append(sys.stdout) or create(*given))
+    before = sys.stdout
+    with ThreadPoolExecutor(4) as pool:
+        sessions = list(pool.map(lambda _: open_session(ir.from_proto(dense())), range(8)))
+    assert len(sessions) == 8
+    assert all(stream is before for stream in (*printed_to, sys.stdout))

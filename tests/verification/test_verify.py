@@ -19,7 +19,7 @@ from onnxprune.ops.weights import find_weights
 from onnxprune.rewrite.mask import apply_masks
 from onnxprune.scores.weights import WEIGHT_SCORERS
 from onnxprune.types import Check, Cost, Mask, Plan, PlannedGroup, PlannedMember, Report
-from onnxprune.verification import running, verify
+from onnxprune.verification import running, verify, verify_and_keep
 
 FLOAT = TensorProto.FLOAT
 
@@ -353,6 +353,20 @@ def test_what_the_checker_refuses(original: Path) -> None:
     assert "name" in check.detail
     same = verify(original, against=original, optimize=False)
     assert next(check for check in same.checks if check.name == "onnx checker").passed
+
+
+def test_only_passed_checks_of_other_libraries_are_taken_over(original: Path) -> None:
+    made = [
+        Check("onnx checker", True, "known"),
+        Check("outputs finite", False, "known"),
+        Check("file size", True, "known"),
+    ]
+    report, models = verify_and_keep(original, against=original, known=made)
+    details = {check.name: check.detail for check in report.checks}
+    assert report.passed
+    assert details["onnx checker"] == "known"
+    assert "known" not in (details["outputs finite"], details["file size"])
+    assert [model.graph.name for model in models] == [load(original).graph.name] * 2
 
 
 def test_a_checker_that_crashes_is_a_failed_check(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
