@@ -369,12 +369,12 @@ def test_runtime_is_asked_about_the_original_alone(project, monkeypatch):
 
 def test_outputs_are_verified_at_the_sizes_of_the_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    weight = np.random.default_rng(0).standard_normal((28, 8)).astype(np.float32)
+    weight = np.random.default_rng(0).standard_normal((28, 64)).astype(np.float32)
     graph = helper.make_graph(
         [helper.make_node("Reshape", ["x", "flat"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])],
         "sevens",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "time", 4])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 64])],
         [numpy_helper.from_array(np.array([0, 28]), "flat"), numpy_helper.from_array(weight, "w")],
     )
     onnx.save(
