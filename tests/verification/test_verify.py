@@ -478,6 +478,16 @@ def finite(report: Report) -> Check:
     return check
 
 
+def test_where_no_input_is_taken_it_is_said_that_nothing_was_checked(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Reshape", ["x", "flat"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
+    arrays = {"flat": np.array([0, 28]), "w": np.ones((28, 8), np.float32)}
+    path = write(tmp_path / "m.onnx", nodes, arrays, [("x", ["n", "time", 4])], [("y", ["n", 8])])
+    assert finite(verify(path, against=path)).detail.startswith("not checked, on no input; of shapes")
+    assert not finite(verify(path)).passed
+    sevens = verify(path, against=path, input_shapes={"x": [2, 7, 4]})
+    assert finite(sevens).detail.startswith("on 4 random inputs")
+
+
 def test_after_a_long_run_there_is_no_other(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert finite(verify(original)).detail.startswith("on 4 random inputs")
     monkeypatch.setattr(running, "_LONG_RUN_SECONDS", -1.0)
