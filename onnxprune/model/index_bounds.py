@@ -16,13 +16,18 @@ _ALONG_AN_AXIS = frozenset(("Gather", "GatherElements", "ScatterElements"))
 _BY_TUPLES = frozenset(("GatherND", "ScatterND"))
 
 
+def takes_indices(node: ir.Node) -> bool:
+    """Return whether the indices that a node reads, if they are constant, are looked at."""
+    return node.op_type in _ALONG_AN_AXIS | _BY_TUPLES and node.domain in ("", "ai.onnx")
+
+
 def check_indices(node: ir.Node, dims: Dims, contents: Contents) -> None:
     """Check the constant indices of a node that runs whenever the model does.
 
     Raises:
         ModelError: without the model's name in front; one lies outside for every input.
     """
-    if node.op_type not in _ALONG_AN_AXIS | _BY_TUPLES or node.domain not in ("", "ai.onnx"):
+    if not takes_indices(node):
         return
     data, indices, *_ = node.inputs
     sizes = None if data is None else dims.get(data)

@@ -31,7 +31,7 @@ from onnxprune.model import (
     shape_values,
 )
 from onnxprune.model.dims import Dim, ShapeValue
-from onnxprune.model.index_bounds import check_indices
+from onnxprune.model.index_bounds import check_indices, takes_indices
 from onnxprune.model.inputs import candidate_shapes, symbol_of
 from onnxprune.model.nodes import graphs_in
 
@@ -105,7 +105,7 @@ def input_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Return concrete shapes for every graph input, for which the graph's shapes can be inferred.
 
-    The graph is only looked at where there is a choice.
+    The graph is only looked at where there is a choice, or a constant index in it.
 
     Args:
         model: the model; not changed.
@@ -113,10 +113,12 @@ def input_shapes(
 
     Raises:
         UsageError: an override names no input, has the wrong rank, or contradicts a static axis.
-        ModelError: an input has no rank and no override.
+        ModelError: an input has no rank and no override, or a constant index lies outside what it indexes.
     """
     first, *others = islice(candidate_shapes(model, overrides or {}), 2)
-    return concretise(model, overrides).input_shapes if others else first
+    if not others and not any(map(takes_indices, model.graph)):
+        return first
+    return concretise(model, overrides).input_shapes
 
 
 def concretise(model: ir.Model, overrides: Mapping[str, Sequence[int]] | None = None) -> Shapes:

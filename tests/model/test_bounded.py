@@ -15,7 +15,7 @@ from onnxprune.errors import ModelError
 from onnxprune.model import constant_statistics, shape_values
 from onnxprune.model.bounded import result_elements
 from onnxprune.model.constant_statistics import fold_statistics
-from onnxprune.model.shapes import MOST_POSITIONS, concretise
+from onnxprune.model.shapes import MOST_POSITIONS, concretise, input_shapes
 from onnxprune.ops import evaluate as evaluation
 
 SIZE = np.array([1 << 20, 1 << 20], np.int64)
@@ -180,11 +180,20 @@ def test_constant_indices_must_point_inside(body: str, index: object, inside: ob
         constants: dict[str, object] = {"i": np.array(numbers, np.int64), "u": np.ones((1, 4), np.float32)}
         used = {name: value for name, value in constants.items() if f" {name}" in body}
         model = graph(f"{body} y = Identity(x)", inputs="float[3,4] x", constants=used)
-        if fits:
-            concretise(model)
-        else:
+        for look in (concretise, input_shapes):  # the latter though there is no choice of sizes
+            if fits:
+                look(model)
+                continue
             with pytest.raises(ModelError, match=r"has the index -?[34] of an axis of [34] positions"):
-                concretise(model)
+                look(model)
+
+
+def test_sizes_without_a_choice_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxprune.model.shapes.concretise", None)
+    assert input_shapes(graph("y = Relu(x)", inputs="float[3,4] x", constants={})) == {"x": (3, 4)}
+    assert input_shapes(graph("y = Relu(x)", inputs="float[N,4] x", constants={}), {"x": (3, 4)}) == {
+        "x": (3, 4)
+    }
 
 
 def test_indices_of_what_may_have_any_size_are_not_judged() -> None:
