@@ -125,7 +125,7 @@ class Outputs:
             same = sha256_of(temporary) == chain.digests[chain.last]  # it has no data file either
             report, models = verify_and_keep(
                 temporary,
-                against=original,
+                original,
                 input_shapes=self._input_shapes,
                 known=chain.checks if same else (),
             )

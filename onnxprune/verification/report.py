@@ -52,6 +52,9 @@ _INLINE_BYTES = 1 << 28
 #: Checks that other libraries make of a file, whatever it is compared with.
 _OF_OTHERS = (_CHECKER, _SURVIVAL, _FINITE) = ("onnx checker", "zeros survive ONNX Runtime", "outputs finite")
 
+#: Of random inputs.
+_SEEDS = (0, 1, 2)
+
 #: Below this, ONNX Runtime is given a model in memory; from here on it writes weights to a file of their own.
 _IN_MEMORY_BYTES = 1 << 30
 
@@ -63,7 +66,7 @@ def verify(
     plan: Plan | None = None,
     optimize: bool = True,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] = _SEEDS,
     threads: int = 1,
     runtime_limit_bytes: int | None = None,
 ) -> Report:
@@ -90,30 +93,18 @@ def verify(
     Raises:
         UsageError: the plan's pattern is unknown.
     """
-    report, _ = verify_and_keep(
-        path,
-        against=against,
-        plan=plan,
+    checking = _Checking(Path(path), None if against is None else Path(against), plan)
+    return checking.make_all(
         optimize=optimize,
         input_shapes=input_shapes,
         seeds=seeds,
         threads=threads,
         runtime_limit_bytes=runtime_limit_bytes,
     )
-    return report
 
 
 def verify_and_keep(
-    path: str | Path,
-    *,
-    against: str | Path | None = None,
-    plan: Plan | None = None,
-    optimize: bool = True,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
-    seeds: Sequence[int] = (0, 1, 2),
-    threads: int = 1,
-    runtime_limit_bytes: int | None = None,
-    known: Sequence[Check] = (),
+    path: Path, against: Path, *, input_shapes: Mapping[str, Sequence[int]] | None, known: Sequence[Check]
 ) -> tuple[Report, list[ir.Model]]:
     """As `verify`, for who has more to do with the models.
 
@@ -123,25 +114,9 @@ def verify_and_keep(
     Returns:
         The report, and the models that could be read: the file, and what it was made from.
     """
-    checking = _Checking(Path(path), None if against is None else Path(against), plan)
-    checking.made = {check.name: check for check in known if check.passed and check.name in _OF_OTHERS}
-
-    def finite() -> Check:
-        return checking.finite(input_shapes, seeds, threads)
-
-    if checking.load():
-        with checking.read_in_place(), ThreadPoolExecutor(2) as pool:
-            if checking.sizes[0] < min(LARGE_BYTES, runtime_limit_bytes or LARGE_BYTES):
-                checking.begin(pool, _FINITE, finite)
-                checking.begin(pool, _CHECKER, checking.validate)
-            checking.look_at_file()
-            checking.look_at_plan()
-            if checking.too_large(runtime_limit_bytes):
-                return checking.report(), checking.models
-            if optimize:
-                checking.look_at_optimized()
-            checking.run(_FINITE, finite)
-    return checking.report(), checking.models
+    checking = _Checking(path, against, None)
+    checking.made |= {check.name: check for check in known if check.passed and check.name in _OF_OTHERS}
+    return checking.make_all(input_shapes=input_shapes), checking.models
 
 
 @dataclass(slots=True)
@@ -175,6 +150,36 @@ class _Checking:
     def given(self) -> tuple[Path, ir.Model]:
         """What other libraries are given."""
         return self._copy or (self.path, self.model)
+
+    def make_all(
+        self,
+        *,
+        input_shapes: Mapping[str, Sequence[int]] | None,
+        optimize: bool = True,
+        seeds: Sequence[int] = _SEEDS,
+        threads: int = 1,
+        runtime_limit_bytes: int | None = None,
+    ) -> Report:
+        """Make every check: arguments as in `verify`."""
+
+        def finite() -> Check:
+            return self.finite(input_shapes, seeds, threads)
+
+        if not self.load():
+            return self.report()
+        with self.read_in_place(), ThreadPoolExecutor(2) as pool:
+            limit = LARGE_BYTES if runtime_limit_bytes is None else runtime_limit_bytes
+            if self.sizes[0] < min(LARGE_BYTES, limit):
+                self.begin(pool, _FINITE, finite)
+                self.begin(pool, _CHECKER, self.validate)
+            self.look_at_file()
+            self.look_at_plan()
+            if self.too_large(runtime_limit_bytes):
+                return self.report()
+            if optimize:
+                self.look_at_optimized()
+            self.run(_FINITE, finite)
+        return self.report()
 
     def begin(self, pool: ThreadPoolExecutor, name: str, step: Callable[[], Check]) -> None:
         """Let other libraries make a check while ours go on: they leave Python alone for most of it."""

@@ -361,7 +361,7 @@ def test_only_passed_checks_of_other_libraries_are_taken_over(original: Path) ->
         Check("outputs finite", False, "known"),
         Check("file size", True, "known"),
     ]
-    report, models = verify_and_keep(original, against=original, known=made)
+    report, models = verify_and_keep(original, original, input_shapes=None, known=made)
     details = {check.name: check.detail for check in report.checks}
     assert report.passed
     assert details["onnx checker"] == "known"
@@ -508,10 +508,18 @@ def test_a_run_that_is_ended_is_not_tried_on_the_original(
     assert (check.passed, check.detail) == (False, "a run took longer than 30 s")
 
 
-def test_models_above_the_limit_are_not_run_and_it_is_said(original: Path) -> None:
+@pytest.mark.parametrize("limit", [1000, 0])
+def test_models_above_the_limit_are_not_run_and_it_is_said(
+    original: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    ran: list[object] = []
+    monkeypatch.setattr(
+        "onnxprune.verification.report.check_outputs_finite", lambda *given: ran.append(given)
+    )
     pruned, plan = prune(original, "2:4")
-    report = verify(pruned, against=original, plan=plan, runtime_limit_bytes=1000)
+    report = verify(pruned, against=original, plan=plan, runtime_limit_bytes=limit)
     assert report.passed
+    assert not ran
     assert [entry.name for entry in report.skipped] == ["checks that run the model"]
     assert not {"outputs finite", "zeros survive ONNX Runtime"} & {check.name for check in report.checks}
 
